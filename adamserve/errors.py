@@ -1,0 +1,71 @@
+"""The error tree. Each error says whose fault it is, which field, and what to do.
+
+    AdamServeError
+      InvalidArgument        the caller's value is wrong; nothing changed          (ValueError)
+        BadSequence          a push's seq is negative, skipped, or forgotten
+      NotFound               no such job, tensor, pusher or checkpoint             (LookupError)
+      Conflict               it exists already, and differs
+      Unavailable            try again: starting, restoring, or a wait ran out
+      DataError              a data file is missing, truncated or of another format
+      CheckpointError        a checkpoint is torn, altered or unreadable
+
+A stale push is not an error: it is answered by a `Receipt` whose outcome is STALE.
+"""
+
+from __future__ import annotations
+
+
+class AdamServeError(Exception):
+    """Base of every error that adamserve raises on purpose.
+
+    Args:
+        problem: what is wrong, in one sentence without a full stop.
+        field: the argument, option, tensor or file that is wrong, as the caller wrote it.
+        fix: what the caller can do about it.
+    """
+
+    def __init__(self, problem: str, *, field: str = "", fix: str = "") -> None:
+        super().__init__(problem, field, fix)
+        self.problem = problem
+        self.field = field
+        self.fix = fix
+
+    def __str__(self) -> str:
+        head = f"{self.field}: {self.problem}" if self.field else self.problem
+        return f"{head} ({self.fix})" if self.fix else head
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.problem, self.field, self.fix))
+
+
+def _rebuild(kind: type[AdamServeError], problem: str, field: str, fix: str) -> AdamServeError:
+    """Make the error again on the far side of a process boundary."""
+    return kind(problem, field=field, fix=fix)
+
+
+class InvalidArgument(AdamServeError, ValueError):
+    """The caller's value is wrong. Nothing was changed."""
+
+
+class BadSequence(InvalidArgument):
+    """A push's seq is negative, skips one, or is too old to be remembered."""
+
+
+class NotFound(AdamServeError, LookupError):
+    """There is no job, tensor, pusher, checkpoint or file of that name."""
+
+
+class Conflict(AdamServeError):
+    """Something of that name exists already and differs from what was asked for."""
+
+
+class Unavailable(AdamServeError):
+    """The service cannot answer now: it is starting, restoring, or a wait ran out."""
+
+
+class DataError(AdamServeError):
+    """A data set's file is missing, truncated, or not of the format it should have."""
+
+
+class CheckpointError(AdamServeError):
+    """A checkpoint is torn, altered, or of a version that this code cannot read."""
