@@ -1,0 +1,5 @@
+"""`python -m adamserve` is `adamserve`."""
+
+from adamserve.cli import main
+
+main()

@@ -1,0 +1,49 @@
+"""Checked configuration of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from adamserve.errors import InvalidArgument
+from adamserve.values import Config, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What a job is: its tensors, its rule and its consistency mode, and how it is kept.
+
+    The rule and the mode are JSON objects here (`optim.to_dict`, `consistency.to_dict`), so that a job's
+    configuration is one value on the wire and on disk.
+
+    Attributes:
+        name: letters, digits, `-`, `_` and `.`; it becomes a folder's name.
+        tensors: in the order they are laid out.
+        rule: as `optim.to_dict` writes it.
+        consistency: as `consistency.to_dict` writes it.
+        checkpoint_every_s: seconds between checkpoints while the clock moves; None writes only on demand.
+        checkpoints_kept: complete checkpoints kept.
+        extra: free JSON kept with every checkpoint (what the training run needs to resume).
+    """
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    rule: Config
+    consistency: Config
+    checkpoint_every_s: float | None = 30.0
+    checkpoints_kept: int = 3
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plain = self.name.replace("-", "").replace("_", "").replace(".", "")
+        if not plain.isalnum() or not plain.isascii() or self.name.startswith(".") or len(self.name) > 64:
+            raise InvalidArgument(
+                f"{self.name!r} is not a job name",
+                field="job",
+                fix="use up to 64 letters, digits, '-', '_' and '.', not starting with '.'",
+            )
+        if self.checkpoint_every_s is not None and not self.checkpoint_every_s > 0:
+            raise InvalidArgument(f"must be positive, got {self.checkpoint_every_s!r}", field="checkpoint_every_s")
+        if not self.checkpoints_kept >= 1:
+            raise InvalidArgument(f"must be at least 1, got {self.checkpoints_kept}", field="checkpoints_kept")

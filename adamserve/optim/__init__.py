@@ -1,0 +1,51 @@
+"""The optimizers of the Adam slides: rules as checked values, with fused kernels behind them.
+
+    rule = optim.Adam(lr=1e-3)
+    slots = rule.init(w)
+    rule.step_(w, g, slots, t=1)          # in place, one pass over memory
+
+A rule's mathematics is written once (rules.py, moments.py) over an exact arithmetic (arith.py) and run by one
+of three executors with the same bits: compiled C, a CUDA kernel, or torch operations (kernels.py). Importing
+this package and constructing rules load neither torch nor numpy.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from adamserve.optim.base import Rule
+from adamserve.optim.moments import AdaMax, Adam, LpAdam
+from adamserve.optim.named import RULES, by_name, from_dict, to_dict
+from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
+from adamserve.optim.threads import set_threads
+
+if TYPE_CHECKING:
+    from adamserve.optim.kernels import KernelInfo
+    from adamserve.optim.run import all_finite, prepare
+
+__all__ = [
+    "RULES",
+    "SGD",
+    "AdaGrad",
+    "AdaMax",
+    "Adam",
+    "KernelInfo",
+    "LpAdam",
+    "Nesterov",
+    "NesterovRMSProp",
+    "RMSProp",
+    "Rule",
+    "all_finite",
+    "by_name",
+    "from_dict",
+    "prepare",
+    "set_threads",
+    "to_dict",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - the protocol of PEP 562
+    """Load what needs torch at its first use."""
+    if name in ("KernelInfo", "all_finite", "prepare"):
+        from adamserve.optim import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,255 @@
+"""The arithmetic in which the rules are written, and the functions made from it.
+
+A rule's update is one Python function over `Value`s. Two things can stand behind a value:
+
+- an `Expr` (trace.py), which records the operations, so that emit.py can write them as C or CUDA C;
+- a torch tensor (`TorchOps` below), which does them at once.
+
+Only operations that IEEE 754 defines to the last bit are allowed: + - * /, sqrt, abs, comparisons with
+a select, and moving a float's exponent bits. No fused multiply-add, no library pow, exp or log. Every
+executor that does them in the written order therefore gives the same bits, element by element: on
+another compiler, at any alignment, in a vector's tail, on a GPU, and wherever a tensor is cut in two.
+
+One restriction comes from torch: its GPU division by a Python number multiplies by the reciprocal,
+which is not IEEE division. So a rule never divides by a number, nor a number by a value (`Expr` refuses).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Value(Protocol):
+    """An element of a tensor, known (torch) or to be known (`Expr`)."""
+
+    def __add__(self, other: Value | float, /) -> Value: ...
+    def __radd__(self, other: float, /) -> Value: ...
+    def __sub__(self, other: Value | float, /) -> Value: ...
+    def __rsub__(self, other: float, /) -> Value: ...
+    def __mul__(self, other: Value | float, /) -> Value: ...
+    def __rmul__(self, other: float, /) -> Value: ...
+    def __truediv__(self, other: Value, /) -> Value: ...
+    def __neg__(self) -> Value: ...
+    def __lt__(self, other: Value | float, /) -> Value: ...
+    def __gt__(self, other: Value | float, /) -> Value: ...
+
+
+Values = Mapping[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Real:
+    """What a floating-point format means to the functions below.
+
+    Attributes:
+        name: torch's name of the dtype.
+        c_type: C's name of it; `c_int` is the integer of the same width.
+        tiny: smallest normal number; anything smaller is stored as zero.
+        fraction_bits: explicit bits of the significand.
+        bias: exponent bias.
+        sqrt_half: bit pattern of sqrt(1/2), where `split` cuts the significand.
+        blue: (threshold, scale), powers of two: numbers in [1/threshold, threshold] can be squared as
+            they are, smaller ones times `scale` and larger ones divided by it.
+        log_terms, exp_terms: length of the two series at which their error is below half a unit in the last place.
+    """
+
+    name: str
+    c_type: str
+    c_int: str
+    tiny: float
+    fraction_bits: int
+    bias: int
+    sqrt_half: int
+    blue: tuple[float, float]
+    log_terms: int
+    exp_terms: int
+
+    @property
+    def one(self) -> int:
+        """Bit pattern of 1.0."""
+        return self.bias << self.fraction_bits
+
+    @property
+    def mask(self) -> int:
+        """Bits of the fraction."""
+        return (1 << self.fraction_bits) - 1
+
+
+FLOAT32 = Real(
+    name="float32", c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
+    sqrt_half=0x3F3504F3, blue=(2.0**40, 2.0**80), log_terms=5, exp_terms=7,
+)  # fmt: skip
+FLOAT64 = Real(
+    name="float64", c_type="double", c_int="long long", tiny=2.0**-1022, fraction_bits=52, bias=1023,
+    sqrt_half=0x3FE6A09E667F3BCD, blue=(2.0**400, 2.0**600), log_terms=11, exp_terms=13,
+)  # fmt: skip
+REALS: Mapping[str, Real] = {"float32": FLOAT32, "float64": FLOAT64}
+
+
+class Ops(Protocol):
+    """The operations beyond Python's operators."""
+
+    real: Real
+
+    def sqrt(self, x: Value) -> Value:
+        """The correctly rounded square root."""
+
+    def abs(self, x: Value) -> Value:
+        """|x|."""
+
+    def where(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
+        """Select, element by element. Both sides are computed."""
+
+    def split(self, x: Value) -> tuple[Value, Value]:
+        """(e, m) with x = m 2^e exactly and m in [sqrt(1/2), sqrt(2)), for x positive and normal."""
+
+    def pow2(self, n: Value) -> Value:
+        """2^n for a whole n whose power is a normal number."""
+
+
+def larger(op: Ops, x: Value, y: Value | float) -> Value:
+    """max(x, y); y if either is NaN."""
+    return op.where(x > y, x, y)
+
+
+def smaller(op: Ops, x: Value, y: Value | float) -> Value:
+    """min(x, y); y if either is NaN."""
+    return op.where(x < y, x, y)
+
+
+def ratio(op: Ops, x: Value, y: Value) -> Value:
+    """x / y, and 0 where y is 0: a coordinate that never saw a gradient does not move."""
+    return op.where(y > 0.0, x / y, 0.0)
+
+
+def flush(op: Ops, x: Value) -> Value:
+    """0 in place of a subnormal number. Decaying moments end there, and CPUs are slow on them."""
+    return op.where(op.abs(x) < op.real.tiny, 0.0, x)
+
+
+def norm2(op: Ops, x: Value, y: Value | float, a: Value | float = 1.0, b: Value | float = 1.0) -> Value:
+    """sqrt(a x^2 + b y^2) for x, y >= 0 of any size, though x^2 may not be a number of the format.
+
+    Both are multiplied by a power of two, which is exact, so that the larger one's square is in range
+    (J. L. Blue, "A portable Fortran program to find the Euclidean norm of a vector", ACM TOMS 4, 1978).
+    """
+    threshold, scale = op.real.blue
+    top = larger(op, x, y)
+    low, high = top < 1.0 / threshold, top > threshold
+    up = op.where(low, scale, op.where(high, 1.0 / scale, 1.0))
+    down = op.where(low, 1.0 / scale, op.where(high, scale, 1.0))
+    xs, ys = x * up, up * y
+    return op.sqrt(a * (xs * xs) + b * (ys * ys)) * down
+
+
+def norm_p(op: Ops, x: Value, y: Value, p: float, p_value: Value, p_inverse: Value) -> Value:
+    """(x^p + y^p)^(1/p) for x, y >= 0 and p >= 1, without leaving the range of the format.
+
+    With s = max(x, y) and q = min(x, y)/s it is s (1 + q^p)^(1/p): of the two scaled terms one is 1.
+    An error d in log2 q changes the result by d at most, whatever p: p multiplies it, the root divides it.
+
+    Args:
+        op: the arithmetic.
+        x, y: the two numbers.
+        p: the exponent; 1 and 2 have forms of their own.
+        p_value, p_inverse: p and 1/p as constants of the kernel.
+    """
+    if p == 1.0:
+        return x + y
+    if p == 2.0:
+        return norm2(op, x, y)
+    top = larger(op, x, y)
+    q = ratio(op, smaller(op, x, y), top)
+    return top * exp2(op, p_inverse * log2(op, 1.0 + exp2(op, p_value * log2(op, q))))
+
+
+def log2(op: Ops, x: Value) -> Value:
+    """log2 x for normal x > 0, to about one unit in the last place also near 1; very negative at 0.
+
+    x = m 2^e ; log2 m = (2/ln 2) artanh(z), z = (m - 1)/(m + 1), |z| < 0.172.
+    """
+    e, m = op.split(x)
+    z = (m - 1.0) / (m + 1.0)
+    coefficients = [2.0 / (math.log(2.0) * (2 * k + 1)) for k in range(op.real.log_terms)]
+    return e + z * _polynomial(z * z, coefficients)
+
+
+def exp2(op: Ops, x: Value) -> Value:
+    """2^x for x < 2^20, to about one unit in the last place; never below the smallest normal number."""
+    x = larger(op, x, float(1 - op.real.bias))
+    shift = 1.5 * 2.0**op.real.fraction_bits  # adding it rounds to a whole number, by IEEE rounding
+    n = (x + shift) - shift
+    coefficients = [math.log(2.0) ** k / math.factorial(k) for k in range(op.real.exp_terms + 1)]
+    return op.pow2(n) * _polynomial(x - n, coefficients)
+
+
+def _polynomial(x: Value, coefficients: list[float]) -> Value:
+    """Horner's scheme, lowest coefficient first."""
+    total: Value | float = coefficients[-1]
+    for c in reversed(coefficients[:-1]):
+        total = total * x + c
+    return cast("Value", total)
+
+
+class TorchOps:
+    """The arithmetic done at once, on torch tensors of one dtype and device."""
+
+    def __init__(self, real: Real, like: Tensor) -> None:
+        self.real = real
+        self._like = like
+        self._scalars: dict[float, Tensor] = {}
+
+    def sqrt(self, x: Value) -> Value:
+        """On the CPU numpy's: torch's own differs from IEEE 754 in the last bit of one float32 in five (2.13, x86)."""
+        t = _tensor(x)
+        if t.device.type != "cpu":
+            return cast("Value", t.sqrt())
+        import numpy as np
+        import torch
+
+        return cast("Value", torch.from_numpy(np.sqrt(t.numpy())))
+
+    def abs(self, x: Value) -> Value:
+        return cast("Value", _tensor(x).abs())
+
+    def where(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
+        return cast("Value", self._scalar(yes).where(_tensor(condition), self._scalar(no)))
+
+    def split(self, x: Value) -> tuple[Value, Value]:
+        r, bits = self.real, _tensor(x).view(self._int_dtype())
+        shifted = bits + (r.one - r.sqrt_half)
+        e = (shifted >> r.fraction_bits) - r.bias
+        m = (shifted & r.mask) + r.sqrt_half
+        return cast("Value", e.to(self._like.dtype)), cast("Value", m.view(self._like.dtype))
+
+    def pow2(self, n: Value) -> Value:
+        bits = (_tensor(n).to(self._int_dtype()) + self.real.bias) << self.real.fraction_bits
+        return cast("Value", bits.view(self._like.dtype))
+
+    def _scalar(self, x: Value | float) -> Tensor:
+        """x as a tensor of the dtype: `where` of two Python numbers would take torch's default dtype."""
+        if not isinstance(x, int | float):
+            return _tensor(x)
+        if x not in self._scalars:
+            self._scalars[x] = self._like.new_full((), x)
+        return self._scalars[x]
+
+    def _int_dtype(self) -> torch_dtype:
+        import torch
+
+        return torch.int32 if self.real.fraction_bits == 23 else torch.int64
+
+
+def _tensor(x: Value) -> Tensor:
+    """The tensor that a value of `TorchOps` is."""
+    return cast("Tensor", x)
+
+
+if TYPE_CHECKING:
+    from torch import dtype as torch_dtype

@@ -1,0 +1,222 @@
+"""What every rule is: a frozen, checked value, whose equation is the method `_update`.
+
+Constructing a rule loads neither torch nor numpy; `init`, `step_` and `lookahead` bring torch in.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from adamserve.errors import InvalidArgument
+from adamserve.optim.arith import Ops, Value, Values
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LrSchedule = Literal["constant", "inverse_sqrt"]
+SCHEDULES = ("constant", "inverse_sqrt")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule(ABC):
+    """An optimizer's update equation with its constants. Immutable; equal constants make equal rules.
+
+    Everything is element-wise and made of IEEE operations only (arith.py), with no sum across elements.
+    So `step_` of a slice is the slice of `step_`, to the bit, for a cut at any element; the same holds
+    between the compiled, the eager and the CUDA executor. Restoring `w`, the slots and `t` resumes exactly.
+
+    Options that every rule takes:
+
+        lr            rate, >= 0.
+        lr_schedule   "constant", or "inverse_sqrt": lr / sqrt(t) (the rate of Adam's regret theorem).
+        weight_decay  >= 0, decoupled: w -= rate weight_decay w, at the old w (AdamW; Loshchilov & Hutter
+                      2019, https://arxiv.org/abs/1711.05101).
+        l2            >= 0, a penalty's gradient: g += l2 w, at the point where g was taken, which for the
+                      Nesterov rules is the look-ahead point w + momentum V.
+
+    Every stored element smaller than the dtype's smallest normal number is stored as 0.
+    """
+
+    has_lookahead: ClassVar[bool] = False
+
+    lr: float
+    lr_schedule: LrSchedule = "constant"
+    weight_decay: float = 0.0
+    l2: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number(self, "lr", at_least=0.0)
+        check_number(self, "weight_decay", at_least=0.0)
+        check_number(self, "l2", at_least=0.0)
+        check_flags(self)
+        if self.lr_schedule not in SCHEDULES:
+            raise InvalidArgument(
+                f"must be one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}", field="lr_schedule"
+            )
+        self._check()
+
+    @property
+    @abstractmethod
+    def slot_names(self) -> tuple[str, ...]:
+        """Names of the tensors kept per parameter, in a fixed order; each has the parameter's shape and dtype."""
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Check the constants that this rule adds."""
+
+    @abstractmethod
+    def _constants(self, t: int, rate: float) -> dict[str, float]:
+        """The numbers that update `t` needs, in float64; the kernel rounds each once to w's dtype."""
+
+    @abstractmethod
+    def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
+        """The equation: (what is added to w, the new slots), from gradient, slots and constants."""
+
+    def init(self, w: Tensor) -> dict[str, Tensor]:
+        """Make the slots of a parameter before its first update: zeros like `w`, contiguous.
+
+        Raises:
+            InvalidArgument: `w` is neither float32 nor float64.
+        """
+        from adamserve.optim import run
+
+        return run.init(self, w)
+
+    def step_(
+        self,
+        w: Tensor,
+        g: Tensor,
+        slots: Mapping[str, Tensor],
+        t: int,
+        *,
+        lr: float | None = None,
+        lr_scale: float = 1.0,
+    ) -> None:
+        """Update `w` and `slots` in place with one gradient.
+
+        Thread-safe for distinct tensors. Everything is checked first: an error leaves all tensors as they
+        were. Values are not looked at: a gradient that is not finite spoils its own elements (see
+        `optim.all_finite`). On CUDA it returns when the kernel is queued on the current stream.
+
+        Args:
+            w: parameter of any shape, float32 or float64, CPU or CUDA. Contiguous ones are updated without a copy.
+            g: gradient of w's shape and device; w's dtype, bfloat16 or float16 (widened inside the kernel).
+                For a rule with `has_lookahead`, taken at `lookahead(w, slots)`.
+            slots: exactly `slot_names`, as `init` made them.
+            t: number of this update, from 1.
+            lr: rate for this update instead of the rule's; the schedule applies to it as well.
+            lr_scale: factor on the rate, after the schedule (for example for staleness).
+
+        Raises:
+            InvalidArgument: an argument's type, shape, dtype, device or range is wrong; names it.
+        """
+        from adamserve.optim import run
+
+        run.step_(self, w, g, slots, t, lr, lr_scale)
+
+    def lookahead(self, w: Tensor, slots: Mapping[str, Tensor], *, out: Tensor | None = None) -> Tensor:
+        """Return the point at which the next gradient is to be taken.
+
+        Args:
+            w: the parameter.
+            slots: its slots.
+            out: where to write it, of w's shape, dtype and device, overlapping neither `w` nor a slot.
+
+        Returns:
+            `out` if given. Otherwise w + momentum V in a new tensor for the Nesterov rules, and `w` itself
+            (no copy) for the others.
+
+        Raises:
+            InvalidArgument: a tensor's shape, dtype or device is wrong.
+        """
+        from adamserve.optim import run
+
+        return run.lookahead(self, w, slots, out)
+
+    def rate(self, t: int, lr: float | None = None) -> float:
+        """Return the rate of update `t`: `lr` (default: the rule's) after the schedule."""
+        base = self.lr if lr is None else lr
+        return base / math.sqrt(t) if self.lr_schedule == "inverse_sqrt" else base
+
+    def step_bound(self, t: int, *, lr: float | None = None) -> float | None:
+        """Return the largest possible max-norm of update `t`, or None where none can be proven.
+
+        For any gradients whatever (so with l2 too), and any eps. With weight_decay the step depends on w: None.
+        """
+        bound = None if self.weight_decay else self._bound(t)
+        return None if bound is None or math.isinf(bound) else bound * self.rate(t, lr)
+
+    def _bound(self, t: int) -> float | None:
+        """`step_bound` for a rate of 1."""
+        return None
+
+    def _point(self, w: Value, s: Values, c: Values) -> Value:
+        """Where gradients are taken."""
+        return w
+
+    def _all_constants(self, t: int, rate: float) -> dict[str, float]:
+        """The rule's own constants and the common ones."""
+        return {**self._constants(t, rate), "l2": self.l2, "decay": rate * self.weight_decay}
+
+    def _step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
+        """One update of the arrays x: the common options around `_update`."""
+        w, g = x["w"], x["g"]
+        if self.l2:
+            g = g + c["l2"] * self._point(w, x, c)
+        delta, new = self._update(op, g, x, c)
+        if self.weight_decay:
+            w = w - c["decay"] * w
+        return {"w": w + delta, **new}
+
+    def _look(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
+        """The look-ahead point as a kernel of its own."""
+        return {"out": self._point(x["w"], x, c)}
+
+
+def check_number(
+    rule: Rule, name: str, *, at_least: float | None = None, below: float = math.inf, closed: bool = False
+) -> None:
+    """Check that a constant is a number in [at_least, below), or [at_least, below] if `closed`; store it as float."""
+    low = -math.inf if at_least is None else at_least
+    value = getattr(rule, name)
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (low <= number <= below if closed else low <= number < below):
+        domain = f"[{low:g}, {below:g}{']' if closed else ')'}"
+        raise InvalidArgument(f"must be a number in {domain}, got {value!r}", field=name, fix=f"see {type(rule).__name__}")
+    object.__setattr__(rule, name, number)
+
+
+def check_flags(rule: Rule) -> None:
+    """Check that every option declared bool is one, so that `bias_correction="no"` is not taken for yes."""
+    for f in fields(rule):
+        if f.type == "bool" and not isinstance(getattr(rule, f.name), bool):
+            raise InvalidArgument(f"must be True or False, got {getattr(rule, f.name)!r}", field=f.name)
+
+
+def one_minus_power(base: float, exponent: float) -> float:
+    """1 - base^exponent for base in [0, 1], exact to rounding also where base^exponent is nearly 1."""
+    return 1.0 if base == 0.0 else -math.expm1(exponent * math.log(base))
+
+
+def moment_bound(a: float, b_root: float, rho: float, q: float, t: int) -> float:
+    """Largest sum_i a_i |g_i| over (sum_i b_i |g_i|^p)^(1/p), for t gradients, 1/p + 1/q = 1.
+
+    a_i = a beta1^(t-i) and b_i^(1/p) = b_root beta2^(t-i), rho = beta1/beta2. By Hoelder's inequality it is
+    (sum_i (a_i / b_i^(1/p))^q)^(1/q) = (a/b_root) (sum_j rho^(q j))^(1/q), and is reached where the
+    inequality is an equation. q = 1 belongs to the maximum, p = infinity. Infinite if it is beyond a float.
+    """
+    x = math.log(rho) if rho > 0.0 else -math.inf
+    if x * t > 700.0 or (math.isfinite(q) and q * x * t > 700.0):
+        return math.inf
+    if math.isinf(q):
+        return a / b_root * max(1.0, rho ** (t - 1))
+    x *= q
+    total = float(t) if x == 0.0 else math.expm1(x * t) / math.expm1(x)
+    return float(a / b_root * total ** (1.0 / q))

@@ -1,0 +1,213 @@
+"""Write a traced program as C (one loop) or CUDA C (one grid-stride kernel).
+
+Both come from the same assignments and the same expressions; only loop and entry point differ. The
+source is the whole specification of a kernel: programs with equal sources share one compiled file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from adamserve.optim.arith import Real
+from adamserve.optim.trace import Node, Program
+
+ENTRY = "adamserve_update"
+
+GRADIENT_TYPES = {"float32": "float", "float64": "double", "bfloat16": "unsigned short", "float16": "unsigned short"}
+
+# Half precision is widened by moving bits, so that no compiler needs to know the type. A float16 subnormal
+# is a small whole number times 2^-24: exact, and free of float32 subnormals.
+_WIDEN = {
+    "bfloat16": """
+FN float widen(unsigned short h) {
+    union { unsigned int i; float f; } u;
+    u.i = (unsigned int)h << 16;
+    return u.f;
+}""",
+    "float16": """
+FN float widen(unsigned short h) {
+    union { unsigned int i; float f; } u, sub;
+    unsigned int magnitude = h & 0x7fffu, sign = (unsigned int)(h & 0x8000u) << 16;
+    u.i = (magnitude << 13) + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
+    sub.f = (float)(int)magnitude * 0x1p-24f;
+    u.i = (magnitude < 0x400u ? sub.i : u.i) | sign;
+    return u.f;
+}""",
+}
+
+_BITS = """
+FN {T} pow2({T} n) {{
+    union {{ {I} i; {T} f; }} u;
+    u.i = (({I})n + {bias}) << {fraction};
+    return u.f;
+}}
+FN {T} exponent({T} x) {{
+    union {{ {I} i; {T} f; }} u;
+    u.f = x;
+    return ({T})(((u.i + {offset}) >> {fraction}) - {bias});
+}}
+FN {T} mantissa({T} x) {{
+    union {{ {I} i; {T} f; }} u;
+    u.f = x;
+    u.i = ((u.i + {offset}) & {mask}) + {cut};
+    return u.f;
+}}"""
+
+
+def c_source(program: Program, gradient: str) -> str:
+    """The kernel in C99: `void adamserve_update(long long n, const double *constants, arrays...)`.
+
+    Arrays may be the same array (never shifted ones), hence `ivdep` and not `restrict`.
+    """
+    body, real = _body(program, gradient), program.real
+    constants = "".join(f"    const {real.c_type} c{k} = ({real.c_type})constants[{k}];\n" for k in _used(program))
+    return (
+        _head(program, gradient, "static inline")
+        + f"\nvoid {ENTRY}(long long n, const double *constants, {_parameters(program, gradient)}) {{\n"
+        + constants
+        + "#if defined(__clang__)\n#pragma clang loop vectorize(assume_safety)\n#else\n#pragma GCC ivdep\n#endif\n"
+        + "    for (long long i = 0; i < n; i++) {\n"
+        + body
+        + "    }\n}\n"
+    )
+
+
+def cuda_source(program: Program, gradient: str) -> str:
+    """The kernel in CUDA C: `adamserve_update(int n, double constants..., arrays...)`, one element a thread and turn."""
+    body, real = _body(program, gradient), program.real
+    numbers = "".join(f"double k{k}, " for k in _used(program))
+    constants = "".join(f"    const {real.c_type} c{k} = ({real.c_type})k{k};\n" for k in _used(program))
+    return (
+        _head(program, gradient, "static __device__ __forceinline__")
+        + f'\nextern "C" __global__ void {ENTRY}(int n, {numbers}{_parameters(program, gradient)}) {{\n'
+        + constants
+        + "    const long long stride = (long long)gridDim.x * blockDim.x;\n"
+        + "    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) {\n"
+        + body
+        + "    }\n}\n"
+    )
+
+
+def used_constants(program: Program) -> tuple[str, ...]:
+    """The constants that a CUDA kernel takes, in order: those that the arithmetic reads."""
+    return tuple(program.constants[k] for k in _used(program))
+
+
+def _used(program: Program) -> list[int]:
+    """Which constants some live node reads."""
+    live = _live(program)
+    names = {n.leaf for k, n in enumerate(program.nodes) if k in live and n.op == "constant"}
+    return [k for k, name in enumerate(program.constants) if name in names]
+
+
+def _live(program: Program) -> set[int]:
+    """The nodes that some store depends on."""
+    live, todo = set(), list(program.stores.values())
+    while todo:
+        k = todo.pop()
+        if k not in live:
+            live.add(k)
+            todo += program.nodes[k].args
+    return live
+
+
+def _head(program: Program, gradient: str, qualifier: str) -> str:
+    """Helper functions that this kernel calls."""
+    r = program.real
+    text = f"#define FN {qualifier}\n"
+    if qualifier.startswith("static inline"):
+        text = "#include <math.h>\n" + text
+    if "g" in program.arrays:
+        text += _WIDEN.get(gradient, "")
+    if any(n.op in ("pow2", "exponent") for n in program.nodes):
+        suffix = "LL" if r.fraction_bits == 52 else ""
+        text += _BITS.format(
+            T=r.c_type, I=r.c_int, bias=r.bias, fraction=r.fraction_bits, offset=f"{r.one - r.sqrt_half}{suffix}",
+            mask=f"{r.mask}{suffix}", cut=f"{r.sqrt_half}{suffix}",
+        )  # fmt: skip
+    return text + "\n"
+
+
+def _parameters(program: Program, gradient: str) -> str:
+    """The arrays as parameters; those that are only read are const."""
+    parts = []
+    for name in program.arrays:
+        c_type = GRADIENT_TYPES[gradient] if name == "g" else program.real.c_type
+        const = "" if name in program.stores else "const "
+        parts.append(f"{const}{c_type} *a_{name}")
+    return ", ".join(parts)
+
+
+def _body(program: Program, gradient: str) -> str:
+    """The loop's body: loads and assignments in order, then the stores."""
+    live = _live(program)
+    lines = []
+    for k, node in enumerate(program.nodes):
+        if k in live and node.op not in ("constant", "number"):
+            c_type = "int" if node.is_bool else program.real.c_type
+            lines.append(f"        const {c_type} x{k} = {_expression(program, node, gradient)};\n")
+    lines += [f"        a_{name}[i] = {_operand(program, k)};\n" for name, k in program.stores.items()]
+    return "".join(lines)
+
+
+def _expression(program: Program, node: Node, gradient: str) -> str:
+    """The right-hand side of one assignment."""
+    real, a = program.real, [_operand(program, k) for k in node.args]
+    single = real.c_type == "float"
+    match node.op:
+        case "load":
+            element = f"a_{node.leaf}[i]"
+            return f"widen({element})" if node.leaf == "g" and gradient in _WIDEN else element
+        case "sqrt":
+            return f"sqrt{'f' if single else ''}({a[0]})"
+        case "abs":
+            return f"fabs{'f' if single else ''}({a[0]})"
+        case "neg":
+            return f"-{a[0]}"
+        case "where":
+            return f"{a[0]} ? {a[1]} : {a[2]}"
+        case "pow2" | "exponent" | "mantissa":
+            return f"{node.op}({a[0]})"
+        case _:
+            return f"{a[0]} {node.op} {a[1]}"
+
+
+def _operand(program: Program, k: int) -> str:
+    """A node's name in the source, or its number."""
+    node = program.nodes[k]
+    if node.op == "constant":
+        return f"c{program.constants.index(str(node.leaf))}"
+    if node.op == "number":
+        return _literal(float(node.leaf), program.real)
+    return f"x{k}"
+
+
+def _literal(x: float, real: Real) -> str:
+    """A number as a hexadecimal literal, rounded once to the format, as torch rounds a Python number."""
+    return f"{ctypes.c_float(x).value.hex()}f" if real.c_type == "float" else x.hex()
+
+
+def finite_source() -> str:
+    """`int finite_<dtype>(long long n, const void *x)`: 1 if no element is infinite or NaN.
+
+    An integer test of the exponent bits, a block at a time, so that it vectorises and stops early.
+    """
+    text = "#include <stddef.h>\n"
+    for name, c_type, mask in (
+        ("float16", "unsigned short", "0x7c00u"),
+        ("bfloat16", "unsigned short", "0x7f80u"),
+        ("float32", "unsigned int", "0x7f800000u"),
+        ("float64", "unsigned long long", "0x7ff0000000000000ull"),
+    ):
+        text += f"""
+int finite_{name}(long long n, const {c_type} *x) {{
+    for (long long start = 0; start < n; start += 4096) {{
+        const long long stop = n - start < 4096 ? n : start + 4096;
+        {c_type} bad = 0;
+        for (long long i = start; i < stop; i++) bad |= ({c_type})((x[i] & {mask}) == {mask});
+        if (bad) return 0;
+    }}
+    return 1;
+}}
+"""
+    return text

@@ -1,0 +1,53 @@
+"""Rules by name, and to and from plain dictionaries (JSON, configuration files, the wire)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from types import MappingProxyType
+from typing import Any
+
+from adamserve.errors import InvalidArgument
+from adamserve.optim.base import Rule
+from adamserve.optim.moments import AdaMax, Adam, LpAdam
+from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
+
+RULES: Mapping[str, type[Rule]] = MappingProxyType(
+    {r.__name__: r for r in (SGD, Nesterov, AdaGrad, RMSProp, NesterovRMSProp, Adam, LpAdam, AdaMax)}
+)
+"""Every rule by its class name."""
+
+
+def by_name(name: str, **options: Any) -> Rule:  # noqa: ANN401 - each rule checks its own constants
+    """Make a rule from its name, in any case and with or without hyphens and underscores ("nesterov-rmsprop").
+
+    Raises:
+        InvalidArgument: no such rule (field "rule"), no such option (field: its name), or a bad value.
+    """
+    wanted = name.lower().replace("-", "").replace("_", "") if isinstance(name, str) else None
+    rule = next((r for known, r in RULES.items() if known.lower() == wanted), None)
+    if rule is None:
+        raise InvalidArgument(f"there is no rule {name!r}", field="rule", fix=f"one of {', '.join(RULES)}")
+    valid = [f.name for f in fields(rule)]
+    for option in options:
+        if option not in valid:
+            raise InvalidArgument(
+                f"is no option of {rule.__name__}", field=str(option), fix=f"one of {', '.join(valid)}"
+            )
+    return rule(**options)
+
+
+def to_dict(rule: Rule) -> dict[str, Any]:
+    """Return a rule as a JSON-able dictionary: {"rule": "Adam", "lr": 0.001, ...}, every option written out."""
+    return {"rule": type(rule).__name__, **asdict(rule)}
+
+
+def from_dict(d: Mapping[str, Any]) -> Rule:
+    """Make the rule that `to_dict` described; options left out take their defaults.
+
+    Raises:
+        InvalidArgument: "rule" is missing or unknown, or an option is.
+    """
+    if not isinstance(d, Mapping) or "rule" not in d:
+        raise InvalidArgument("is missing", field="rule", fix=f"one of {', '.join(RULES)}")
+    return by_name(d["rule"], **{str(k): v for k, v in d.items() if k != "rule"})

@@ -1,0 +1,80 @@
+"""The threads that share a long loop.
+
+Compiled loops release Python's lock, so plain threads serve. OpenMP would not: Ray sets OMP_NUM_THREADS=1 in
+its actors, and torch carries an OpenMP of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from adamserve.errors import InvalidArgument
+
+ALONE = 65_536
+"""Elements below which the caller's thread does all the work."""
+
+_ALIGN = 64  # elements; a cache line or more in every dtype, so that no two threads write one line
+
+_count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_pool: ThreadPoolExecutor | None = None
+
+
+def set_threads(n: int) -> None:
+    """Set how many threads an update of a large tensor uses, the caller's included.
+
+    Results do not depend on it. Default: the CPUs that this process may use. Call it while no update runs.
+
+    Raises:
+        InvalidArgument: `n` is not a whole number from 1.
+    """
+    global _count, _pool
+    if not isinstance(n, int) or isinstance(n, bool) or not n >= 1:
+        raise InvalidArgument(f"must be a whole number >= 1, got {n!r}", field="n")
+    old, _pool, _count = _pool, None, n
+    if old is not None:
+        old.shutdown(wait=False)
+
+
+def get_threads() -> int:
+    """How many threads an update of a large tensor uses."""
+    return _count
+
+
+def share(n: int, part: Callable[[int, int], object]) -> None:
+    """Call `part(start, stop)` for parts that cover range(n), at once on several threads; return when all are done."""
+    if n < ALONE or _count == 1:
+        part(0, n)
+        return
+    size = -(-n // _count)
+    size += -size % _ALIGN
+    starts = range(0, n, size)
+    futures: list[Future[object]] = []
+    try:
+        pool = _threads()
+        futures += [pool.submit(part, a, min(a + size, n)) for a in starts[1:]]
+    except RuntimeError:  # the interpreter is shutting down: no new threads
+        for a in starts[1 + len(futures) :]:
+            part(a, min(a + size, n))
+    part(0, min(size, n))
+    for future in futures:
+        future.result()
+
+
+def _threads() -> ThreadPoolExecutor:
+    """The pool, made on first use."""
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max(1, _count - 1), thread_name_prefix="adamserve-optim")
+    return _pool
+
+
+def _forget() -> None:
+    """A forked child has none of its parent's threads."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,1 @@
+"""The Ray shell: shard actors, and the controller that places, heals and routes."""

@@ -1,0 +1,112 @@
+"""Ray's view of the shards: one process hosting one shard of every job. No decisions here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from adamserve import checkpoint, consistency, optim
+from adamserve.config import JobConfig
+from adamserve.errors import NotFound
+from adamserve.partition import partition
+from adamserve.service.host import ShardHost
+from adamserve.shard import Shard, ShardStatistics
+from adamserve.values import Array, Deadline, Joined, Push, Receipt, ShardState, Stamp
+
+CONCURRENCY = {"push": 64, "pull": 64, "control": 8}
+"""Threads for each kind of call: pushes that wait for their round must not keep pulls or renewals out."""
+
+Published = Sequence["ray.ObjectRef[Mapping[str, Array]]"]
+"""One reference in a list, so that Ray hands over the reference and not a copy of the parameters."""
+
+
+@ray.remote(concurrency_groups=CONCURRENCY)
+class ShardActor:
+    """The process of shard `index`: it hosts that shard of every job of the service."""
+
+    def __init__(self, index: int, num_shards: int, device: str, threads: int) -> None:
+        optim.set_threads(threads)
+        self._index = index
+        self._num_shards = num_shards
+        self._device = device
+        self._hosts: dict[str, ShardHost[Published]] = {}
+
+    @ray.method(concurrency_group="control")
+    def open(
+        self, config: JobConfig, epoch: int, initial: Mapping[str, Array] | None = None, folder: Path | None = None
+    ) -> tuple[Stamp, str]:
+        """Take up a job: from `initial` (this shard's spans by tensor), or from a checkpoint's folder.
+
+        Returns:
+            The stamp that the shard stands at, and how its rule runs (executor and reason).
+        """
+        parts = partition(config.tensors, self._num_shards)
+        spans = parts.shards[self._index]
+        if folder is not None:
+            manifest = checkpoint.read_manifest(folder)
+            state = checkpoint.load_shard(folder, manifest, shard=self._index, spans=spans, epoch=epoch)
+        else:
+            state = ShardState(self._index, Stamp(epoch, 0), (), {"w": dict(initial or {})})
+        shard = Shard(
+            partition=parts,
+            state=state,
+            rule=optim.from_dict(config.rule),
+            consistency=consistency.from_dict(config.consistency),
+            device=self._device,
+        )
+        self._hosts[config.name] = ShardHost(shard, lambda arrays: [ray.put(dict(arrays))])
+        kernel = shard.kernels[0] if shard.kernels else None
+        return shard.stamp, f"{kernel.executor}: {kernel.reason}" if kernel else "no elements"
+
+    @ray.method(concurrency_group="push")
+    def push(self, job: str, push: Push, timeout_s: float) -> Receipt:
+        """As `ShardHost.push`."""
+        return self._host(job).push(push, deadline=Deadline.after(timeout_s))
+
+    @ray.method(concurrency_group="pull")
+    def pull(
+        self, job: str, pusher: str | None, training: bool, at_least: int, timeout_s: float
+    ) -> tuple[Stamp, Published]:
+        """As `ShardHost.pull`; the handle is a list of one reference to the flat arrays by dtype."""
+        deadline = Deadline.after(timeout_s)
+        return self._host(job).pull(deadline=deadline, pusher=pusher, training=training, at_least=at_least)
+
+    @ray.method(concurrency_group="control")
+    def join(self, job: str, pusher: str, lease_s: float, last_seq: int) -> Joined:
+        """As `Shard.join`."""
+        return self._host(job).join(pusher, lease_s=lease_s, last_seq=last_seq)
+
+    @ray.method(concurrency_group="control")
+    def renew(self, job: str, pusher: str) -> None:
+        """As `Shard.renew`."""
+        self._host(job).renew(pusher)
+
+    @ray.method(concurrency_group="control")
+    def leave(self, job: str, pusher: str) -> None:
+        """As `Shard.leave`."""
+        self._host(job).leave(pusher)
+
+    @ray.method(concurrency_group="control")
+    def write(self, job: str, folder: Path) -> checkpoint.ShardEntry:
+        """Write one consistent cut and seal it; pushes wait for the first half only."""
+        return checkpoint.seal_shard(self._host(job).write(folder))
+
+    @ray.method(concurrency_group="control")
+    def statistics(self) -> Mapping[str, ShardStatistics]:
+        """By job."""
+        return {job: host.statistics() for job, host in self._hosts.items()}
+
+    @ray.method(concurrency_group="control")
+    def process(self) -> dict[str, Any]:
+        """Who this process is: its pid and node."""
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+
+    def _host(self, job: str) -> ShardHost[Published]:
+        try:
+            return self._hosts[job]
+        except KeyError:
+            raise NotFound(f"no job {job!r} on shard {self._index}", field="job", fix="create it first") from None

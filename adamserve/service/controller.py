@@ -1,0 +1,432 @@
+"""The controller: places the shards, watches them, and restores one that died from the newest checkpoint.
+
+It holds no parameters. Pushers ask it where the shards are, and ask again when one does not answer. A shard that is restored
+starts a new epoch, so that nothing pulled before the restart is applied after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from adamserve import checkpoint
+from adamserve.config import JobConfig
+from adamserve.errors import AdamServeError, Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.partition import partition
+from adamserve.service.actors import ShardActor
+from adamserve.shard import ShardStatistics
+from adamserve.values import Array, Clocks, Deadline, Stamp
+
+log = logging.getLogger("adamserve.service")
+
+CALL_TIMEOUT_S = 120.0
+"""Longest that opening, restoring or writing a shard may take."""
+
+WATCH_EVERY_S = 0.5
+"""How often every shard is asked how it stands; a dead process is noticed within about this time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceConfig:
+    """How a service runs.
+
+    Attributes:
+        name: of the controller's actor in Ray; the shards' begin with it.
+        shards: shard processes.
+        gpus_per_shard: GPUs (or a fraction) that Ray reserves for each; above 0 the buffers live on CUDA.
+        cpus_per_shard: CPUs that Ray reserves for each.
+        threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
+        checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot be restored. On
+            several nodes it is a folder that all of them share.
+    """
+
+    name: str = "adamserve"
+    shards: int = 1
+    gpus_per_shard: float = 0.0
+    cpus_per_shard: float = 0.0
+    threads_per_shard: int = 0
+    checkpoint_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.shards >= 1:
+            raise InvalidArgument(f"must be at least 1, got {self.shards}", field="shards")
+        for name in ("gpus_per_shard", "cpus_per_shard", "threads_per_shard"):
+            if not getattr(self, name) >= 0:
+                raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Where a job's shards are now.
+
+    Attributes:
+        config: the job's own.
+        actors: handle of each shard's actor, in shard order.
+        epochs: each shard's epoch.
+    """
+
+    config: JobConfig
+    actors: tuple[Any, ...]
+    epochs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """A shard died and was restored: its epoch now, and its clock before (as last seen) and after."""
+
+    shard: int
+    epoch: int
+    clock_before: int
+    clock_after: int
+    checkpoint: int
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """A job as the controller last saw it."""
+
+    name: str
+    clocks: Clocks
+    epochs: tuple[int, ...]
+    healthy: bool
+    failed: str
+    kernels: tuple[str, ...]
+    shards: tuple[ShardStatistics, ...]
+    rollbacks: tuple[Rollback, ...]
+    checkpoints: int
+    checkpoint_age_s: float | None
+
+
+@dataclass(slots=True)
+class _Job:
+    """What the controller knows of a job."""
+
+    config: JobConfig
+    folder: Path | None
+    epochs: list[int]
+    seen: list[ShardStatistics | None]
+    kernels: list[str]
+    number: int = 0
+    written_at: float | None = None
+    written_clocks: tuple[int, ...] = ()
+    rollbacks: list[Rollback] = field(default_factory=list)
+    failed: str = ""
+
+
+class Controller:
+    """Places, watches and heals the shards of one service. Thread-safe; `ControllerActor` is its Ray shell."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self._config = config
+        self._jobs: dict[str, _Job] = {}
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._checkpointing = threading.Lock()
+        self._stopping = threading.Event()
+        self._placed = 0
+        self._actors = [self._place(index) for index in range(config.shards)]
+        self._get([actor.process.remote() for actor in self._actors], "the shards to start")
+        self._watcher = threading.Thread(target=self._watch, name="adamserve-watch", daemon=True)
+        self._watcher.start()
+
+    # ---- jobs
+
+    def create(self, config: JobConfig, initial: Sequence[ray.ObjectRef[Mapping[str, Array]]]) -> Topology:
+        """Start a job from its initial parameters. Idempotent.
+
+        Args:
+            config: the job.
+            initial: for each shard a reference to its spans by tensor.
+
+        Raises:
+            Conflict: a job of that name exists with another configuration.
+        """
+        with self._lock:
+            known = self._jobs.get(config.name)
+            if known is not None:
+                if known.config != config:
+                    raise Conflict(
+                        f"job {config.name!r} exists with another configuration", field="job", fix="choose another name"
+                    )
+                return self.topology(config.name)
+            folder = self._folder(config.name)
+            if folder is not None and checkpoint.list_checkpoints(folder):
+                raise Conflict(
+                    f"{folder} already holds checkpoints of job {config.name!r}",
+                    field="checkpoint_dir",
+                    fix="resume the job, or give another folder",
+                )
+            opened = [
+                actor.open.remote(config, 1, initial=part) for actor, part in zip(self._actors, initial, strict=True)
+            ]
+            self._adopt(config, folder, self._get(opened, "the shards to open the job"))
+        self.checkpoint(config.name)
+        return self.topology(config.name)
+
+    def resume(self, name: str, checkpoint_every_s: float | None = 30.0) -> Topology:
+        """Take up a job from its newest checkpoint that verifies, onto this service's shards.
+
+        Raises:
+            NotFound: there is no checkpoint of that job that verifies.
+        """
+        with self._lock:
+            if name in self._jobs:
+                return self.topology(name)
+            folder = self._folder(name)
+            if folder is None:
+                raise InvalidArgument("the service keeps no checkpoints", field="checkpoint_dir", fix="give a folder")
+            newest, manifest = checkpoint.newest(folder, on_skip=_log_skipped)
+            config = JobConfig(
+                name=name,
+                tensors=manifest.tensors,
+                rule=manifest.rule,
+                consistency=manifest.consistency,
+                checkpoint_every_s=checkpoint_every_s,
+                extra=manifest.extra,
+            )
+            epoch = max(entry.stamp.epoch for entry in manifest.shards) + 1
+            opened = [actor.open.remote(config, epoch, folder=newest) for actor in self._actors]
+            self._adopt(config, folder, self._get(opened, "the shards to restore the job"), number=manifest.number)
+        return self.topology(name)
+
+    def topology(self, job: str) -> Topology:
+        """Where a job's shards are now."""
+        with self._lock:
+            known = self._job(job)
+            return Topology(known.config, tuple(self._actors), tuple(known.epochs))
+
+    def await_restored(self, job: str, shard: int, epoch: int, timeout_s: float) -> Topology:
+        """Wait until a shard that did not answer in `epoch` is in a later one.
+
+        Raises:
+            Unavailable: it is not back in time, or cannot be restored; says why.
+        """
+        deadline = Deadline.after(timeout_s)
+        with self._changed:
+            known = self._job(job)
+            while known.epochs[shard] <= epoch:
+                if known.failed:
+                    raise Unavailable(known.failed, field=f"shard {shard}")
+                deadline.check(f"shard {shard} to be restored")
+                self._changed.wait(min(1.0, deadline.remaining()))
+            return self.topology(job)
+
+    def checkpoint(self, job: str) -> int | None:
+        """Write a checkpoint, one consistent cut a shard, while pushes go on.
+
+        Returns:
+            Its number, or None where the service keeps none.
+        """
+        known = self._job(job)
+        if known.folder is None:
+            return None
+        with self._checkpointing:
+            number = checkpoint.next_number(known.folder)
+            folder = known.folder / f"{number:08d}"
+            folder.mkdir(parents=True)
+            try:
+                entries = self._get([a.write.remote(job, folder) for a in self._actors], "the shards to be written")
+                checkpoint.write_manifest(
+                    folder,
+                    checkpoint.Manifest(
+                        number=number,
+                        job=job,
+                        created=datetime.now(UTC).isoformat(timespec="seconds"),
+                        tensors=known.config.tensors,
+                        rule=known.config.rule,
+                        consistency=known.config.consistency,
+                        shards=tuple(entries),
+                        extra=known.config.extra,
+                    ),
+                )
+            except Exception:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            with self._lock:
+                known.number = number
+                known.written_at = time.monotonic()
+                known.written_clocks = tuple(entry.stamp.clock for entry in entries)
+            checkpoint.prune(known.folder, keep=known.config.checkpoints_kept)
+            return number
+
+    def status(self) -> tuple[JobStatus, ...]:
+        """Every job, as last seen."""
+        with self._lock:
+            return tuple(self._status(name) for name in self._jobs)
+
+    def status_now(self) -> tuple[JobStatus, ...]:
+        """Every job, after asking every shard."""
+        for index in range(len(self._actors)):
+            self._look(index)
+        return self.status()
+
+    def processes(self) -> list[dict[str, Any]]:
+        """Pid and node of each shard's process."""
+        return self._get([actor.process.remote() for actor in self._actors], "the shards to answer")
+
+    def stop(self) -> None:
+        """Stop watching and end the shards; a job's last checkpoint is the caller's to ask for."""
+        self._stopping.set()
+        self._watcher.join(timeout=CALL_TIMEOUT_S)
+        for actor in self._actors:
+            ray.kill(actor)
+
+    # ---- inside
+
+    def _place(self, index: int) -> Any:
+        config = self._config
+        self._placed += 1
+        return ShardActor.options(  # type: ignore[attr-defined]
+            name=f"{config.name}.shard-{index}.{self._placed}",
+            num_cpus=config.cpus_per_shard,
+            num_gpus=config.gpus_per_shard,
+            scheduling_strategy="SPREAD",
+            max_restarts=0,
+        ).remote(index, config.shards, "cuda" if config.gpus_per_shard else "cpu", config.threads_per_shard)
+
+    def _folder(self, job: str) -> Path | None:
+        return self._config.checkpoint_dir / job if self._config.checkpoint_dir is not None else None
+
+    def _adopt(
+        self, config: JobConfig, folder: Path | None, opened: Sequence[tuple[Stamp, str]], number: int = 0
+    ) -> None:
+        self._jobs[config.name] = _Job(
+            config=config,
+            folder=folder,
+            epochs=[stamp.epoch for stamp, _ in opened],
+            seen=[None] * len(opened),
+            kernels=[kernel for _, kernel in opened],
+            number=number,
+            written_at=time.monotonic(),
+            written_clocks=tuple(stamp.clock for stamp, _ in opened),
+        )
+
+    def _job(self, name: str) -> _Job:
+        try:
+            return self._jobs[name]
+        except KeyError:
+            raise NotFound(
+                f"the service has no job {name!r}", field="job", fix=f"it has {', '.join(self._jobs) or 'none'}"
+            ) from None
+
+    def _status(self, name: str) -> JobStatus:
+        known = self._jobs[name]
+        seen = tuple(s for s in known.seen if s is not None)
+        return JobStatus(
+            name=name,
+            clocks=Clocks(s.stamp for s in seen),
+            epochs=tuple(known.epochs),
+            healthy=not known.failed and len(seen) == len(known.seen),
+            failed=known.failed,
+            kernels=tuple(known.kernels),
+            shards=seen,
+            rollbacks=tuple(known.rollbacks),
+            checkpoints=known.number,
+            checkpoint_age_s=None if known.written_at is None else time.monotonic() - known.written_at,
+        )
+
+    def _get(self, refs: Sequence[Any], what: str) -> list[Any]:
+        try:
+            return ray.get(list(refs), timeout=CALL_TIMEOUT_S)
+        except GetTimeoutError:
+            raise Unavailable(f"{CALL_TIMEOUT_S:.0f} s passed while waiting for {what}") from None
+        except RayActorError as error:
+            raise Unavailable(f"a shard died while waiting for {what}", fix="try again") from error
+
+    def _watch(self) -> None:
+        """Ask every shard how it stands; heal the dead; write the checkpoints that are due."""
+        while not self._stopping.wait(WATCH_EVERY_S):
+            for index in range(len(self._actors)):
+                self._look(index)
+            for name, known in list(self._jobs.items()):
+                if self._due(known):
+                    self._attempt(lambda name=name: self.checkpoint(name), f"checkpoint of {name}")
+
+    def _look(self, index: int) -> None:
+        """See how a shard stands, and restore it when its process is dead."""
+        try:
+            statistics = ray.get(self._actors[index].statistics.remote(), timeout=CALL_TIMEOUT_S)
+        except RayActorError as error:
+            self._attempt(lambda: self._heal(index, str(error).split("\n")[0]), f"restoring shard {index}")
+        except GetTimeoutError:
+            log.warning("shard %d has not answered for %.0f s", index, CALL_TIMEOUT_S)
+        else:
+            with self._lock:
+                for job, found in statistics.items():
+                    self._jobs[job].seen[index] = found
+
+    def _attempt(self, act: Callable[[], object], what: str) -> None:
+        """The watcher must outlive whatever goes wrong once: log it and go on."""
+        try:
+            act()
+        except (AdamServeError, RayActorError, OSError) as error:
+            log.error("%s failed: %s", what, error)
+
+    def _due(self, known: _Job) -> bool:
+        every, clocks = known.config.checkpoint_every_s, tuple(s.stamp.clock for s in known.seen if s is not None)
+        if every is None or known.folder is None or known.written_at is None or clocks == known.written_clocks:
+            return False
+        return time.monotonic() - known.written_at >= every
+
+    def _heal(self, index: int, reason: str) -> None:
+        """Start a dead shard's process anew, and restore every job on it from its newest checkpoint."""
+        began = time.monotonic()
+        actor = self._place(index)
+        restored: list[tuple[_Job, Rollback]] = []
+        for known in self._jobs.values():
+            if known.folder is None:
+                self._give_up(known, f"shard {index} died, and the service keeps no checkpoints to restore it from")
+                continue
+            try:
+                folder, manifest = checkpoint.newest(known.folder, on_skip=_log_skipped)
+            except NotFound as error:
+                self._give_up(known, f"shard {index} died and cannot be restored: {error}")
+                continue
+            epoch = known.epochs[index] + 1
+            [(stamp, _)] = self._get([actor.open.remote(known.config, epoch, folder=folder)], "a shard to be restored")
+            before = known.seen[index]
+            clock_before = before.stamp.clock if before is not None else stamp.clock
+            seconds = time.monotonic() - began
+            rollback = Rollback(index, epoch, clock_before, stamp.clock, manifest.number, seconds, reason)
+            restored.append((known, rollback))
+        with self._changed:
+            self._actors[index] = actor
+            for known, rollback in restored:
+                known.epochs[index] = rollback.epoch
+                known.rollbacks.append(rollback)
+                log.warning("restored %s", rollback)
+            self._changed.notify_all()
+
+    def _give_up(self, known: _Job, reason: str) -> None:
+        with self._changed:
+            known.failed = reason
+            self._changed.notify_all()
+
+
+def _log_skipped(folder: Path, reason: str) -> None:
+    log.error("checkpoint %s is refused: %s", folder, reason)
+
+
+ControllerActor = ray.remote(num_cpus=0, max_concurrency=128)(Controller)
+"""Ray's view of the controller."""
+
+
+def initial_parts(config: JobConfig, parameters: Mapping[str, Array], num_shards: int) -> list[dict[str, Array]]:
+    """Each shard's spans of the initial parameters, 1-D views."""
+    parts = partition(config.tensors, num_shards)
+    return [
+        {span.tensor: parameters[span.tensor].reshape(-1)[span.start : span.stop] for span in spans}
+        for spans in parts.shards
+    ]

@@ -1,0 +1,134 @@
+"""A shard with its lock: the waiting that consistency asks for, and pulls that share one copy.
+
+Everything that calls a `Shard` from several threads calls it through a `ShardHost`: the Ray actor here, and
+whatever else brings pushes in. One condition guards the shard; every wait on it has a deadline.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from adamserve import checkpoint
+from adamserve.consistency import Verdict
+from adamserve.errors import InvalidArgument, Unavailable
+from adamserve.shard import Shard, ShardStatistics
+from adamserve.values import Array, Deadline, Joined, Push, Receipt, Stamp
+
+Handle = TypeVar("Handle")
+
+Publish = Callable[[Mapping[str, Array]], Handle]
+"""Copies a shard's arrays to where pullers read them, and returns how they find it."""
+
+
+class ShardHost(Generic[Handle]):
+    """One shard, safe to call from many threads.
+
+    Args:
+        shard: the state; nobody else may call it.
+        publish: makes the one copy of the parameters that all pullers of a clock share. It is called while the
+            writer is held, so a pull never sees half an update.
+    """
+
+    def __init__(self, shard: Shard, publish: Publish[Handle]) -> None:
+        self._shard = shard
+        self._publish = publish
+        self._changed = threading.Condition()
+        self._published: dict[bool, tuple[Stamp, Handle]] = {}
+
+    def push(self, push: Push, *, deadline: Deadline) -> Receipt:
+        """Apply a push, at most once, waiting for its turn until the deadline.
+
+        The check of the gradients runs outside the lock, beside another push's update.
+
+        Raises:
+            InvalidArgument, NotFound, BadSequence: as `Shard.check` and `Shard.offer`; nothing changed.
+            Unavailable: its turn did not come in time; the push is forgotten and may be sent again.
+        """
+        try:
+            checked = self._shard.check(push)
+            with self._changed:
+                self._shard.renew(push.pusher)
+                answer = self._shard.offer(checked)
+                while not isinstance(answer, Receipt):
+                    if deadline.remaining() == 0.0:
+                        self._shard.withdraw(push.pusher)
+                        raise Unavailable(answer.reason, field=push.pusher, fix="send the same push again")
+                    self._wait(deadline)
+                    answer = self._shard.receipt(push.pusher, push.seq) or self._shard.offer(checked)
+                self._changed.notify_all()
+                return answer
+        except InvalidArgument:
+            with self._changed:
+                self._shard.count_invalid()
+            raise
+
+    def pull(
+        self, *, deadline: Deadline, pusher: str | None = None, training: bool = True, at_least: int = 0
+    ) -> tuple[Stamp, Handle]:
+        """The parameters and their stamp, from one moment between two updates.
+
+        Args:
+            pusher: who pulls to compute its next gradient; ssp may hold it back. None only reads.
+            training: return the point where gradients are taken rather than w.
+            at_least: wait until the clock has come this far.
+
+        Raises:
+            Unavailable: the clock, or the pusher's turn, did not come in time.
+        """
+        with self._changed:
+            if pusher is not None:
+                self._shard.renew(pusher)
+            while True:
+                reason = f"clock {at_least}, it is at {self._shard.stamp.clock}"
+                ready = self._shard.stamp.clock >= at_least
+                if ready and pusher is not None:
+                    decision = self._shard.may_start(pusher)
+                    ready, reason = decision.verdict is Verdict.APPLY, decision.reason
+                if ready:
+                    break
+                deadline.check(reason)
+                self._wait(deadline)
+            stamp = self._shard.stamp
+            self._shard.note_pull(pusher)
+            ahead = training and self._shard.rule.has_lookahead
+            kept = self._published.get(ahead)
+            if kept is None or kept[0] != stamp:
+                kept = self._published[ahead] = (stamp, self._publish(self._shard.read(training=ahead)))
+            return kept
+
+    def join(self, pusher: str, *, lease_s: float, last_seq: int = 0) -> Joined:
+        """As `Shard.join`."""
+        with self._changed:
+            joined = self._shard.join(pusher, lease_s=lease_s, last_seq=last_seq)
+            self._changed.notify_all()
+            return joined
+
+    def renew(self, pusher: str) -> None:
+        """As `Shard.renew`."""
+        with self._changed:
+            self._shard.renew(pusher)
+
+    def leave(self, pusher: str) -> None:
+        """As `Shard.leave`; pushes that waited for this pusher look again."""
+        with self._changed:
+            self._shard.leave(pusher)
+            self._changed.notify_all()
+
+    def write(self, folder: Path) -> Path:
+        """Write one consistent cut into the page cache, between two updates; returns the unsealed file."""
+        with self._changed:
+            return checkpoint.write_shard(folder, self._shard.state())
+
+    def statistics(self) -> ShardStatistics:
+        """As `Shard.statistics`."""
+        with self._changed:
+            return self._shard.statistics()
+
+    def _wait(self, deadline: Deadline) -> None:
+        """Wait until something changes, a lease ends, or the deadline passes."""
+        expiry = self._shard.next_expiry_s()
+        seconds = deadline.remaining()
+        self._changed.wait(seconds if expiry is None else min(seconds, expiry + 0.001))

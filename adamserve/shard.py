@@ -1,0 +1,500 @@
+"""The single owner of a slice of a job: parameters, slots and clock, changed by admitted pushes alone.
+
+A `Shard` is plain state with one writer. It holds one flat buffer of parameters and one per slot for each
+dtype, so a whole-tensor push runs straight from the arrived gradient into those buffers: no staging.
+Waiting, locks and transport are its caller's (`adamserve.service.host`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from adamserve import optim
+from adamserve.consistency import Async, Consistency, Decision, Leases, Verdict, admit, may_start
+from adamserve.errors import BadSequence, InvalidArgument, NotFound
+from adamserve.partition import Partition
+from adamserve.values import (
+    GRADIENT_DTYPES,
+    Array,
+    Joined,
+    Outcome,
+    Push,
+    PusherState,
+    Receipt,
+    Segment,
+    ShardState,
+    Span,
+    Stamp,
+)
+
+RECEIPTS_KEPT = 64
+"""Receipts kept for each pusher, to answer its retries with."""
+
+STALENESS_CAP = 1024
+"""Staleness above this is counted as this."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPush:
+    """A push that passed `Shard.check`, with its gradients as tensors on the shard's device."""
+
+    push: Push
+    gradients: Mapping[str, torch.Tensor]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatistics:
+    """What a shard has done so far, and how it stands.
+
+    Attributes:
+        pushes: by outcome; refusals for bad input are counted as INVALID.
+        staleness: number of decided pushes by staleness in updates, capped at `STALENESS_CAP`.
+        apply_seconds: time spent inside the rule.
+        bytes_in, bytes_out: gradients taken and parameters given out.
+        state_bytes: parameters and slots together.
+    """
+
+    shard: int
+    stamp: Stamp
+    pushes: Mapping[str, int]
+    staleness: Mapping[int, int]
+    apply_seconds: float
+    bytes_in: int
+    bytes_out: int
+    state_bytes: int
+    live: tuple[str, ...]
+    kernel: str
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A segment in the buffers: views of its parameters and slots, and its own update count."""
+
+    span: Span
+    updates: int
+    w: torch.Tensor
+    slots: dict[str, torch.Tensor]
+
+
+@dataclass(slots=True)
+class _Pusher:
+    """What is remembered of a pusher."""
+
+    last_seq: int = 0
+    steps: int = 0
+    receipts: OrderedDict[int, Receipt] = field(default_factory=OrderedDict)
+
+
+class Shard:
+    """Parameters, slots and clock of one shard of one job.
+
+    Not thread-safe, except for `check`, which only reads what never changes.
+
+    Args:
+        partition: where every element of the job lives.
+        state: the values to start from, fresh (only "w", no slots) or from a checkpoint.
+        rule: the update rule.
+        consistency: decides when a push may be applied.
+        device: where the buffers live, as torch names it.
+        now: clock in seconds, for leases.
+    """
+
+    def __init__(
+        self,
+        *,
+        partition: Partition,
+        state: ShardState,
+        rule: optim.Rule,
+        consistency: Consistency,
+        device: str = "cpu",
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.index = state.shard
+        self.rule = rule
+        self.consistency = consistency
+        self.stamp = state.stamp
+        self._partition = partition
+        self._device = torch.device(device)
+        self._spans = {span.tensor: span for span in partition.shards[self.index]}
+        self._buffers: dict[str, dict[str, torch.Tensor]] = {}
+        self._pieces: dict[str, list[_Piece]] = {name: [] for name in self._spans}
+        self._load(state)
+        self._pushers = {name: _Pusher(p.last_seq, p.steps) for name, p in state.pushers.items()}
+        self._leases = Leases(now)
+        self._round: dict[str, CheckedPush] = {}
+        self._pulled: dict[str, tuple[Stamp, dict[str, torch.Tensor]]] = {}
+        self._pushes: Counter[str] = Counter()
+        self._staleness: Counter[int] = Counter()
+        self._apply_seconds = 0.0
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self.kernels = [
+            optim.prepare(rule, getattr(torch, dtype), device=self._device.type) for dtype in self._buffers
+        ]
+
+    # ---- pushes
+
+    def check(self, push: Push) -> CheckedPush:
+        """Check everything about a push that does not depend on clocks. Thread-safe; changes nothing.
+
+        Raises:
+            NotFound: a tensor is not this shard's.
+            InvalidArgument: a gradient has another shape or dtype, is not contiguous, or holds NaN or infinity;
+                or the rate is not a finite number of at least 0.
+            BadSequence: seq is below 1.
+        """
+        if not push.seq >= 1:
+            raise BadSequence(f"must be at least 1, got {push.seq}", field="seq", fix="count pushes from 1")
+        if push.lr is not None and not 0.0 <= push.lr < math.inf:
+            raise InvalidArgument(f"must be finite and at least 0, got {push.lr!r}", field="lr")
+        gradients: dict[str, torch.Tensor] = {}
+        nbytes = 0
+        for name, gradient in push.gradients.items():
+            gradients[name] = self._check_gradient(name, gradient)
+            nbytes += gradient.nbytes
+        return CheckedPush(push, gradients, nbytes)
+
+    def offer(self, checked: CheckedPush) -> Receipt | Decision:
+        """Apply a push now, or say that it must wait.
+
+        Either every tensor in the push is updated and the clock grows by one, or nothing changes. A push
+        that must wait is remembered where the round needs it (bsp); offer it again when something changed,
+        or `withdraw` it.
+
+        Returns:
+            The receipt; or a decision with verdict WAIT and its reason.
+
+        Raises:
+            NotFound: the pusher has not joined.
+            BadSequence: seq skips one.
+            InvalidArgument: the push says that it was pulled at a later clock than the shard's.
+        """
+        push = checked.push
+        pusher = self._known(push.pusher)
+        if push.seq <= pusher.last_seq:
+            self._pushes[Outcome.DUPLICATE] += 1
+            return replace(self._first_receipt(pusher, push.seq), outcome=Outcome.DUPLICATE)
+        if push.pulled.epoch == self.stamp.epoch and push.seq > pusher.last_seq + 1:
+            raise BadSequence(
+                f"{push.seq} skips {pusher.last_seq + 1}",
+                field="seq",
+                fix="send pushes in order; after a restart join again with the last seq used",
+            )
+        decision = admit(
+            self.consistency,
+            pulled=push.pulled,
+            now=self.stamp,
+            pusher=push.pusher,
+            steps=self._live_steps(push.pusher),
+            waiting=self._round,
+        )
+        match decision.verdict:
+            case Verdict.INVALID:
+                raise InvalidArgument(decision.reason, field="clock", fix="push with the clock that the pull returned")
+            case Verdict.WAIT:
+                self._round[push.pusher] = checked
+                return decision
+            case Verdict.STALE:
+                return self._refuse_stale(push, decision.reason)
+            case Verdict.APPLY:
+                return self._apply(checked, decision)
+
+    def receipt(self, pusher: str, seq: int) -> Receipt | None:
+        """The receipt of a decided push, or None while it is undecided or no longer remembered."""
+        return self._known(pusher).receipts.get(seq)
+
+    def withdraw(self, pusher: str) -> None:
+        """Forget a push that waits."""
+        self._round.pop(pusher, None)
+
+    def count_invalid(self) -> None:
+        """Count a push that was refused for bad input."""
+        self._pushes["INVALID"] += 1
+
+    # ---- pullers and pushers
+
+    def join(self, pusher: str, *, lease_s: float, last_seq: int = 0) -> Joined:
+        """Make a pusher live for `lease_s` seconds from its latest call.
+
+        A newcomer starts level with the slowest live pusher, so that it holds nobody back. Idempotent.
+
+        Args:
+            pusher: its name in the job.
+            lease_s: seconds after which a silent pusher stops counting.
+            last_seq: the last seq that the pusher has used, where it knows better than the shard.
+        """
+        if not pusher:
+            raise InvalidArgument("a pusher's name is empty", field="pusher")
+        if not last_seq >= 0:
+            raise BadSequence(f"must be at least 0, got {last_seq}", field="last_seq")
+        record = self._pushers.setdefault(pusher, _Pusher())
+        self._catch_up(pusher, record)
+        record.last_seq = max(record.last_seq, last_seq)
+        self._leases.grant(pusher, lease_s)
+        return Joined(self.stamp, record.last_seq)
+
+    def renew(self, pusher: str) -> None:
+        """Renew a pusher's lease; one that had fallen silent comes back level with the slowest."""
+        self._catch_up(pusher, self._known(pusher))
+        self._leases.renew(pusher)
+
+    def leave(self, pusher: str) -> None:
+        """Stop counting a pusher; its seq is remembered."""
+        self._leases.drop(pusher)
+        self._round.pop(pusher, None)
+        self._pulled.pop(pusher, None)
+
+    def may_start(self, pusher: str) -> Decision:
+        """Whether a pusher may pull for its next step now (ssp holds one that runs ahead)."""
+        return may_start(self.consistency, pusher=pusher, steps=self._live_steps())
+
+    def next_expiry_s(self) -> float | None:
+        """Seconds until some live pusher's lease ends, or None."""
+        return self._leases.next_expiry_s()
+
+    # ---- reading
+
+    def read(self, *, training: bool = True) -> dict[str, Array]:
+        """The shard's parameters as one flat array a dtype, laid out as `Partition.layout` says.
+
+        Args:
+            training: the point where gradients are to be taken (Nesterov's look-ahead) rather than w.
+
+        Returns:
+            On the CPU views of the live buffers: copy them before the next push is offered.
+        """
+        return {dtype: values.cpu().numpy() for dtype, values in self._point(training=training).items()}
+
+    def note_pull(self, pusher: str | None) -> None:
+        """Account for a pull; with delay compensation keep the parameters pulled, for the pusher's next push.
+
+        Pullers of one clock share one kept copy.
+        """
+        self._bytes_out += sum(buffers["w"].nbytes for buffers in self._buffers.values())
+        if pusher is None or not isinstance(self.consistency, Async) or not self.consistency.delay_compensation:
+            return
+        shared = next((kept for kept in self._pulled.values() if kept[0] == self.stamp), None)
+        self._pulled[pusher] = shared or (
+            self.stamp,
+            {dtype: values.clone() for dtype, values in self._point(training=True).items()},
+        )
+
+    def state(self) -> ShardState:
+        """Everything that a restart needs; on the CPU views of the live buffers."""
+        slots = ("w", *self.rule.slot_names)
+        arrays: dict[str, dict[str, Array]] = {slot: {} for slot in slots}
+        for span, dtype, offset in self._partition.layout(self.index):
+            for slot in slots:
+                values = self._buffers[dtype][slot][offset : offset + span.numel]
+                arrays[slot][span.tensor] = values.cpu().numpy()
+        segments = tuple(
+            Segment(piece.span.tensor, piece.span.start, piece.span.stop, piece.updates)
+            for pieces in self._pieces.values()
+            for piece in pieces
+        )
+        pushers = {name: PusherState(p.last_seq, p.steps) for name, p in self._pushers.items()}
+        return ShardState(self.index, self.stamp, segments, arrays, pushers)
+
+    def statistics(self) -> ShardStatistics:
+        """An immutable account of what the shard has done and how it stands."""
+        return ShardStatistics(
+            shard=self.index,
+            stamp=self.stamp,
+            pushes=dict(self._pushes),
+            staleness=dict(self._staleness),
+            apply_seconds=self._apply_seconds,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            state_bytes=sum(b.nbytes for buffers in self._buffers.values() for b in buffers.values()),
+            live=tuple(self._leases.live()),
+            kernel=self.kernels[0].executor if self.kernels else "none",
+        )
+
+    # ---- inside
+
+    def _load(self, state: ShardState) -> None:
+        """Fill the buffers, and cut them into pieces by update count."""
+        sizes: dict[str, int] = {}
+        layout = list(self._partition.layout(self.index))
+        for span, dtype, offset in layout:
+            sizes[dtype] = offset + span.numel
+        segments: dict[str, list[Segment]] = {}
+        for segment in state.segments:
+            segments.setdefault(segment.tensor, []).append(segment)
+        for dtype, size in sizes.items():
+            w = torch.zeros(size, dtype=getattr(torch, dtype), device=self._device)
+            self._buffers[dtype] = {"w": w, **self.rule.init(w)}
+        for span, dtype, offset in layout:
+            buffers = self._buffers[dtype]
+            for slot, tensors in state.arrays.items():
+                values = torch.from_numpy(np.array(tensors[span.tensor], dtype=dtype))
+                buffers[slot][offset : offset + span.numel].copy_(values.reshape(-1))
+            for cut in segments.get(span.tensor) or [Segment(span.tensor, span.start, span.stop, 0)]:
+                a, b = offset + cut.start - span.start, offset + cut.stop - span.start
+                views = {slot: buffer[a:b] for slot, buffer in buffers.items()}
+                piece = _Piece(Span(cut.tensor, cut.start, cut.stop), cut.updates, views.pop("w"), views)
+                self._pieces[span.tensor].append(piece)
+
+    def _check_gradient(self, name: str, gradient: Array) -> torch.Tensor:
+        span = self._spans.get(name)
+        if span is None:
+            self._partition.spec(name)
+            raise NotFound(
+                f"shard {self.index} owns no part of {name!r}", field=name, fix="send each shard its own spans"
+            )
+        dtype = self._partition.specs[name].dtype
+        if str(gradient.dtype) not in GRADIENT_DTYPES[dtype]:
+            raise InvalidArgument(
+                f"a gradient of dtype {gradient.dtype} for a {dtype} parameter",
+                field=name,
+                fix="send " + " or ".join(GRADIENT_DTYPES[dtype]),
+            )
+        if gradient.shape != (span.numel,):
+            raise InvalidArgument(
+                f"a gradient of shape {tuple(gradient.shape)} for elements {span.start} to {span.stop}",
+                field=name,
+                fix=f"send shape ({span.numel},)",
+            )
+        if not gradient.flags.c_contiguous:
+            raise InvalidArgument("the gradient is not contiguous", field=name, fix="send a contiguous copy")
+        tensor = borrow(gradient)
+        if not optim.all_finite(tensor):
+            raise InvalidArgument(
+                "the gradient holds NaN or infinity", field=name, fix="skip this batch, or clip the gradient"
+            )
+        if str(gradient.dtype) == "float32" and dtype == "float64":
+            tensor = tensor.double()
+        return tensor.to(self._device)
+
+    def _known(self, pusher: str) -> _Pusher:
+        try:
+            return self._pushers[pusher]
+        except KeyError:
+            raise NotFound(f"pusher {pusher!r} has not joined", field="pusher", fix="join first") from None
+
+    def _first_receipt(self, pusher: _Pusher, seq: int) -> Receipt:
+        return pusher.receipts.get(seq) or Receipt(
+            Outcome.DUPLICATE, self.stamp, 0, "decided earlier; its receipt is no longer kept"
+        )
+
+    def _live_steps(self, *also: str) -> dict[str, int]:
+        """Steps of every live pusher, and of those named."""
+        return {name: self._pushers[name].steps for name in sorted({*self._leases.live(), *also})}
+
+    def _catch_up(self, pusher: str, record: _Pusher) -> None:
+        """Set a pusher that was not live level with the slowest live one."""
+        steps = self._live_steps()
+        if pusher not in steps:
+            record.steps = max(record.steps, min(steps.values(), default=0))
+
+    def _record(self, push: Push, receipt: Receipt) -> Receipt:
+        """Note that a push is decided."""
+        pusher = self._pushers[push.pusher]
+        pusher.last_seq = push.seq
+        pusher.steps += 1
+        pusher.receipts[push.seq] = receipt
+        while len(pusher.receipts) > RECEIPTS_KEPT:
+            pusher.receipts.popitem(last=False)
+        self._pushes[receipt.outcome] += 1
+        self._staleness[min(receipt.staleness, STALENESS_CAP)] += 1
+        return receipt
+
+    def _refuse_stale(self, push: Push, reason: str) -> Receipt:
+        staleness = max(0, self.stamp.clock - push.pulled.clock)
+        receipt = Receipt(Outcome.STALE, self.stamp, staleness, reason)
+        if push.pulled.epoch != self.stamp.epoch:
+            self._pushes[Outcome.STALE] += 1
+            return receipt
+        return self._record(push, receipt)
+
+    def _apply(self, checked: CheckedPush, decision: Decision) -> Receipt:
+        """Run the rule, move the clock, write the receipts."""
+        members = {**self._round, checked.push.pusher: checked}
+        self._round = {}
+        pushes = [members[name] for name in sorted(members)]
+        began = time.perf_counter()
+        gradients = self._compensated(checked) if len(pushes) == 1 else _mean(pushes)
+        rates = [p.push.lr for p in pushes if p.push.lr is not None]
+        lr = sum(rates) / len(rates) if rates else None
+        for name, gradient in gradients.items():
+            for piece in self._pieces[name]:
+                begin = piece.span.start - self._spans[name].start
+                part = gradient[begin : begin + piece.span.numel]
+                self.rule.step_(
+                    piece.w, part, piece.slots, piece.updates + 1, lr=lr, lr_scale=decision.lr_scale
+                )
+                piece.updates += 1
+        self._apply_seconds += time.perf_counter() - began
+        before, self.stamp = self.stamp, Stamp(self.stamp.epoch, self.stamp.clock + 1)
+        for member in pushes:
+            self._bytes_in += member.nbytes
+            staleness = before.clock - member.push.pulled.clock
+            self._record(member.push, Receipt(Outcome.APPLIED, self.stamp, staleness, decision.reason))
+        return self._pushers[checked.push.pusher].receipts[checked.push.seq]
+
+    def _point(self, *, training: bool) -> dict[str, torch.Tensor]:
+        point = {}
+        for dtype, buffers in self._buffers.items():
+            slots = {slot: buffer for slot, buffer in buffers.items() if slot != "w"}
+            point[dtype] = self.rule.lookahead(buffers["w"], slots) if training else buffers["w"]
+        return point
+
+    def _compensated(self, checked: CheckedPush) -> Mapping[str, torch.Tensor]:
+        """g + lambda*g*g*(w - w_pulled), where the job asks for it and the pulled parameters are known."""
+        weight = self.consistency.delay_compensation if isinstance(self.consistency, Async) else 0.0
+        stamp, pulled = self._pulled.get(checked.push.pusher, (None, {}))
+        if not weight or stamp != checked.push.pulled or stamp == self.stamp:
+            return checked.gradients
+        point = self._point(training=True)
+        compensated: dict[str, Any] = {}
+        for span, dtype, offset in self._partition.layout(self.index):
+            gradient = checked.gradients.get(span.tensor)
+            if gradient is None:
+                continue
+            g = gradient.to(point[dtype].dtype)
+            drift = point[dtype][offset : offset + span.numel] - pulled[dtype][offset : offset + span.numel]
+            corrected = g + weight * g * g * drift
+            compensated[span.tensor] = torch.where(corrected.isfinite(), corrected, g)
+        return compensated
+
+
+def _mean(pushes: list[CheckedPush]) -> dict[str, torch.Tensor]:
+    """The mean gradient of one push of every member, summed in the order of their names.
+
+    A fixed order makes the mean independent of the order of arrival, bit for bit. A tensor that some
+    members left out counts as zero there.
+    """
+    total: dict[str, torch.Tensor] = {}
+    for checked in pushes:
+        for name, gradient in checked.gradients.items():
+            if name not in total:
+                total[name] = gradient.to(torch.float64 if gradient.dtype == torch.float64 else torch.float32, copy=True)
+            else:
+                total[name].add_(gradient)
+    for gradient in total.values():
+        gradient.div_(len(pushes))
+    return total
+
+
+def borrow(array: Array) -> torch.Tensor:
+    """A tensor over a contiguous array's own memory, writable or not, without a copy.
+
+    torch.from_numpy warns about a read-only array (and one from Ray's object store is read-only). The tensor is
+    only read here, and the caller keeps the array alive.
+    """
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    if array.size == 0:
+        return torch.empty(0, dtype=getattr(torch, str(array.dtype)))
+    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
+    return torch.frombuffer(memory, dtype=getattr(torch, str(array.dtype)))

@@ -1,0 +1,246 @@
+"""Frozen values that travel between the layers: tensors, clocks, pushes, receipts, states.
+
+Nothing here decides or computes anything; numpy appears in types only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamserve.errors import InvalidArgument, Unavailable
+
+Array = NDArray[np.generic]
+"""A numpy array of any dtype and shape."""
+
+ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float64": 8}
+"""Dtypes that a parameter may have, and their bytes an element."""
+
+GRADIENT_DTYPES: Mapping[str, tuple[str, ...]] = {
+    "float32": ("float32", "float16"),
+    "float64": ("float64", "float32", "float16"),
+}
+"""Dtypes that a numpy gradient may have, by the parameter's dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One parameter tensor of a job: its name, shape and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise InvalidArgument("a tensor's name is empty", field="tensors", fix="give every tensor a name")
+        if self.dtype not in ITEM_BYTES:
+            raise InvalidArgument(
+                f"dtype {self.dtype!r} is not supported",
+                field=self.name,
+                fix="parameters are " + " or ".join(ITEM_BYTES),
+            )
+        if any(n < 0 for n in self.shape):
+            raise InvalidArgument(f"shape {self.shape} has a negative size", field=self.name)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements; 1 for a scalar, 0 where some size is 0."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameter itself, without slots."""
+        return self.numel * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of a tensor's elements in row-major order: `start` included, `stop` not."""
+
+    tensor: str
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        return self.stop - self.start
+
+
+class Stamp(NamedTuple):
+    """When, on one shard: its epoch (grows when a shard is restored) and its clock (updates applied)."""
+
+    epoch: int
+    clock: int
+
+
+class Clocks(tuple[Stamp, ...]):
+    """One stamp a shard, in shard order: what a pull was taken at, and what a push says it was taken at."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return " ".join(f"{stamp.epoch}:{stamp.clock}" for stamp in self)
+
+    @property
+    def newest(self) -> int:
+        """The largest clock among the shards, in updates."""
+        return max((stamp.clock for stamp in self), default=0)
+
+
+class Outcome(StrEnum):
+    """What became of a push that was not an error."""
+
+    APPLIED = "APPLIED"
+    DUPLICATE = "DUPLICATE"
+    STALE = "STALE"
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One pusher's gradients for one shard.
+
+    Attributes:
+        pusher: who pushes. (job, pusher, seq) names this push for ever.
+        seq: the pusher's own counter, from 1, one more with each push.
+        pulled: the shard's stamp that the gradient's parameters were pulled at.
+        gradients: by tensor, the shard's span of it, 1-D and contiguous. A tensor left out had no
+            gradient: it does not move, and its update count stays.
+        lr: rate for this push in place of the rule's own, or None.
+    """
+
+    pusher: str
+    seq: int
+    pulled: Stamp
+    gradients: Mapping[str, Array]
+    lr: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A shard's answer to a push.
+
+    Attributes:
+        outcome: APPLIED, DUPLICATE (then the rest is the first answer's) or STALE (nothing changed).
+        stamp: the shard's epoch, and its clock after the update.
+        staleness: updates between the pull and the arrival.
+        reason: the decision in words, with its numbers.
+    """
+
+    outcome: Outcome
+    stamp: Stamp
+    staleness: int
+    reason: str
+
+    @property
+    def clock(self) -> int:
+        return self.stamp.clock
+
+
+@dataclass(frozen=True, slots=True)
+class JobReceipt:
+    """All shards' answers to one push: STALE if any of them refused it, and the largest staleness."""
+
+    shards: tuple[Receipt, ...]
+
+    @property
+    def outcome(self) -> Outcome:
+        outcomes = {receipt.outcome for receipt in self.shards}
+        for worst in (Outcome.STALE, Outcome.DUPLICATE):
+            if worst in outcomes:
+                return worst
+        return Outcome.APPLIED
+
+    @property
+    def clock(self) -> Clocks:
+        return Clocks(receipt.stamp for receipt in self.shards)
+
+    @property
+    def staleness(self) -> int:
+        return max((receipt.staleness for receipt in self.shards), default=0)
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(
+            f"shard {i}: {receipt.reason}"
+            for i, receipt in enumerate(self.shards)
+            if receipt.outcome is self.outcome
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A shard's answer to a pusher that joins: where it stands, and the last seq it knows of that pusher."""
+
+    stamp: Stamp
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A span together with the number of updates that it has had (the rule's t)."""
+
+    tensor: str
+    start: int
+    stop: int
+    updates: int
+
+
+@dataclass(frozen=True, slots=True)
+class PusherState:
+    """What a shard remembers of a pusher across a restart: its last decided seq and its steps."""
+
+    last_seq: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """One consistent cut of a shard: everything that a restart needs.
+
+    Attributes:
+        shard: the shard's index in its job.
+        stamp: its epoch and clock at the cut.
+        segments: in buffer order; a tensor's segments are adjacent and together are the shard's span of it.
+        arrays: slot (or "w") -> tensor -> the span's values, 1-D, of the tensor's dtype. They may be views
+            of live buffers: the taker says how long they hold still.
+        pushers: by name.
+    """
+
+    shard: int
+    stamp: Stamp
+    segments: tuple[Segment, ...]
+    arrays: Mapping[str, Mapping[str, Array]]
+    pushers: Mapping[str, PusherState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A fixed point in time, made once where a call enters and passed on."""
+
+    at: float
+    now: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def after(cls, seconds: float, now: Callable[[], float] = time.monotonic) -> Deadline:
+        return cls(now() + seconds, now)
+
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.at - self.now())
+
+    def check(self, what: str) -> None:
+        """Raise Unavailable when the time is up; `what` says what was waited for."""
+        if self.now() >= self.at:
+            raise Unavailable(f"the deadline passed while waiting for {what}", fix="try again, or allow more time")
+
+
+Config = Mapping[str, Any]
+"""A JSON object that describes a rule, a consistency mode or a job."""

@@ -1,0 +1,289 @@
+"""The service on a real Ray: sharding is invisible, nothing is lost or doubled, a killed shard comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from adamserve import checkpoint, optim
+from adamserve.consistency import BSP, SSP, Async, Consistency
+from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.service.client import ClusterClient, own_error
+from adamserve.values import Array, Outcome
+from tests.service.conftest import create, random_parameters
+
+pytestmark = pytest.mark.ray
+
+Start = Callable[..., Any]
+
+
+def stream(parameters: Mapping[str, Array], steps: int) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(9)
+    return [{n: rng.normal(size=a.shape).astype(a.dtype) for n, a in parameters.items()} for _ in range(steps)]
+
+
+@pytest.mark.parametrize("rule", [optim.Adam(lr=0.01), optim.NesterovRMSProp(lr=0.01, momentum=0.9)], ids=repr)
+def test_sharding_is_invisible(start: Start, rule: optim.Rule) -> None:
+    parameters = random_parameters()
+    results = []
+    for shards in (1, 2, 7):
+        controller = start(shards)
+        create(controller, parameters, shards=shards, rule=rule, job=f"job{shards}")
+        with ClusterClient(controller, f"job{shards}", "a") as client:
+            client.join()
+            for gradients in stream(parameters, 20):
+                _, clock = client.pull()
+                assert client.push(gradients, clock).outcome is Outcome.APPLIED
+            final, _ = client.pull(training=False)
+        results.append({name: array.tobytes() for name, array in final.items()})
+        assert all(final[name].shape == parameters[name].shape for name in parameters)
+    assert results[0] == results[1] == results[2]
+
+
+@ray.remote(num_cpus=0)
+def hammer(controller: Any, pusher: str, gradient: Array, pushes: int) -> dict[str, int]:
+    """Push integer gradients as fast as they are taken; returns how often each outcome came."""
+    counts: dict[str, int] = {}
+    with ClusterClient(controller, "job", pusher) as client:
+        client.join()
+        while client.seq < pushes:
+            _, clock = client.pull()
+            outcome = client.push({"w": gradient}, clock).outcome
+            counts[outcome] = counts.get(outcome, 0) + 1
+    return counts
+
+
+@pytest.mark.parametrize("mode", [Async(), SSP(bound=2)], ids=str)
+def test_concurrent_pushes_are_neither_lost_nor_doubled(start: Start, mode: Consistency) -> None:
+    pushers, pushes, shards = 4, 25, 3
+    controller = start(shards)
+    create(controller, {"w": np.zeros((50, 3), np.float32)}, shards=shards, mode=mode)
+    rng = np.random.default_rng(3)
+    gradients = [rng.integers(-5, 6, size=(50, 3)).astype(np.float32) for _ in range(pushers)]
+    counts = ray.get(
+        [hammer.remote(controller, f"p{i}", g, pushes) for i, g in enumerate(gradients)], timeout=100
+    )
+    assert counts == [{Outcome.APPLIED: pushes}] * pushers
+    final, clocks = ClusterClient(controller, "job").pull(training=False)
+    np.testing.assert_array_equal(final["w"], -pushes * np.sum(gradients, axis=0))
+    assert [stamp.clock for stamp in clocks] == [pushers * pushes] * shards
+
+
+def test_bsp_steps_once_for_one_push_of_everyone(start: Start) -> None:
+    controller = start(2)
+    create(controller, {"w": np.zeros(6, np.float32)}, shards=2, mode=BSP())
+    clients = [ClusterClient(controller, "job", name) for name in "abc"]
+    for client in clients:
+        client.join()
+    receipts: dict[int, Any] = {}
+
+    def push(i: int) -> None:
+        _, clock = clients[i].pull()
+        receipts[i] = clients[i].push({"w": np.full(6, float(3**i), np.float32)}, clock)
+
+    threads = [threading.Thread(target=push, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert [receipts[i].outcome for i in range(3)] == [Outcome.APPLIED] * 3
+    final, clocks = clients[0].pull(training=False)
+    np.testing.assert_array_equal(final["w"], np.full(6, -13 / 3, np.float32))
+    assert [stamp.clock for stamp in clocks] == [1, 1]
+    for client in clients:
+        client.leave()
+
+
+def test_a_turn_that_does_not_come_is_unavailable_and_can_be_asked_again(start: Start) -> None:
+    controller = start(1)
+    create(controller, {"w": np.zeros(2, np.float32)}, mode=BSP())
+    with (
+        ClusterClient(controller, "job", "a", timeout_s=0.3) as alone,
+        ClusterClient(controller, "job", "b") as other,
+    ):
+        alone.join()
+        other.join()
+        _, clock = alone.pull()
+        with pytest.raises(Unavailable, match="waits for b"):
+            alone.push({"w": np.ones(2, np.float32)}, clock)
+        other.leave()
+        assert alone.push({"w": np.ones(2, np.float32)}, clock).outcome is Outcome.APPLIED
+
+
+def kill_shard(controller: Any, index: int) -> None:
+    """kill -9 the process of a shard, and wait until it is gone."""
+    processes = ray.get(controller.processes.remote())
+    os.kill(processes[index]["pid"], signal.SIGKILL)
+
+
+def test_a_killed_shard_comes_back_in_a_new_epoch_at_its_checkpoint(start: Start) -> None:
+    controller = start(2)
+    create(controller, {"w": np.zeros(8, np.float32)}, shards=2, checkpoint_every_s=None)
+    one = {"w": np.ones(8, np.float32)}
+    with ClusterClient(controller, "job", "a") as client:
+        client.join()
+        for _ in range(3):
+            _, clock = client.pull()
+            client.push(one, clock)
+        ray.get(controller.checkpoint.remote("job"))
+        for _ in range(2):
+            _, clock = client.pull()
+            client.push(one, clock)
+        ray.get(controller.status_now.remote())
+        _, before = client.pull()
+        kill_shard(controller, 1)
+        lost = client.push(one, before)
+        assert lost.outcome is Outcome.STALE
+        assert [r.outcome for r in lost.shards] == [Outcome.APPLIED, Outcome.STALE]
+        assert "epoch 2" in lost.reason
+        old = client.push(one, before)
+        assert old.shards[1].outcome is Outcome.STALE, "gradients of the old epoch are not applied to the new one"
+        values, clock = client.pull()
+        np.testing.assert_array_equal(values["w"], [-7.0] * 4 + [-3.0] * 4)
+        assert [tuple(stamp) for stamp in clock] == [(1, 7), (2, 3)]
+        assert client.push(one, clock).outcome is Outcome.APPLIED
+    [status] = ray.get(controller.status_now.remote())
+    [rollback] = status.rollbacks
+    assert (rollback.shard, rollback.epoch, rollback.clock_before, rollback.clock_after) == (1, 2, 5, 3)
+
+
+def test_a_shard_killed_without_checkpoints_is_an_error_that_says_so(start: Start) -> None:
+    controller = start(1, checkpoint_dir=None)
+    create(controller, {"w": np.zeros(2, np.float32)})
+    with pytest.raises(Unavailable, match="keeps no checkpoints"):
+        with_client = ClusterClient(controller, "job", "a", timeout_s=30)
+        with_client.join()
+        _, clock = with_client.pull()
+        kill_shard(controller, 0)
+        with_client.push({"w": np.ones(2, np.float32)}, clock)
+
+
+def test_a_job_is_taken_up_on_another_number_of_shards_bit_for_bit(start: Start, tmp_path: Path) -> None:
+    parameters = random_parameters()
+    gradients = stream(parameters, 12)
+    finals = []
+    for shards_after in (2, 3):
+        folder = tmp_path / f"to{shards_after}"
+        controller = start(2, checkpoint_dir=folder)
+        create(controller, parameters, shards=2, rule=optim.Adam(lr=0.01))
+        with ClusterClient(controller, "job", "a") as client:
+            client.join()
+            for gradient in gradients[:6]:
+                client.push(gradient, client.pull()[1])
+        ray.get(controller.checkpoint.remote("job"))
+        resumed = start(shards_after, checkpoint_dir=folder)
+        ray.get(resumed.resume.remote("job"))
+        with ClusterClient(resumed, "job", "a") as client:
+            assert client.join() == 6
+            for gradient in gradients[6:]:
+                client.push(gradient, client.pull()[1])
+            final, clocks = client.pull(training=False)
+        assert {tuple(stamp) for stamp in clocks} == {(2, 12)}
+        finals.append({name: array.tobytes() for name, array in final.items()})
+    whole = start(1, checkpoint_dir=None)
+    create(whole, parameters, rule=optim.Adam(lr=0.01))
+    with ClusterClient(whole, "job", "a") as client:
+        client.join()
+        for gradient in gradients:
+            client.push(gradient, client.pull()[1])
+        final, _ = client.pull(training=False)
+    assert finals[0] == finals[1] == {name: array.tobytes() for name, array in final.items()}
+
+
+def test_pulls_of_one_clock_share_one_copy(start: Start) -> None:
+    controller = start(1)
+    create(controller, {"w": np.zeros(1000, np.float32)})
+    [actor] = ray.get(controller.topology.remote("job")).actors
+    (stamp, [first]), (_, [second]) = ray.get([actor.pull.remote("job", None, True, 0, 5.0) for _ in range(2)])
+    assert first == second
+    with ClusterClient(controller, "job", "a") as client:
+        client.join()
+        client.push({}, client.pull()[1])
+    later, [third] = ray.get(actor.pull.remote("job", None, True, 0, 5.0))
+    assert third != first
+    assert later.clock == stamp.clock + 1
+
+
+def test_a_pull_can_wait_for_a_clock(start: Start) -> None:
+    controller = start(1)
+    create(controller, {"w": np.zeros(2, np.float32)})
+    reader = ClusterClient(controller, "job", timeout_s=0.2)
+    with pytest.raises(Unavailable, match="clock 1, it is at 0"):
+        reader.pull(at_least=1)
+    patient = ClusterClient(controller, "job")
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(patient.pull(at_least=1)[1].newest))
+    thread.start()
+    with ClusterClient(controller, "job", "a") as client:
+        client.join()
+        client.push({"w": np.ones(2, np.float32)}, client.pull()[1])
+    thread.join(timeout=60)
+    assert seen == [1]
+
+
+def test_creating_is_idempotent_and_another_configuration_is_refused(start: Start) -> None:
+    controller = start(1)
+    parameters = {"w": np.zeros(3, np.float32)}
+    create(controller, parameters)
+    create(controller, parameters)
+    with pytest.raises(Conflict, match="another configuration"):
+        _unwrapped(lambda: create(controller, parameters, rule=optim.Adam(lr=0.1)))
+    with pytest.raises(NotFound, match="no job 'else'"):
+        _unwrapped(lambda: ClusterClient(controller, "else"))
+
+
+@pytest.mark.parametrize(
+    ("gradients", "error", "field"),
+    [
+        ({"v": np.ones(3, np.float32)}, NotFound, "v"),
+        ({"w": np.ones(4, np.float32)}, InvalidArgument, "w"),
+        ({"w": np.ones(3, np.int64)}, InvalidArgument, "w"),
+        ({"w": np.array([0, np.nan, 0], np.float32)}, InvalidArgument, "w"),
+    ],
+)
+def test_bad_gradients_reach_no_shard(start: Start, gradients: dict[str, Array], error: Any, field: str) -> None:
+    controller = start(2)
+    create(controller, {"w": np.zeros(3, np.float32)}, shards=2)
+    with ClusterClient(controller, "job", "a") as client:
+        client.join()
+        _, clock = client.pull()
+        with pytest.raises(error) as caught:
+            client.push(gradients, clock)
+        assert caught.value.field == field
+        assert client.push({"w": np.ones(3, np.float32)}, clock).outcome is Outcome.APPLIED
+
+
+def test_checkpoints_are_taken_while_pushes_go_on(start: Start, tmp_path: Path) -> None:
+    controller = start(2)
+    create(controller, {"w": np.zeros(20_000, np.float32)}, shards=2)
+    gradient = np.ones(20_000, np.float32)
+    pushing = hammer.remote(controller, "a", gradient, 60)
+    numbers = [ray.get(controller.checkpoint.remote("job")) for _ in range(5)]
+    ray.get(pushing)
+    assert numbers == sorted(set(numbers))
+    root = tmp_path / "checkpoints" / "job"
+    for info in checkpoint.list_checkpoints(root):
+        if info.complete:
+            checkpoint.verify(info.folder)
+            values = checkpoint.load_tensors(info.folder, checkpoint.read_manifest(info.folder))["w"]["w"]
+            manifest = checkpoint.read_manifest(info.folder)
+            clocks = [entry.stamp.clock for entry in manifest.shards]
+            half = len(values) // 2
+            assert set(values[:half]) == {-float(clocks[0])}, "a cut shows half an update"
+            assert set(values[half:]) == {-float(clocks[1])}
+
+
+def _unwrapped(call: Callable[[], object]) -> None:
+    """Call, and raise the error that our own code raised inside an actor."""
+    try:
+        call()
+    except ray.exceptions.RayTaskError as error:
+        raise own_error(error) from None

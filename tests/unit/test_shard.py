@@ -1,0 +1,318 @@
+"""A shard applies a push wholly, once, or not at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adamserve import optim
+from adamserve.consistency import BSP, SSP, Async, Consistency, Decision
+from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, NotFound
+from adamserve.partition import partition
+from adamserve.shard import RECEIPTS_KEPT, Shard
+from adamserve.values import Array, Outcome, Push, PusherState, Receipt, Segment, ShardState, Stamp, TensorSpec
+from tests.unit.test_consistency import ManualClock
+
+TENSORS = [TensorSpec("w", (3, 4)), TensorSpec("scalar", ()), TensorSpec("none", (0, 5)), TensorSpec("d", (5,), "float64")]
+LEASE_S = 10.0
+
+
+def make(
+    *,
+    rule: optim.Rule | None = None,
+    consistency: Consistency | None = None,
+    tensors: Sequence[TensorSpec] = TENSORS,
+    now: Callable[[], float] | None = None,
+    epoch: int = 1,
+    state: ShardState | None = None,
+    pushers: Sequence[str] = ("a",),
+) -> Shard:
+    """One shard that owns everything, its parameters counting up from 0."""
+    initial = {spec.name: np.arange(spec.numel, dtype=spec.dtype) for spec in tensors}
+    shard = Shard(
+        partition=partition(tensors, 1),
+        state=state or ShardState(0, Stamp(epoch, 0), (), {"w": initial}),
+        rule=rule or optim.SGD(lr=1.0, momentum=0.0),
+        consistency=consistency or Async(),
+        now=now or ManualClock(),
+    )
+    for pusher in pushers:
+        shard.join(pusher, lease_s=LEASE_S)
+    return shard
+
+
+def ones(value: float = 1.0, tensors: Sequence[TensorSpec] = TENSORS) -> dict[str, Array]:
+    return {spec.name: np.full(spec.numel, value, dtype=spec.dtype) for spec in tensors}
+
+
+def offer(shard: Shard, seq: int, clock: int, gradients: Mapping[str, Array], **fields: Any) -> Receipt | Decision:
+    pulled = Stamp(fields.pop("epoch", shard.stamp.epoch), clock)
+    push = Push(fields.pop("pusher", "a"), seq, pulled, gradients, **fields)
+    return shard.offer(shard.check(push))
+
+
+def contents(shard: Shard) -> dict[str, bytes]:
+    """Every byte of the state, and the clock."""
+    state = shard.state()
+    held = {f"{slot}/{name}": a.tobytes() for slot, arrays in state.arrays.items() for name, a in arrays.items()}
+    return {**held, "stamp": str(state.stamp).encode(), "segments": str(state.segments).encode()}
+
+
+def test_a_push_moves_every_tensor_and_the_clock() -> None:
+    shard = make()
+    receipt = offer(shard, 1, 0, ones(0.5))
+    assert receipt == Receipt(Outcome.APPLIED, Stamp(1, 1), 0, "stale by 0 updates")
+    arrays = shard.state().arrays["w"]
+    for spec in TENSORS:
+        np.testing.assert_array_equal(arrays[spec.name], np.arange(spec.numel) - 0.5)
+
+
+def test_a_tensor_left_out_does_not_move_and_keeps_its_own_count() -> None:
+    shard = make(rule=optim.Adam(lr=0.1))
+    offer(shard, 1, 0, {"w": np.ones(12, np.float32)})
+    offer(shard, 2, 1, ones())
+    counts = {segment.tensor: segment.updates for segment in shard.state().segments}
+    assert counts == {"w": 2, "scalar": 1, "none": 1, "d": 1}
+    assert shard.stamp.clock == 2
+
+
+@pytest.mark.parametrize("seqs", [[1, 1], [1, 2, 1], [1, 2, 2, 2]])
+def test_a_repeated_seq_is_answered_with_its_first_receipt(seqs: list[int]) -> None:
+    shard = make()
+    first: dict[int, Receipt] = {}
+    for seq in seqs:
+        answer = offer(shard, seq, 0, ones())
+        assert isinstance(answer, Receipt)
+        if seq in first:
+            assert answer.outcome is Outcome.DUPLICATE
+            assert (answer.stamp, answer.staleness, answer.reason) == (
+                first[seq].stamp,
+                first[seq].staleness,
+                first[seq].reason,
+            )
+        first.setdefault(seq, answer)
+    assert shard.stamp.clock == len(set(seqs))
+
+
+def test_a_duplicate_is_known_even_when_its_receipt_is_forgotten() -> None:
+    shard = make()
+    for seq in range(1, RECEIPTS_KEPT + 3):
+        offer(shard, seq, 0, {})
+    before = contents(shard)
+    answer = offer(shard, 1, 0, ones())
+    assert isinstance(answer, Receipt)
+    assert answer.outcome is Outcome.DUPLICATE
+    assert contents(shard) == before
+
+
+@given(order=st.lists(st.integers(1, 6), max_size=40))
+def test_any_order_and_repetition_applies_each_seq_once(order: list[int]) -> None:
+    shard = make(tensors=[TensorSpec("w", ())])
+    decided: set[int] = set()
+    for seq in order:
+        try:
+            offer(shard, seq, 0, {"w": np.full(1, 10.0**seq, np.float32)})
+        except BadSequence:
+            assert seq > max(decided, default=0) + 1
+        else:
+            decided.add(seq)
+    assert shard.stamp.clock == len(decided)
+    assert float(shard.state().arrays["w"]["w"][0]) == pytest.approx(-sum(10.0**seq for seq in decided))
+
+
+BAD_PUSHES: list[tuple[str, dict[str, Any], type[AdamServeError], str]] = [
+    ("unknown tensor", {"gradients": {"v": np.ones(3, np.float32)}}, NotFound, "v"),
+    ("short", {"gradients": {"w": np.ones(11, np.float32)}}, InvalidArgument, "w"),
+    ("wrong rank", {"gradients": {"w": np.ones((3, 4), np.float32)}}, InvalidArgument, "w"),
+    ("int gradient", {"gradients": {"w": np.ones(12, np.int32)}}, InvalidArgument, "w"),
+    ("double for float", {"gradients": {"w": np.ones(12, np.float64)}}, InvalidArgument, "w"),
+    ("strided", {"gradients": {"w": np.ones(24, np.float32)[::2]}}, InvalidArgument, "w"),
+    ("NaN last", {"gradients": {**ones(), "d": np.array([1, 1, 1, 1, math.nan])}}, InvalidArgument, "d"),
+    ("infinity", {"gradients": {"scalar": np.array([math.inf], np.float32)}}, InvalidArgument, "scalar"),
+    ("minus infinity", {"gradients": {"d": np.full(5, -math.inf)}}, InvalidArgument, "d"),
+    ("half NaN", {"gradients": {"w": np.full(12, math.nan, np.float16)}}, InvalidArgument, "w"),
+    ("seq 0", {"seq": 0}, BadSequence, "seq"),
+    ("negative seq", {"seq": -3}, BadSequence, "seq"),
+    ("skipped seq", {"seq": 4}, BadSequence, "seq"),
+    ("future clock", {"clock": 2}, InvalidArgument, "clock"),
+    ("future epoch", {"epoch": 9}, InvalidArgument, "clock"),
+    ("NaN rate", {"lr": math.nan}, InvalidArgument, "lr"),
+    ("infinite rate", {"lr": math.inf}, InvalidArgument, "lr"),
+    ("negative rate", {"lr": -1.0}, InvalidArgument, "lr"),
+    ("unknown pusher", {"pusher": "stranger"}, NotFound, "pusher"),
+]
+
+
+@pytest.mark.parametrize(("fields", "error", "field"), [b[1:] for b in BAD_PUSHES], ids=[b[0] for b in BAD_PUSHES])
+def test_a_refused_push_changes_no_byte(fields: dict[str, Any], error: type[AdamServeError], field: str) -> None:
+    shard = make(rule=optim.Adam(lr=0.1))
+    offer(shard, 1, 0, ones(0.3))
+    before = contents(shard)
+    with pytest.raises(error) as caught:
+        offer(shard, **{"seq": 2, "clock": 1, "gradients": ones(), **fields})
+    assert caught.value.field == field
+    assert contents(shard) == before
+    assert isinstance(offer(shard, 2, 1, ones()), Receipt), "the seq was not used up"
+
+
+def test_a_stale_push_changes_no_byte_but_uses_its_seq() -> None:
+    shard = make(consistency=Async(max_staleness=0))
+    offer(shard, 1, 0, ones())
+    before = contents(shard)
+    answer = offer(shard, 2, 0, ones())
+    assert answer == Receipt(Outcome.STALE, Stamp(1, 1), 1, "stale by 1 updates, at most 0 are allowed")
+    assert contents(shard) == before
+    assert offer(shard, 3, 1, ones()) == Receipt(Outcome.APPLIED, Stamp(1, 2), 0, "stale by 0 updates")
+
+
+def test_an_older_epoch_is_refused_whatever_seq_it_carries() -> None:
+    shard = make(epoch=3)
+    before = contents(shard)
+    for seq in (1, 40):
+        answer = offer(shard, seq, 0, ones(), epoch=2)
+        assert isinstance(answer, Receipt)
+        assert answer.outcome is Outcome.STALE
+    assert contents(shard) == before
+
+
+def test_a_rate_sent_with_a_push_takes_the_place_of_the_rules() -> None:
+    shard = make()
+    offer(shard, 1, 0, ones(), lr=0.25)
+    assert float(shard.state().arrays["w"]["scalar"][0]) == -0.25
+
+
+def test_inverse_staleness_scales_the_step() -> None:
+    shard = make(consistency=Async(staleness_lr="inverse"), pushers=("a", "b"))
+    for seq in range(1, 5):
+        offer(shard, seq, shard.stamp.clock, {}, pusher="b")
+    offer(shard, 1, 0, ones())
+    assert float(shard.state().arrays["w"]["scalar"][0]) == -0.25
+
+
+def test_delay_compensation_adds_its_term() -> None:
+    weight = 0.5
+    shard = make(consistency=Async(delay_compensation=weight), pushers=("a", "b"))
+    shard.note_pull("a")
+    offer(shard, 1, 0, ones(3.0), pusher="b")
+    offer(shard, 1, 0, ones(2.0))
+    drift = -3.0
+    expected = np.arange(12) - 3.0 - (2.0 + weight * 2.0 * 2.0 * drift)
+    np.testing.assert_allclose(shard.state().arrays["w"]["w"], expected, rtol=1e-6)
+
+
+def test_delay_compensation_leaves_a_fresh_gradient_alone() -> None:
+    shard = make(consistency=Async(delay_compensation=0.5))
+    shard.note_pull("a")
+    offer(shard, 1, 0, ones(2.0))
+    assert float(shard.state().arrays["w"]["scalar"][0]) == -2.0
+
+
+def test_bsp_averages_one_push_of_every_live_pusher() -> None:
+    shard = make(consistency=BSP(), pushers=("a", "b", "c"))
+    assert isinstance(offer(shard, 1, 0, ones(1.0), pusher="b"), Decision)
+    assert isinstance(offer(shard, 1, 0, ones(2.0), pusher="a"), Decision)
+    last = offer(shard, 1, 0, ones(6.0), pusher="c")
+    assert last == Receipt(Outcome.APPLIED, Stamp(1, 1), 0, "mean of 3 pushes")
+    assert shard.receipt("a", 1) == shard.receipt("b", 1) == last
+    np.testing.assert_array_equal(shard.state().arrays["w"]["w"], np.arange(12) - 3.0)
+
+
+def test_the_mean_does_not_depend_on_the_order_of_arrival() -> None:
+    rng = np.random.default_rng(0)
+    pushers = ("a", "b", "c", "d", "e")
+    gradients = {name: {"w": rng.normal(size=12).astype(np.float32)} for name in pushers}
+    results = set()
+    for order in (pushers, pushers[::-1], ("c", "a", "e", "b", "d")):
+        shard = make(consistency=BSP(), pushers=pushers)
+        for name in order:
+            offer(shard, 1, 0, gradients[name], pusher=name)
+        results.add(contents(shard)["w/w"])
+    assert len(results) == 1
+
+
+def test_a_pusher_whose_lease_ran_out_no_longer_holds_a_round_up() -> None:
+    clock = ManualClock()
+    shard = make(consistency=BSP(), pushers=("a", "b"), now=clock)
+    gradients = shard.check(Push("a", 1, Stamp(1, 0), ones()))
+    assert isinstance(shard.offer(gradients), Decision)
+    clock.seconds += LEASE_S
+    shard.renew("a")
+    assert isinstance(shard.offer(gradients), Receipt)
+
+
+def test_a_withdrawn_push_is_no_part_of_the_round() -> None:
+    shard = make(consistency=BSP(), pushers=("a", "b"))
+    offer(shard, 1, 0, ones(100.0), pusher="a")
+    shard.withdraw("a")
+    assert isinstance(offer(shard, 1, 0, ones(1.0), pusher="b"), Decision)
+    offer(shard, 1, 0, ones(3.0), pusher="a")
+    assert float(shard.state().arrays["w"]["scalar"][0]) == -2.0
+
+
+def test_ssp_counts_steps_and_a_newcomer_starts_level() -> None:
+    shard = make(consistency=SSP(bound=1), pushers=("a", "b"))
+    offer(shard, 1, 0, {})
+    offer(shard, 2, 0, {})
+    assert isinstance(offer(shard, 3, 0, {}), Decision)
+    offer(shard, 1, 0, {}, pusher="b")
+    assert isinstance(offer(shard, 3, 0, {}), Receipt)
+    shard.join("c", lease_s=LEASE_S)
+    assert shard.state().pushers["c"] == PusherState(0, 1)
+
+
+def test_joining_again_goes_on_counting() -> None:
+    shard = make()
+    offer(shard, 1, 0, {})
+    assert shard.join("a", lease_s=LEASE_S).last_seq == 1
+    assert shard.join("a", lease_s=LEASE_S, last_seq=7).last_seq == 7
+    assert isinstance(offer(shard, 8, 0, {}), Receipt)
+
+
+def test_a_shard_restored_from_its_state_goes_on_bit_for_bit() -> None:
+    rng = np.random.default_rng(1)
+    gradients = [{s.name: rng.normal(size=s.numel).astype(s.dtype) for s in TENSORS} for _ in range(6)]
+    whole = make(rule=optim.Adam(lr=0.1))
+    half = make(rule=optim.Adam(lr=0.1))
+    for seq, gradient in enumerate(gradients, start=1):
+        if seq == 4:
+            half = make(rule=optim.Adam(lr=0.1), state=half.state())
+        offer(whole, seq, seq - 1, gradient)
+        offer(half, seq, seq - 1, gradient)
+    assert contents(half) == contents(whole)
+
+
+def test_pieces_with_different_counts_keep_their_own_bias_correction() -> None:
+    tensors = [TensorSpec("w", (4,))]
+    state = ShardState(
+        0, Stamp(2, 9), (Segment("w", 0, 2, 0), Segment("w", 2, 4, 9)), {"w": {"w": np.zeros(4, np.float32)}}
+    )
+    shard = make(rule=optim.Adam(lr=0.1), tensors=tensors, state=state)
+    offer(shard, 1, 9, {"w": np.ones(4, np.float32)})
+    moved = shard.state().arrays["w"]["w"]
+    assert moved[0] == pytest.approx(-0.1, rel=1e-5)
+    assert abs(moved[2]) < 0.9 * abs(moved[0])
+    assert [s.updates for s in shard.state().segments] == [1, 10]
+
+
+def test_a_training_pull_of_nesterov_looks_ahead_and_an_evaluation_does_not() -> None:
+    shard = make(rule=optim.Nesterov(lr=1.0, momentum=0.5), tensors=[TensorSpec("w", ())])
+    offer(shard, 1, 0, {"w": np.ones(1, np.float32)})
+    assert shard.read(training=False)["float32"].tolist() == [-1.0]
+    assert shard.read(training=True)["float32"].tolist() == [-1.5]
+
+
+def test_statistics_count_outcomes_and_staleness() -> None:
+    shard = make(consistency=Async(max_staleness=1))
+    for seq, clock in [(1, 0), (2, 0), (3, 0), (3, 0)]:
+        offer(shard, seq, clock, ones())
+    statistics = shard.statistics()
+    assert statistics.pushes == {"APPLIED": 2, "STALE": 1, "DUPLICATE": 1}
+    assert statistics.staleness == {0: 1, 1: 1, 2: 1}
+    assert statistics.bytes_in == 2 * sum(spec.nbytes for spec in TENSORS)
+    assert statistics.live == ("a",)

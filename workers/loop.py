@@ -1,0 +1,211 @@
+"""The training loop of one worker: pull -> gradient -> push.
+
+The loop keeps no state of its own beyond the pusher's seq: step k of a worker is its k-th push, and everything
+random in it (its mini-batch, its dropout masks) is a function of (seed, rank, k). So a worker that is started
+again, or resumed from a checkpoint, goes on with the step after its last decided push.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from adamserve.errors import InvalidArgument
+from adamserve.values import Array, Clocks, JobReceipt, Outcome
+from workers.data import Dataset
+from workers.data.batches import indices, step_seed, steps_per_epoch
+
+EVALUATION_BATCH = 1000
+"""Examples evaluated at once."""
+
+
+class Client(Protocol):
+    """What the loop asks of a client: DESIGN's three verbs, and the last seq used."""
+
+    @property
+    def seq(self) -> int: ...
+
+    def pull(
+        self, *, into: Mapping[str, Array] | None = None, training: bool = True
+    ) -> tuple[Mapping[str, Array], Clocks]: ...
+
+    def push(self, gradients: Mapping[str, Array], clock: Clocks) -> JobReceipt: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """One worker's part in a job.
+
+    Attributes:
+        rank: this worker, from 0.
+        workers: all workers of the job.
+        batch: examples in a worker's mini-batch.
+        epochs: stop after this many passes over the training set by all workers together.
+        seed: of the data order and of dropout.
+        max_steps: stop after this many pushes of this worker; None sets no such bound.
+        target_loss: stop when the training loss of the last 20 batches, on average, is at most this.
+        device: where the gradient is computed, as torch names it.
+    """
+
+    rank: int
+    workers: int
+    batch: int
+    epochs: int
+    seed: int
+    max_steps: int | None = None
+    target_loss: float | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch", "epochs"):
+            if not getattr(self, name) >= 1:
+                raise InvalidArgument(f"must be at least 1, got {getattr(self, name)}", field=name)
+        if self.max_steps is not None and not self.max_steps >= 1:
+            raise InvalidArgument(f"must be at least 1, got {self.max_steps}", field="max_steps")
+
+    def last_step(self, examples: int) -> int:
+        """Steps that this worker makes in all, from the start of the job."""
+        steps = self.epochs * steps_per_epoch(examples, self.batch, self.workers)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step: its loss at the pulled parameters, and what became of its push."""
+
+    rank: int
+    step: int
+    epoch: float
+    loss: float
+    outcome: Outcome
+    staleness: int
+    clock: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """An evaluation on the whole test set, at the end of an epoch of the worker that made it."""
+
+    rank: int
+    epoch: int
+    clock: int
+    test_loss: float
+    test_accuracy: float
+    at: float
+
+
+Report = StepReport | EpochReport
+
+
+def run(
+    client: Client,
+    model: nn.Module,
+    data: Dataset,
+    config: LoopConfig,
+    *,
+    report: Callable[[Report], None],
+    stopped: Callable[[], bool],
+) -> int:
+    """Train until the epochs are done, a stop condition holds, or `stopped()` says so.
+
+    A push that is refused as STALE is counted and its batch passed over; the next step pulls anew.
+
+    Args:
+        client: has joined.
+        model: its parameters are overwritten by each pull.
+        data: worker `rank` takes its share of every epoch's permutation.
+        report: called after every step, and by rank 0 after every epoch's evaluation.
+        stopped: asked before every step.
+
+    Returns:
+        The last step made, counted from the start of the job.
+    """
+    device = torch.device(config.device)
+    model.to(device)
+    mirror = Mirror(model)
+    x, y = torch.from_numpy(data.train_x).to(device), torch.from_numpy(data.train_y).to(device)
+    per_epoch = steps_per_epoch(len(y), config.batch, config.workers)
+    last = config.last_step(len(y))
+    recent: list[float] = []
+    while client.seq < last and not stopped():
+        step = client.seq
+        _, clock = client.pull(into=mirror.arrays)
+        mirror.load()
+        chosen = torch.from_numpy(
+            indices(n=len(y), batch=config.batch, workers=config.workers, rank=config.rank, step=step, seed=config.seed)
+        )
+        loss = gradient(model, x[chosen], y[chosen], seed=step_seed(config.seed, config.rank, step))
+        receipt = client.push(mirror.gradients(), clock)
+        done = (step + 1) / per_epoch
+        report(
+            StepReport(
+                config.rank, step + 1, done, loss, receipt.outcome, receipt.staleness, receipt.clock.newest, time.time()
+            )
+        )
+        if config.rank == 0 and (step + 1) % per_epoch == 0:
+            _, clock = client.pull(into=mirror.arrays, training=False)
+            mirror.load()
+            test_loss, accuracy = evaluate(model, data.test_x, data.test_y)
+            report(EpochReport(0, round(done), clock.newest, test_loss, accuracy, time.time()))
+        recent = [*recent[-19:], loss]
+        if config.target_loss is not None and len(recent) == 20 and sum(recent) / 20 <= config.target_loss:
+            break
+    return client.seq
+
+
+def gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, seed: int) -> float:
+    """Leave the mini-batch's cross-entropy gradient in the parameters' `.grad`; returns the loss.
+
+    Args:
+        x, y: [batch, features] inputs and [batch] class indices.
+        seed: of the dropout masks.
+    """
+    model.train()
+    torch.manual_seed(seed)
+    model.zero_grad(set_to_none=True)
+    loss = functional.cross_entropy(model(x), y)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, inputs: Array, labels: Array) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over a data set, without dropout."""
+    model.eval()
+    device = next(model.parameters()).device
+    total, right = 0.0, 0
+    for start in range(0, len(labels), EVALUATION_BATCH):
+        x = torch.from_numpy(inputs[start : start + EVALUATION_BATCH]).to(device)
+        y = torch.from_numpy(labels[start : start + EVALUATION_BATCH]).to(device)
+        logits = model(x)
+        total += float(functional.cross_entropy(logits, y, reduction="sum"))
+        right += int((logits.argmax(dim=1) == y).sum())
+    return total / len(labels), right / len(labels)
+
+
+class Mirror:
+    """A model's parameters as numpy arrays: on the CPU its own memory, elsewhere a copy on the host."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._host = {name: p.detach().cpu() for name, p in self._parameters.items()}
+        self.arrays: dict[str, Array] = {name: host.numpy() for name, host in self._host.items()}
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Bring what was written into `arrays` into the model."""
+        for name, parameter in self._parameters.items():
+            if parameter.device.type != "cpu":
+                parameter.copy_(self._host[name])
+
+    def gradients(self) -> dict[str, Array]:
+        """The gradients by name; a parameter without one is left out."""
+        grads = {name: p.grad for name, p in self._parameters.items()}
+        return {name: grad.detach().cpu().numpy() for name, grad in grads.items() if grad is not None}

@@ -1,0 +1,440 @@
+"""A whole training run: a Ray, a service, a job, its workers, and the folder that is left behind.
+
+`train` is what `adamserve train` calls; nothing here prints.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+
+import adamserve
+from adamserve import checkpoint, consistency, optim
+from adamserve.config import JobConfig
+from adamserve.consistency import BSP, Consistency
+from adamserve.errors import AdamServeError, Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.metrics import Exporter, Observed
+from adamserve.service.client import ClusterClient, own_error
+from adamserve.service.cluster import connected, launch
+from adamserve.service.controller import JobStatus, ServiceConfig, initial_parts
+from adamserve.values import TensorSpec
+from workers import networks
+from workers.actor import WorkerActor
+from workers.data import Dataset, load
+from workers.data.batches import steps_per_epoch
+from workers.loop import EpochReport, LoopConfig, Report, StepReport, evaluate
+from workers.record import write_curve, write_json, write_metrics
+
+JOB = "train"
+"""Name of a training run's one job."""
+
+POLL_S = 0.25
+"""How often the workers are asked for their reports."""
+
+WORKER_RESTARTS = 3
+"""How often a worker that died is started again before the run gives up."""
+
+STOP_TIMEOUT_S = 120.0
+"""How long workers may take to finish the step under way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        network, dataset: names from `workers.networks` and `workers.data`.
+        rule: the update rule.
+        consistency: when a push may be applied.
+        shards, workers: processes of each kind.
+        epochs: passes over the training set by all workers together.
+        batch: examples in one worker's mini-batch.
+        seed: of the initial weights, the data order and dropout.
+        data_dir: folder with the data set's files, for data sets that need one.
+        run_dir: folder to write; it must be new, or the run to resume.
+        resume: go on from the newest checkpoint in `run_dir`.
+        address: of a running Ray cluster; None starts a local one.
+        gpus_per_shard, gpus_per_worker: GPUs (or fractions) that each is given.
+        lease_s: seconds after which a silent worker stops counting.
+        checkpoint_every_s: seconds between checkpoints.
+        max_steps, target_loss: stop conditions of each worker, beside `epochs`.
+        metrics_host, metrics_port: where to serve Prometheus metrics; port None serves none, 0 takes a free one.
+    """
+
+    network: str = "mlp"
+    dataset: str = "digits"
+    rule: optim.Rule = field(default_factory=lambda: optim.Adam(lr=1e-3))
+    consistency: Consistency = field(default_factory=consistency.Async)
+    shards: int = 2
+    workers: int = 2
+    epochs: int = 10
+    batch: int = 64
+    seed: int = 0
+    data_dir: Path | None = None
+    run_dir: Path
+    resume: bool = False
+    address: str | None = None
+    gpus_per_shard: float = 0.0
+    gpus_per_worker: float = 0.0
+    lease_s: float = 10.0
+    checkpoint_every_s: float = 30.0
+    max_steps: int | None = None
+    target_loss: float | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("shards", "workers", "epochs", "batch"):
+            if not getattr(self, name) >= 1:
+                raise InvalidArgument(f"must be at least 1, got {getattr(self, name)}", field=name)
+        for name in ("gpus_per_shard", "gpus_per_worker"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)
+        for name in ("lease_s", "checkpoint_every_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
+        if not 0 <= self.seed < 2**32:
+            raise InvalidArgument(f"must be in 0 to 2^32 - 1, got {self.seed}", field="seed")
+
+    def settings(self) -> dict[str, Any]:
+        """What the job is, as JSON: kept in every checkpoint, and not to be changed by `resume`."""
+        return {
+            "network": self.network,
+            "dataset": self.dataset,
+            "rule": optim.to_dict(self.rule),
+            "consistency": consistency.to_dict(self.consistency),
+            "workers": self.workers,
+            "batch": self.batch,
+            "seed": self.seed,
+        }
+
+    def resumed(self) -> TrainConfig:
+        """This run with the settings of the checkpoint that it goes on from."""
+        _, manifest = checkpoint.newest(self.run_dir / "checkpoints" / JOB)
+        kept = manifest.extra
+        return replace(
+            self,
+            network=kept["network"],
+            dataset=kept["dataset"],
+            rule=optim.from_dict(kept["rule"]),
+            consistency=consistency.from_dict(kept["consistency"]),
+            workers=kept["workers"],
+            batch=kept["batch"],
+            seed=kept["seed"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A running job at one moment: for the live line and the metrics."""
+
+    epoch: float
+    epochs: int
+    loss: float
+    test_accuracy: float | None
+    pushes_per_s: float
+    staleness: float
+    rollbacks: int
+    note: str
+
+
+class _Log:
+    """Everything that the workers have reported."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepReport] = []
+        self.epochs: list[EpochReport] = []
+
+    def add(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            if isinstance(report, StepReport):
+                self.steps.append(report)
+            else:
+                self.epochs.append(report)
+
+    def progress(self, config: TrainConfig, status: JobStatus | None, note: str) -> Progress:
+        recent = self.steps[-50:]
+        window = [s for s in self.steps[-2000:] if s.at > time.time() - 5.0]
+        span = max(s.at for s in window) - min(s.at for s in window) if len(window) > 1 else 0.0
+        return Progress(
+            epoch=max((s.epoch for s in recent), default=0.0),
+            epochs=config.epochs,
+            loss=float(np.mean([s.loss for s in recent])) if recent else float("nan"),
+            test_accuracy=self.epochs[-1].test_accuracy if self.epochs else None,
+            pushes_per_s=len(window) / span if span > 0 else 0.0,
+            staleness=float(np.mean([s.staleness for s in recent])) if recent else 0.0,
+            rollbacks=len(status.rollbacks) if status else 0,
+            note=note,
+        )
+
+
+def train(
+    config: TrainConfig, *, on_progress: Callable[[Progress], None], stop: threading.Event
+) -> dict[str, Any]:
+    """Run a job to its end, or until `stop` is set; either way with a last checkpoint.
+
+    Args:
+        config: the run.
+        on_progress: called a few times a second.
+        stop: set it to end after the steps under way.
+
+    Returns:
+        What `run.json` holds.
+
+    Raises:
+        AdamServeError: with nothing left running; what could be checked was checked before Ray was started.
+    """
+    began = time.time()
+    if config.resume:
+        config = config.resumed()
+    elif (config.run_dir / "run.json").exists() or (config.run_dir / "checkpoints").exists():
+        raise Conflict(f"{config.run_dir} holds a run already", field="run_dir", fix="give a new folder, or --resume")
+    data = load(config.dataset, config.data_dir)
+    model = networks.build(config.network, data, seed=config.seed)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    log = _Log()
+    exporter = Exporter.serve(config.metrics_host, config.metrics_port) if config.metrics_port is not None else None
+    local_cpus = config.workers + 1
+    local_gpus = None if config.gpus_per_shard or config.gpus_per_worker else 0
+    try:
+        with connected(config.address, num_cpus=local_cpus, num_gpus=local_gpus):
+            service = ServiceConfig(
+                name=f"adamserve-{config.run_dir.resolve().name}-{int(began * 1000):x}",
+                shards=config.shards,
+                gpus_per_shard=config.gpus_per_shard,
+                checkpoint_dir=(config.run_dir / "checkpoints").resolve(),
+            )
+            controller = launch(service)
+            try:
+                record = _train(config, controller, data, model, log, on_progress, stop, exporter)
+            finally:
+                ray.get(controller.stop.remote(), timeout=STOP_TIMEOUT_S)
+    except RayTaskError as error:
+        raise own_error(error) from None
+    finally:
+        if exporter is not None:
+            exporter.close()
+    record = {**record, "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")}
+    record["seconds"] = {**record["seconds"], "total": round(time.time() - began, 3)}
+    write_metrics(config.run_dir / "metrics.csv", log.steps, append=config.resume)
+    write_curve(config.run_dir / "loss.png", log.steps, log.epochs, title=f"{config.network} on {config.dataset}")
+    write_json(config.run_dir / "run.json", record)
+    return record
+
+
+def _train(
+    config: TrainConfig,
+    controller: Any,
+    data: Dataset,
+    model: torch.nn.Module,
+    log: _Log,
+    on_progress: Callable[[Progress], None],
+    stop: threading.Event,
+    exporter: Exporter | None,
+) -> dict[str, Any]:
+    """The part of a run that has a service: job, workers, last checkpoint, last evaluation."""
+    _open_job(config, controller, model)
+    crew = _Crew(config, controller, ray.put(data))
+    began = time.time()
+    stopped_early = crew.work(log, on_progress, stop, exporter)
+    seconds = time.time() - began
+    ray.get(controller.checkpoint.remote(JOB), timeout=STOP_TIMEOUT_S)
+    reader = ClusterClient(controller, JOB)
+    parameters, clocks = reader.pull(training=False)
+    model.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in parameters.items()})
+    train_loss, train_accuracy = evaluate(model, data.train_x, data.train_y)
+    test_loss, test_accuracy = evaluate(model, data.test_x, data.test_y)
+    [status] = ray.get(controller.status_now.remote(), timeout=STOP_TIMEOUT_S)
+    pushes: dict[str, int] = {}
+    for shard in status.shards:
+        for outcome, count in shard.pushes.items():
+            pushes[outcome] = pushes.get(outcome, 0) + count
+    staleness = np.array([s.staleness for s in log.steps] or [0])
+    return {
+        "status": "stopped" if stopped_early else "completed",
+        "config": {
+            **config.settings(),
+            "epochs": config.epochs,
+            "shards": config.shards,
+            "max_steps": config.max_steps,
+            "target_loss": config.target_loss,
+            "resume": config.resume,
+            "address": config.address,
+        },
+        "seeds": {"job": config.seed},
+        "versions": {
+            "adamserve": adamserve.__version__,
+            "python": platform.python_version(),
+            "ray": ray.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "parameters": sum(spec.numel for spec in tensor_specs(model)),
+        "kernels": list(status.kernels),
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "steps": len(log.steps),
+        "clocks": [stamp.clock for stamp in clocks],
+        "epochs_of_shards": [stamp.epoch for stamp in clocks],
+        "pushes": {"by_shard_and_outcome": pushes, "per_s": round(len(log.steps) / max(seconds, 1e-9), 1)},
+        "staleness": {f"p{q}": float(np.percentile(staleness, q)) for q in (50, 90, 99, 100)},
+        "rollbacks": [_as_json(rollback) for rollback in status.rollbacks],
+        "worker_restarts": crew.restarts,
+        "checkpoints": status.checkpoints,
+        "seconds": {"training": round(seconds, 3)},
+        "run_dir": str(config.run_dir),
+    }
+
+
+def tensor_specs(model: torch.nn.Module) -> tuple[TensorSpec, ...]:
+    """The model's parameters as a job's tensors, in the model's order."""
+    return tuple(
+        TensorSpec(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in model.named_parameters()
+    )
+
+
+def _open_job(config: TrainConfig, controller: Any, model: torch.nn.Module) -> None:
+    """Create the job with the model's initial parameters, or take it up from its newest checkpoint."""
+    if config.resume:
+        ray.get(controller.resume.remote(JOB, config.checkpoint_every_s))
+        return
+    job = JobConfig(
+        name=JOB,
+        tensors=tensor_specs(model),
+        rule=optim.to_dict(config.rule),
+        consistency=consistency.to_dict(config.consistency),
+        checkpoint_every_s=config.checkpoint_every_s,
+        extra=config.settings(),
+    )
+    initial = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    parts = [ray.put(part) for part in initial_parts(job, initial, config.shards)]
+    ray.get(controller.create.remote(job, parts))
+
+
+class _Crew:
+    """The workers of a run: started together, watched, started again where one dies, stopped together."""
+
+    def __init__(self, config: TrainConfig, controller: Any, data: Any) -> None:
+        self._config = config
+        self._controller = controller
+        self._data = data
+        self._threads = max(1, (torch.get_num_threads()) // config.workers)
+        self.restarts = 0
+        self._actors = [self._start(rank) for rank in range(config.workers)]
+
+    def work(
+        self,
+        log: _Log,
+        on_progress: Callable[[Progress], None],
+        stop: threading.Event,
+        exporter: Exporter | None,
+    ) -> bool:
+        """Run every worker to its end. All have joined before any begins, so that the first round is whole.
+
+        Returns:
+            Whether `stop` ended it early.
+        """
+        ray.get([actor.join.remote() for actor in self._actors])
+        runs = {actor.run.remote(): rank for rank, actor in enumerate(self._actors)}
+        asked_to_stop = False
+        note = ""
+        while runs:
+            if stop.is_set() and not asked_to_stop:
+                self._stop_together()
+                asked_to_stop = True
+                note = "stopping"
+            done, _ = ray.wait(list(runs), timeout=POLL_S)
+            for ref in done:
+                rank = runs.pop(ref)
+                try:
+                    ray.get(ref)
+                except RayActorError:
+                    note = f"worker {rank} died and was started again"
+                    runs[self._replace(rank)] = rank
+            log.add(self._reports())
+            status = self._status()
+            on_progress(log.progress(self._config, status, note))
+            if exporter is not None:
+                exporter.show(_observed(log, status))
+        log.add(self._reports())
+        return asked_to_stop
+
+    def _start(self, rank: int) -> Any:
+        config = self._config
+        loop = LoopConfig(
+            rank=rank,
+            workers=config.workers,
+            batch=config.batch,
+            epochs=config.epochs,
+            seed=config.seed,
+            max_steps=config.max_steps,
+            target_loss=config.target_loss,
+            device="cuda" if config.gpus_per_worker else "cpu",
+        )
+        return WorkerActor.options(  # type: ignore[attr-defined]
+            num_cpus=1, num_gpus=config.gpus_per_worker, scheduling_strategy="SPREAD"
+        ).remote(self._controller, JOB, config.network, self._data, loop, self._threads, config.lease_s)
+
+    def _replace(self, rank: int) -> Any:
+        """Start a dead worker again; it goes on after its last decided push."""
+        self.restarts += 1
+        if self.restarts > WORKER_RESTARTS:
+            raise Unavailable(f"worker {rank} died, after {WORKER_RESTARTS} restarts", field=f"worker {rank}")
+        self._actors[rank] = self._start(rank)
+        ray.get(self._actors[rank].join.remote())
+        return self._actors[rank].run.remote()
+
+    def _stop_together(self) -> None:
+        """Stop every worker after the step under way; in bsp all after the same one, so that no round is cut."""
+        begun = self._each("hold")
+        last = max(begun.values(), default=0)
+        together = isinstance(self._config.consistency, BSP)
+        for rank, step in begun.items():
+            self._actors[rank].stop_at.remote(last if together else step)
+
+    def _reports(self) -> list[Report]:
+        gathered = [report for reports in self._each("reports").values() for report in reports]
+        return sorted(gathered, key=lambda report: report.at)
+
+    def _each(self, method: str) -> dict[int, Any]:
+        """Call every worker that answers."""
+        refs = {rank: getattr(actor, method).remote() for rank, actor in enumerate(self._actors)}
+        answers = {}
+        for rank, ref in refs.items():
+            try:
+                answers[rank] = ray.get(ref, timeout=STOP_TIMEOUT_S)
+            except RayActorError:
+                continue
+        return answers
+
+    def _status(self) -> JobStatus | None:
+        statuses: Sequence[JobStatus] = ray.get(self._controller.status.remote(), timeout=STOP_TIMEOUT_S)
+        return statuses[0] if statuses else None
+
+
+def _observed(log: _Log, status: JobStatus | None) -> Observed:
+    recent = log.steps[-50:]
+    return Observed(
+        job=JOB,
+        status=status,
+        loss=float(np.mean([s.loss for s in recent])) if recent else None,
+        test_accuracy=log.epochs[-1].test_accuracy if log.epochs else None,
+    )
+
+
+def _as_json(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__slots__}
