@@ -1,0 +1,21 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("adamserve", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("adamserve")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real data files; a test that needs it is skipped where it is absent."""
+    root = Path(os.environ.get("ADAMSERVE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip(f"real data files are not at {root}; set ADAMSERVE_TEST_DATA")
+    return root
