@@ -29,7 +29,8 @@ class ShardActor:
     """The process of shard `index`: it hosts that shard of every job of the service."""
 
     def __init__(self, index: int, num_shards: int, device: str, threads: int) -> None:
-        optim.set_threads(threads)
+        if threads:
+            optim.set_threads(threads)
         self._index = index
         self._num_shards = num_shards
         self._device = device
