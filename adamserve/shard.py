@@ -412,10 +412,11 @@ class Shard:
     def _refuse_stale(self, push: Push, reason: str) -> Receipt:
         staleness = max(0, self.stamp.clock - push.pulled.clock)
         receipt = Receipt(Outcome.STALE, self.stamp, staleness, reason)
-        if push.pulled.epoch != self.stamp.epoch:
-            self._pushes[Outcome.STALE] += 1
-            return receipt
-        return self._record(push, receipt)
+        if push.seq == self._pushers[push.pusher].last_seq + 1:
+            return self._record(push, receipt)
+        # From before the shard was restored, and so ahead of what it knows: joining again mends the count.
+        self._pushes[Outcome.STALE] += 1
+        return receipt
 
     def _apply(self, checked: CheckedPush, decision: Decision) -> Receipt:
         """Run the rule, move the clock, write the receipts."""

@@ -79,8 +79,8 @@ class TrainConfig:
     consistency: Consistency = field(default_factory=consistency.Async)
     shards: int = 2
     workers: int = 2
-    epochs: int = 10
-    batch: int = 64
+    epochs: int = 20
+    batch: int = 32
     seed: int = 0
     data_dir: Path | None = None
     run_dir: Path

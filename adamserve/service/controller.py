@@ -272,6 +272,10 @@ class Controller:
             self._look(index)
         return self.status()
 
+    def folder(self, job: str) -> Path | None:
+        """Where a job's checkpoints are."""
+        return self._job(job).folder
+
     def processes(self) -> list[dict[str, Any]]:
         """Pid and node of each shard's process."""
         return self._get([actor.process.remote() for actor in self._actors], "the shards to answer")

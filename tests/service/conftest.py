@@ -25,13 +25,28 @@ def local_ray() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def pair(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A service of two shards for tests that break nothing; each has a job of its own."""
+    folder = tmp_path_factory.mktemp("pair")
+    controller = launch(ServiceConfig(name="test-pair", shards=2, checkpoint_dir=folder))
+    yield controller
+    ray.get(controller.stop.remote(), timeout=60)
+
+
+@pytest.fixture
+def job(request: pytest.FixtureRequest) -> str:
+    """A job's name that no other test has."""
+    return f"job-{uuid.uuid4().hex[:12]}"
+
+
 @pytest.fixture
 def start(local_ray: None, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Starts services; all of them are stopped at the end."""
     running: list[Any] = []
 
     def begin(shards: int = 1, **fields: Any) -> Any:
-        fields.setdefault("checkpoint_dir", tmp_path / "checkpoints")
+        fields.setdefault("checkpoint_dir", tmp_path / f"checkpoints-{len(running)}")
         controller = launch(ServiceConfig(name=f"test-{uuid.uuid4().hex}", shards=shards, **fields))
         running.append(controller)
         return controller

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,10 @@ import ray
 from adamserve import checkpoint, optim
 from adamserve.consistency import BSP, SSP, Async, Consistency
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.partition import partition
 from adamserve.service.client import ClusterClient, own_error
-from adamserve.values import Array, Outcome
+from adamserve.shard import Shard
+from adamserve.values import Array, Outcome, Push, ShardState, Stamp, TensorSpec
 from tests.service.conftest import create, random_parameters
 
 pytestmark = pytest.mark.ray
@@ -30,29 +31,11 @@ def stream(parameters: Mapping[str, Array], steps: int) -> list[dict[str, Array]
     return [{n: rng.normal(size=a.shape).astype(a.dtype) for n, a in parameters.items()} for _ in range(steps)]
 
 
-@pytest.mark.parametrize("rule", [optim.Adam(lr=0.01), optim.NesterovRMSProp(lr=0.01, momentum=0.9)], ids=repr)
-def test_sharding_is_invisible(start: Start, rule: optim.Rule) -> None:
-    parameters = random_parameters()
-    results = []
-    for shards in (1, 2, 7):
-        controller = start(shards)
-        create(controller, parameters, shards=shards, rule=rule, job=f"job{shards}")
-        with ClusterClient(controller, f"job{shards}", "a") as client:
-            client.join()
-            for gradients in stream(parameters, 20):
-                _, clock = client.pull()
-                assert client.push(gradients, clock).outcome is Outcome.APPLIED
-            final, _ = client.pull(training=False)
-        results.append({name: array.tobytes() for name, array in final.items()})
-        assert all(final[name].shape == parameters[name].shape for name in parameters)
-    assert results[0] == results[1] == results[2]
-
-
 @ray.remote(num_cpus=0)
-def hammer(controller: Any, pusher: str, gradient: Array, pushes: int) -> dict[str, int]:
+def hammer(controller: Any, job: str, pusher: str, gradient: Array, pushes: int) -> dict[str, int]:
     """Push integer gradients as fast as they are taken; returns how often each outcome came."""
     counts: dict[str, int] = {}
-    with ClusterClient(controller, "job", pusher) as client:
+    with ClusterClient(controller, job, pusher) as client:
         client.join()
         while client.seq < pushes:
             _, clock = client.pull()
@@ -62,25 +45,24 @@ def hammer(controller: Any, pusher: str, gradient: Array, pushes: int) -> dict[s
 
 
 @pytest.mark.parametrize("mode", [Async(), SSP(bound=2)], ids=str)
-def test_concurrent_pushes_are_neither_lost_nor_doubled(start: Start, mode: Consistency) -> None:
-    pushers, pushes, shards = 4, 25, 3
-    controller = start(shards)
-    create(controller, {"w": np.zeros((50, 3), np.float32)}, shards=shards, mode=mode)
+def test_concurrent_pushes_are_neither_lost_nor_doubled(pair: Any, job: str, mode: Consistency) -> None:
+    pushers, pushes, shards = 4, 25, 2
+    create(pair, {"w": np.zeros((50, 3), np.float32)}, shards=shards, mode=mode, job=job)
     rng = np.random.default_rng(3)
     gradients = [rng.integers(-5, 6, size=(50, 3)).astype(np.float32) for _ in range(pushers)]
     counts = ray.get(
-        [hammer.remote(controller, f"p{i}", g, pushes) for i, g in enumerate(gradients)], timeout=100
+        [hammer.remote(pair, job, f"p{i}", g, pushes) for i, g in enumerate(gradients)], timeout=100
     )
     assert counts == [{Outcome.APPLIED: pushes}] * pushers
-    final, clocks = ClusterClient(controller, "job").pull(training=False)
+    final, clocks = ClusterClient(pair, job).pull(training=False)
     np.testing.assert_array_equal(final["w"], -pushes * np.sum(gradients, axis=0))
     assert [stamp.clock for stamp in clocks] == [pushers * pushes] * shards
 
 
-def test_bsp_steps_once_for_one_push_of_everyone(start: Start) -> None:
-    controller = start(2)
-    create(controller, {"w": np.zeros(6, np.float32)}, shards=2, mode=BSP())
-    clients = [ClusterClient(controller, "job", name) for name in "abc"]
+def test_bsp_steps_once_for_one_push_of_everyone(pair: Any, job: str) -> None:
+    controller = pair
+    create(controller, {"w": np.zeros(6, np.float32)}, mode=BSP(), shards=2, job=job)
+    clients = [ClusterClient(controller, job, name) for name in "abc"]
     for client in clients:
         client.join()
     receipts: dict[int, Any] = {}
@@ -102,12 +84,12 @@ def test_bsp_steps_once_for_one_push_of_everyone(start: Start) -> None:
         client.leave()
 
 
-def test_a_turn_that_does_not_come_is_unavailable_and_can_be_asked_again(start: Start) -> None:
-    controller = start(1)
-    create(controller, {"w": np.zeros(2, np.float32)}, mode=BSP())
+def test_a_turn_that_does_not_come_is_unavailable_and_can_be_asked_again(pair: Any, job: str) -> None:
+    controller = pair
+    create(controller, {"w": np.zeros(2, np.float32)}, mode=BSP(), shards=2, job=job)
     with (
-        ClusterClient(controller, "job", "a", timeout_s=0.3) as alone,
-        ClusterClient(controller, "job", "b") as other,
+        ClusterClient(controller, job, "a", timeout_s=0.3) as alone,
+        ClusterClient(controller, job, "b") as other,
     ):
         alone.join()
         other.join()
@@ -166,76 +148,82 @@ def test_a_shard_killed_without_checkpoints_is_an_error_that_says_so(start: Star
         with_client.push({"w": np.ones(2, np.float32)}, clock)
 
 
-def test_a_job_is_taken_up_on_another_number_of_shards_bit_for_bit(start: Start, tmp_path: Path) -> None:
+def test_a_job_is_taken_up_on_another_number_of_shards_bit_for_bit(pair: Any, start: Start, job: str) -> None:
+    """Two shards to the checkpoint, three after it, against one shard without Ray."""
     parameters = random_parameters()
     gradients = stream(parameters, 12)
-    finals = []
-    for shards_after in (2, 3):
-        folder = tmp_path / f"to{shards_after}"
-        controller = start(2, checkpoint_dir=folder)
-        create(controller, parameters, shards=2, rule=optim.Adam(lr=0.01))
-        with ClusterClient(controller, "job", "a") as client:
-            client.join()
-            for gradient in gradients[:6]:
-                client.push(gradient, client.pull()[1])
-        ray.get(controller.checkpoint.remote("job"))
-        resumed = start(shards_after, checkpoint_dir=folder)
-        ray.get(resumed.resume.remote("job"))
-        with ClusterClient(resumed, "job", "a") as client:
-            assert client.join() == 6
-            for gradient in gradients[6:]:
-                client.push(gradient, client.pull()[1])
-            final, clocks = client.pull(training=False)
-        assert {tuple(stamp) for stamp in clocks} == {(2, 12)}
-        finals.append({name: array.tobytes() for name, array in final.items()})
-    whole = start(1, checkpoint_dir=None)
-    create(whole, parameters, rule=optim.Adam(lr=0.01))
-    with ClusterClient(whole, "job", "a") as client:
+    rule = optim.NesterovRMSProp(lr=0.01, momentum=0.9)
+    create(pair, parameters, shards=2, rule=rule, job=job)
+    with ClusterClient(pair, job, "a") as client:
         client.join()
-        for gradient in gradients:
+        for gradient in gradients[:6]:
             client.push(gradient, client.pull()[1])
-        final, _ = client.pull(training=False)
-    assert finals[0] == finals[1] == {name: array.tobytes() for name, array in final.items()}
+    ray.get(pair.checkpoint.remote(job))
+    resumed = start(3, checkpoint_dir=ray.get(pair.folder.remote(job)).parent)
+    ray.get(resumed.resume.remote(job))
+    with ClusterClient(resumed, job, "a") as client:
+        assert client.join() == 6
+        for gradient in gradients[6:]:
+            client.push(gradient, client.pull()[1])
+        final, clocks = client.pull(training=False)
+        ahead, _ = client.pull(training=True)
+    assert [tuple(stamp) for stamp in clocks] == [(2, 12)] * 3
+    specs = [TensorSpec(name, a.shape, str(a.dtype)) for name, a in parameters.items()]
+    alone = Shard(
+        partition=partition(specs, 1),
+        state=ShardState(0, Stamp(1, 0), (), {"w": parameters}),
+        rule=rule,
+        consistency=Async(),
+    )
+    alone.join("a", lease_s=60.0)
+    for seq, gradient in enumerate(gradients, start=1):
+        flat = {name: g.reshape(-1) for name, g in gradient.items()}
+        alone.offer(alone.check(Push("a", seq, Stamp(1, seq - 1), flat)))
+    expected = alone.state().arrays["w"]
+    for name, array in final.items():
+        assert array.shape == parameters[name].shape
+        assert array.tobytes() == expected[name].tobytes(), name
+    assert ahead["a"].tobytes() != final["a"].tobytes()
 
 
-def test_pulls_of_one_clock_share_one_copy(start: Start) -> None:
-    controller = start(1)
-    create(controller, {"w": np.zeros(1000, np.float32)})
-    [actor] = ray.get(controller.topology.remote("job")).actors
-    (stamp, [first]), (_, [second]) = ray.get([actor.pull.remote("job", None, True, 0, 5.0) for _ in range(2)])
+def test_pulls_of_one_clock_share_one_copy(pair: Any, job: str) -> None:
+    controller = pair
+    create(controller, {"w": np.zeros(1000, np.float32)}, shards=2, job=job)
+    actor = ray.get(controller.topology.remote(job)).actors[0]
+    (stamp, [first]), (_, [second]) = ray.get([actor.pull.remote(job, None, True, 0, 5.0) for _ in range(2)])
     assert first == second
-    with ClusterClient(controller, "job", "a") as client:
+    with ClusterClient(controller, job, "a") as client:
         client.join()
         client.push({}, client.pull()[1])
-    later, [third] = ray.get(actor.pull.remote("job", None, True, 0, 5.0))
+    later, [third] = ray.get(actor.pull.remote(job, None, True, 0, 5.0))
     assert third != first
     assert later.clock == stamp.clock + 1
 
 
-def test_a_pull_can_wait_for_a_clock(start: Start) -> None:
-    controller = start(1)
-    create(controller, {"w": np.zeros(2, np.float32)})
-    reader = ClusterClient(controller, "job", timeout_s=0.2)
+def test_a_pull_can_wait_for_a_clock(pair: Any, job: str) -> None:
+    controller = pair
+    create(controller, {"w": np.zeros(2, np.float32)}, shards=2, job=job)
+    reader = ClusterClient(controller, job, timeout_s=0.2)
     with pytest.raises(Unavailable, match="clock 1, it is at 0"):
         reader.pull(at_least=1)
-    patient = ClusterClient(controller, "job")
+    patient = ClusterClient(controller, job)
     seen: list[int] = []
     thread = threading.Thread(target=lambda: seen.append(patient.pull(at_least=1)[1].newest))
     thread.start()
-    with ClusterClient(controller, "job", "a") as client:
+    with ClusterClient(controller, job, "a") as client:
         client.join()
         client.push({"w": np.ones(2, np.float32)}, client.pull()[1])
     thread.join(timeout=60)
     assert seen == [1]
 
 
-def test_creating_is_idempotent_and_another_configuration_is_refused(start: Start) -> None:
-    controller = start(1)
+def test_creating_is_idempotent_and_another_configuration_is_refused(pair: Any, job: str) -> None:
+    controller = pair
     parameters = {"w": np.zeros(3, np.float32)}
-    create(controller, parameters)
-    create(controller, parameters)
+    create(controller, parameters, shards=2, job=job)
+    create(controller, parameters, shards=2, job=job)
     with pytest.raises(Conflict, match="another configuration"):
-        _unwrapped(lambda: create(controller, parameters, rule=optim.Adam(lr=0.1)))
+        _unwrapped(lambda: create(controller, parameters, rule=optim.Adam(lr=0.1), shards=2, job=job))
     with pytest.raises(NotFound, match="no job 'else'"):
         _unwrapped(lambda: ClusterClient(controller, "else"))
 
@@ -249,10 +237,10 @@ def test_creating_is_idempotent_and_another_configuration_is_refused(start: Star
         ({"w": np.array([0, np.nan, 0], np.float32)}, InvalidArgument, "w"),
     ],
 )
-def test_bad_gradients_reach_no_shard(start: Start, gradients: dict[str, Array], error: Any, field: str) -> None:
-    controller = start(2)
-    create(controller, {"w": np.zeros(3, np.float32)}, shards=2)
-    with ClusterClient(controller, "job", "a") as client:
+def test_bad_gradients_reach_no_shard(pair: Any, job: str, gradients: dict[str, Array], error: Any, field: str) -> None:
+    controller = pair
+    create(controller, {"w": np.zeros(3, np.float32)}, shards=2, job=job)
+    with ClusterClient(controller, job, "a") as client:
         client.join()
         _, clock = client.pull()
         with pytest.raises(error) as caught:
@@ -261,15 +249,14 @@ def test_bad_gradients_reach_no_shard(start: Start, gradients: dict[str, Array],
         assert client.push({"w": np.ones(3, np.float32)}, clock).outcome is Outcome.APPLIED
 
 
-def test_checkpoints_are_taken_while_pushes_go_on(start: Start, tmp_path: Path) -> None:
-    controller = start(2)
-    create(controller, {"w": np.zeros(20_000, np.float32)}, shards=2)
+def test_checkpoints_are_taken_while_pushes_go_on(pair: Any, job: str) -> None:
+    create(pair, {"w": np.zeros(20_000, np.float32)}, shards=2, job=job)
     gradient = np.ones(20_000, np.float32)
-    pushing = hammer.remote(controller, "a", gradient, 60)
-    numbers = [ray.get(controller.checkpoint.remote("job")) for _ in range(5)]
+    pushing = hammer.remote(pair, job, "a", gradient, 60)
+    numbers = [ray.get(pair.checkpoint.remote(job)) for _ in range(5)]
     ray.get(pushing)
     assert numbers == sorted(set(numbers))
-    root = tmp_path / "checkpoints" / "job"
+    root = ray.get(pair.folder.remote(job))
     for info in checkpoint.list_checkpoints(root):
         if info.complete:
             checkpoint.verify(info.folder)

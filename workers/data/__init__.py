@@ -1,4 +1,8 @@
-"""Data sets by name: `digits` (embedded) and `mnist` (official files)."""
+"""Data sets by name: `digits` (embedded) and `mnist` (official files).
+
+A further data set is one module with a loader, and one row in `NAMES`. Importing this package loads numpy
+only.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,22 @@ from numpy.typing import NDArray
 from adamserve.errors import DataError, InvalidArgument
 
 Progress = Callable[[str], None]
+"""Told, in a line for people, about anything slow."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A classification data set in memory.
+    """A classification data set in memory, checked when it is made. It shares its arrays and copies none.
 
     Attributes:
         name: as `load` knows it.
-        train_x, test_x: [examples, features] float32.
+        train_x, test_x: [examples, features] float32, finite.
         train_y, test_y: [examples] int64, from 0 to `classes` - 1.
         classes: number of classes.
+
+    Raises:
+        DataError: an array is of another dtype or rank, is empty, does not fit the others, or holds a value
+            out of range.
     """
 
     name: str
@@ -35,17 +44,29 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
-            if x.dtype != np.float32 or x.ndim != 2 or y.dtype != np.int64 or y.ndim != 1:
-                raise DataError(f"the {part} set is not float32 rows with int64 labels", field=self.name)
-            if len(x) != len(y) or len(x) == 0:
-                raise DataError(f"the {part} set has {len(x)} examples and {len(y)} labels", field=self.name)
-            if not (0 <= y.min() and y.max() < self.classes):
+            for array, dtype, rank in ((x, np.float32, 2), (y, np.int64, 1)):
+                if array.dtype != dtype or array.ndim != rank:
+                    raise DataError(
+                        f"the {part} set has {array.dtype} of rank {array.ndim}, "
+                        f"expected {np.dtype(dtype)} of rank {rank}",
+                        field=self.name,
+                    )
+            if len(x) != len(y) or x.size == 0:
+                raise DataError(
+                    f"the {part} set has examples of shape {x.shape} and {len(y)} labels", field=self.name
+                )
+            if not (np.isfinite(x.min()) and np.isfinite(x.max())):  # both are NaN where any element is
+                raise DataError(f"the {part} set's examples are not all finite", field=self.name)
+            if y.min() < 0 or y.max() >= self.classes:
                 raise DataError(
                     f"the {part} set's labels run from {y.min()} to {y.max()}, not 0 to {self.classes - 1}",
                     field=self.name,
                 )
         if self.train_x.shape[1] != self.test_x.shape[1]:
-            raise DataError("training and test examples differ in length", field=self.name)
+            raise DataError(
+                f"training examples have {self.features} features, test examples {self.test_x.shape[1]}",
+                field=self.name,
+            )
 
     @property
     def features(self) -> int:
@@ -58,8 +79,8 @@ def load(name: str, data_dir: Path | None = None, *, progress: Progress | None =
 
     Args:
         name: one of `NAMES`.
-        data_dir: folder with its official files, for those that have some.
-        progress: told about anything slow.
+        data_dir: folder with its official files; an embedded data set has none and leaves it unread.
+        progress: told about anything slow; nobody is told where it is None.
 
     Raises:
         InvalidArgument: there is no data set of that name.
@@ -69,7 +90,9 @@ def load(name: str, data_dir: Path | None = None, *, progress: Progress | None =
     if loader is None:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise InvalidArgument(f"there is no data set {name!r}", field="dataset", fix=f"{hint}choose {' or '.join(NAMES)}")
+        raise InvalidArgument(
+            f"there is no data set {name!r}", field="dataset", fix=f"{hint}choose {' or '.join(NAMES)}"
+        )
     return loader(data_dir, progress or (lambda message: None))
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +10,30 @@ from numpy.typing import NDArray
 
 from adamserve.errors import DataError
 from workers.data import Dataset, Progress
+from workers.data.fetch import RemoteFile, cache_dir, fetch
 from workers.data.idx import read_idx
 
-MD5: Mapping[str, str] = {
-    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-}
-"""The official files and their checksums."""
+FILES = (
+    RemoteFile(
+        "train-images-idx3-ubyte.gz",
+        9912422,
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    ),
+    RemoteFile(
+        "train-labels-idx1-ubyte.gz",
+        28881,
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    ),
+    RemoteFile(
+        "t10k-images-idx3-ubyte.gz",
+        1648877,
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    ),
+    RemoteFile(
+        "t10k-labels-idx1-ubyte.gz", 4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+    ),
+)
+"""The official files: training images and labels, test images and labels."""
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -30,11 +41,10 @@ MIRRORS = (
 )
 """Where the files are fetched from, in this order."""
 
-TIMEOUT_S = 10.0
-"""How long a mirror may stay silent."""
+SIDE = 28
+"""Pixels along an image's edge."""
 
-MOST_BYTES = 20_000_000
-"""No official file is larger."""
+FIX = "give --data-dir a folder with the four official MNIST files"
 
 
 def load_mnist(
@@ -42,85 +52,55 @@ def load_mnist(
     *,
     progress: Progress = lambda message: None,
     mirrors: Sequence[str] = MIRRORS,
-    checksums: Mapping[str, str] = MD5,
+    files: Sequence[RemoteFile] = FILES,
 ) -> Dataset:
-    """Load MNIST, pixels scaled to [0, 1], 784 features.
+    """Load MNIST, pixels scaled to [0, 1], 784 features (28 rows of 28).
 
     Args:
-        data_dir: folder with the four files, gzipped or not; None takes the cache, and fills it where there is a network.
+        data_dir: folder with the four files, gzipped or not, whole or a part of MNIST in the same format; None takes
+            the cache's `data/mnist`, and fills it from the network.
         progress: told what is fetched.
-        mirrors: base addresses to fetch from.
-        checksums: MD5 of each file, by name.
+        mirrors: base URLs to fetch from, each with a final slash.
+        files: what to fetch, in the order of `FILES`.
 
     Raises:
-        DataError: a file is missing, damaged, or does not fit the others.
+        DataError: a file is missing, cannot be fetched, is damaged, or does not fit the others; names the file or
+            folder.
     """
-    folder = data_dir if data_dir is not None else cached(mirrors, checksums, progress)
-    paths = [_find(folder, name.removesuffix(".gz")) for name in MD5]
+    if data_dir is None:
+        folder = cache_dir() / "data" / "mnist"
+        paths = [fetch(file, folder, mirrors, progress=progress, fix=FIX) for file in files]
+    else:
+        paths = [_find(data_dir, file.name) for file in files]
     train_x, train_y = _pair(paths[0], paths[1])
     test_x, test_y = _pair(paths[2], paths[3])
     return Dataset("mnist", train_x, train_y, test_x, test_y, classes=10)
 
 
-def cached(mirrors: Sequence[str], checksums: Mapping[str, str], progress: Progress) -> Path:
-    """The cache folder, with every file in it that was missing fetched and checked."""
-    base = os.environ.get("ADAMSERVE_CACHE_DIR") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "adamserve"
-    )
-    folder = Path(base) / "data" / "mnist"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, checksum in checksums.items():
-        if not (folder / name).exists():
-            progress(f"fetching {name}")
-            _fetch(name, checksum, folder, mirrors)
-    return folder
-
-
-def _fetch(name: str, checksum: str, folder: Path, mirrors: Sequence[str]) -> None:
-    """Fetch one file from the first mirror that has it whole."""
-    failures = []
-    for mirror in mirrors:
-        try:
-            with urllib.request.urlopen(mirror + name, timeout=TIMEOUT_S) as answer:  # noqa: S310 - fixed https mirrors
-                content = answer.read(MOST_BYTES + 1)
-        except (urllib.error.URLError, OSError) as error:
-            failures.append(f"{mirror}: {getattr(error, 'reason', error)}")
-            continue
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if found != checksum:
-            failures.append(f"{mirror}: checksum {found}, expected {checksum}")
-            continue
-        temporary = folder / f"{name}.{os.getpid()}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(folder / name)
-        return
-    raise DataError(
-        f"could not be fetched: {'; '.join(failures)}",
-        field=name,
-        fix="give --data-dir with the four official MNIST files",
-    )
-
-
-def _find(folder: Path, stem: str) -> Path:
+def _find(folder: Path, packed: str) -> Path:
     if not folder.is_dir():
-        raise DataError(
-            "there is no such folder", field=str(folder), fix="give --data-dir with the four official MNIST files"
-        )
-    for name in (f"{stem}.gz", stem):
-        if (folder / name).exists():
+        raise DataError("there is no such folder", field=str(folder), fix=FIX)
+    plain = packed.removesuffix(".gz")
+    for name in (packed, plain):
+        if (folder / name).is_file():
             return folder / name
-    raise DataError(
-        f"neither {stem}.gz nor {stem} is in the folder", field=str(folder), fix="give --data-dir with all four files"
-    )
+    names = ", ".join(f"{file.name.removesuffix('.gz')}[.gz]" for file in FILES)
+    raise DataError(f"holds neither {packed} nor {plain}", field=str(folder), fix=f"{FIX}: {names}")
 
 
 def _pair(images: Path, labels: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Images as rows and their labels, checked against each other."""
     x, y = read_idx(images), read_idx(labels)
-    if x.ndim != 3 or x.shape[1:] != (28, 28):
-        raise DataError(f"expected images of 28x28, found shape {x.shape}", field=str(images))
+    if x.ndim != 3 or x.shape[1:] != (SIDE, SIDE):
+        raise DataError(
+            f"expected images of {SIDE}x{SIDE}, found an array of shape {x.shape}", field=str(images)
+        )
     if y.ndim != 1 or len(y) != len(x):
-        raise DataError(f"expected {len(x)} labels for {images.name}, found shape {y.shape}", field=str(labels))
-    if len(y) and y.max() > 9:
-        raise DataError(f"expected labels 0 to 9, found {y.max()}", field=str(labels))
-    return (x.reshape(len(x), -1) / np.float32(255.0)).astype(np.float32), y.astype(np.int64)
+        raise DataError(
+            f"expected {len(x)} labels, one for each image of {images.name}, found an array of shape {y.shape}",
+            field=str(labels),
+        )
+    if y.max() > 9:
+        at = int(y.argmax())
+        raise DataError(f"at byte {8 + at}: expected a label from 0 to 9, found {y[at]}", field=str(labels))
+    return x.reshape(len(x), -1) / np.float32(255.0), y.astype(np.int64)

@@ -1,0 +1,184 @@
+"""Files fetched once into a cache, and trusted for their checksum alone.
+
+Nothing reaches the cache under its own name but whole and checked: a download is kept in memory, compared, written
+beside its place and renamed. So several processes may fill one cache at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from adamserve.errors import DataError
+from workers.data import Progress
+
+ANSWER_S = 10.0
+"""How long a mirror has until its answer begins: look-up of its name, every address of it, and TLS included."""
+
+FILE_S = 300.0
+"""How long one file may take from one mirror."""
+
+CHUNK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A published file that never changes: its name below each mirror, its size in bytes and its SHA-256 in hex."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where data sets are kept: $ADAMSERVE_CACHE_DIR, or $XDG_CACHE_HOME/adamserve, or ~/.cache/adamserve.
+
+    A relative $XDG_CACHE_HOME is passed over, as the XDG base directory specification asks.
+
+    Raises:
+        DataError: none of the two is set and the user has no home folder.
+    """
+    if own := environ.get("ADAMSERVE_CACHE_DIR"):
+        return Path(own)
+    if (shared := Path(environ.get("XDG_CACHE_HOME", ""))).is_absolute():
+        return shared / "adamserve"
+    try:
+        return Path.home() / ".cache" / "adamserve"
+    except RuntimeError as error:
+        raise DataError(
+            f"no cache folder: {error}", field="ADAMSERVE_CACHE_DIR", fix="set it to a folder"
+        ) from None
+
+
+def fetch(
+    file: RemoteFile,
+    folder: Path,
+    mirrors: Sequence[str],
+    *,
+    progress: Progress,
+    fix: str,
+    answer_s: float = ANSWER_S,
+    file_s: float = FILE_S,
+) -> Path:
+    """Return a file of the cache, fetching it from the first mirror that has it where it is missing or altered.
+
+    Without a network it fails within `answer_s` for each mirror. A cached file of another checksum is never used,
+    and replaced only once a good one is there.
+
+    Args:
+        file: what to fetch.
+        folder: the data set's folder in the cache; made where it is missing.
+        mirrors: base URLs, each with a final slash, tried in this order.
+        progress: told which mirror is asked, and how far the file has come.
+        fix: for the error: what helps where no mirror does.
+        answer_s, file_s: the two deadlines, in seconds, for each mirror.
+
+    Raises:
+        DataError: no mirror gave the file, with each one's reason; or the cache cannot be written.
+    """
+    place = folder / file.name
+    try:
+        if place.exists():
+            if _fault(place.read_bytes(), file) is None:
+                return place
+            progress(f"{place} is damaged and is fetched again")
+    except OSError as error:
+        raise _unusable(place, error) from None
+    failures = []
+    for mirror in mirrors:
+        host = urlsplit(mirror).netloc
+        progress(f"fetching {file.name} ({file.nbytes / 1e6:.1f} MB) from {host}")
+        try:
+            content = _download(mirror + file.name, file, progress, answer_s, file_s)
+        except (OSError, HTTPException) as error:
+            failures.append(f"{host}: {_reason(error)}")
+            continue
+        if fault := _fault(content, file):
+            failures.append(f"{host}: {fault}")
+            continue
+        _store(content, place)
+        return place
+    raise DataError(f"could not be fetched: {'; '.join(failures)}", field=file.name, fix=fix)
+
+
+def _download(url: str, file: RemoteFile, progress: Progress, answer_s: float, file_s: float) -> bytes:
+    """The body, cut off one chunk past the size that it should have."""
+    until = time.monotonic() + file_s
+    content = bytearray()
+    shown = 0
+    with _open(url, answer_s) as answer:
+        while len(content) <= file.nbytes and (chunk := answer.read1(CHUNK_BYTES)):
+            content += chunk
+            if time.monotonic() > until:
+                raise TimeoutError(f"{len(content)} of {file.nbytes} bytes after {file_s:g} s")
+            if file.nbytes > 1e6 and (quarter := 4 * len(content) // file.nbytes) > shown:
+                shown = quarter
+                progress(f"fetched {len(content) / 1e6:.1f} of {file.nbytes / 1e6:.1f} MB of {file.name}")
+    return bytes(content)
+
+
+def _open(url: str, answer_s: float) -> Any:
+    """Begin a request, in a thread: a socket's timeout covers neither the look-up nor a host's further addresses."""
+    asked: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            asked.set_result(urllib.request.urlopen(url, timeout=answer_s))
+        except BaseException as error:
+            asked.set_exception(error)
+
+    threading.Thread(target=ask, name="fetch", daemon=True).start()
+    try:
+        return asked.result(timeout=answer_s)
+    except TimeoutError:
+        asked.add_done_callback(lambda late: late.exception() or late.result().close())
+        raise TimeoutError(f"no answer within {answer_s:g} s") from None
+
+
+def _fault(content: bytes, file: RemoteFile) -> str | None:
+    """Why this is not the file, or None where it is."""
+    if len(content) != file.nbytes:
+        found = f"more than {file.nbytes}" if len(content) > file.nbytes else str(len(content))
+        return f"expected {file.nbytes} bytes, found {found}"
+    found = hashlib.sha256(content).hexdigest()
+    return None if found == file.sha256 else f"expected SHA-256 {file.sha256}, found {found}"
+
+
+def _store(content: bytes, place: Path) -> None:
+    beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_bytes(content)
+            beside.replace(place)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unusable(place, error) from None
+
+
+def _unusable(place: Path, error: OSError) -> DataError:
+    return DataError(
+        f"the cache cannot be used: {error.strerror or error}",
+        field=str(place),
+        fix="make it writable, or set ADAMSERVE_CACHE_DIR to another folder",
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        return f"HTTP {error.code} {error.reason}"
+    return str(getattr(error, "reason", "") or error or type(error).__name__)
