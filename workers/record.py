@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,15 @@ COLUMNS = ("at", "rank", "step", "epoch", "loss", "outcome", "staleness", "clock
 def write_json(path: Path, record: Any) -> None:
     """Write a JSON document whole or not at all."""
     _replace(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """A JSON value with null in place of every number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_metrics(path: Path, steps: Sequence[StepReport], *, append: bool) -> None:

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +23,7 @@ import adamserve
 from adamserve import checkpoint, consistency, optim
 from adamserve.config import JobConfig
 from adamserve.consistency import BSP, Consistency
-from adamserve.errors import AdamServeError, Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.errors import Conflict, InvalidArgument, Unavailable
 from adamserve.metrics import Exporter, Observed
 from adamserve.service.client import ClusterClient, own_error
 from adamserve.service.cluster import connected, launch
@@ -35,7 +34,7 @@ from workers.actor import WorkerActor
 from workers.data import Dataset, load
 from workers.data.batches import steps_per_epoch
 from workers.loop import EpochReport, LoopConfig, Report, StepReport, evaluate
-from workers.record import write_curve, write_json, write_metrics
+from workers.record import without_nan, write_curve, write_json, write_metrics
 
 JOB = "train"
 """Name of a training run's one job."""
@@ -105,6 +104,8 @@ class TrainConfig:
         for name in ("lease_s", "checkpoint_every_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
+        if self.target_loss is not None and not 0 < self.target_loss < float("inf"):
+            raise InvalidArgument(f"must be positive, got {self.target_loss}", field="target_loss")
         if not 0 <= self.seed < 2**32:
             raise InvalidArgument(f"must be in 0 to 2^32 - 1, got {self.seed}", field="seed")
 
@@ -206,9 +207,12 @@ def train(
     config.run_dir.mkdir(parents=True, exist_ok=True)
     log = _Log()
     exporter = Exporter.serve(config.metrics_host, config.metrics_port) if config.metrics_port is not None else None
+    if exporter is not None:
+        on_progress(log.progress(config, None, f"metrics at http://{config.metrics_host}:{exporter.port}/metrics"))
     local_cpus = config.workers + 1
     local_gpus = None if config.gpus_per_shard or config.gpus_per_worker else 0
     try:
+        on_progress(log.progress(config, None, "starting Ray, the shards and the workers"))
         with connected(config.address, num_cpus=local_cpus, num_gpus=local_gpus):
             service = ServiceConfig(
                 name=f"adamserve-{config.run_dir.resolve().name}-{int(began * 1000):x}",
@@ -228,6 +232,7 @@ def train(
             exporter.close()
     record = {**record, "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")}
     record["seconds"] = {**record["seconds"], "total": round(time.time() - began, 3)}
+    record = without_nan(record)
     write_metrics(config.run_dir / "metrics.csv", log.steps, append=config.resume)
     write_curve(config.run_dir / "loss.png", log.steps, log.epochs, title=f"{config.network} on {config.dataset}")
     write_json(config.run_dir / "run.json", record)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from adamserve.errors import AdamServeError
 
 USAGE_ERROR = 2
 """Exit code for bad input and for whatever else the user can mend."""
+
+INTERRUPTED = 130
+"""Exit code when Ctrl-C ended the command at once."""
 
 app = typer.Typer(
     name="adamserve",
@@ -34,25 +38,43 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """A distributed optimizer service for parameter servers."""
 
 
 def main() -> None:
-    """Run the command line; an error that adamserve raised on purpose is one line and exit code 2."""
+    """Run the command line; whatever the user can mend is one line on stderr and exit code 2."""
     try:
-        app()
+        code: Any = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except AdamServeError as error:
-        field = f"--{error.field.replace('_', '-')}" if error.field in OPTIONS else error.field
-        line = type(error)(error.problem, field=field, fix=error.fix)
-        print(f"adamserve: {' '.join(str(line).split())}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
+        _complain(str(_as_typed(error)))
+        code = USAGE_ERROR
+    except Exception as error:
+        # What Typer raises for a wrong option has no public name in the versions that carry their own click.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        context = getattr(error, "ctx", None)
+        _complain(f"{message()} (see {context.command_path if context else 'adamserve'} --help)")
+        code = USAGE_ERROR
+    sys.exit(code)
 
 
-OPTIONS = frozenset(
-    "shards workers epochs batch seed lr lr_schedule dataset optimizer consistency data_dir run_dir address "
-    "gpus_per_shard gpus_per_worker lease_s checkpoint_every_s max_steps target_loss max_staleness staleness_lr "
-    "delay_compensation metrics_port option".split()
-)
-"""Fields that are options of the command line, to be named as the user wrote them."""
+def _as_typed(error: AdamServeError) -> AdamServeError:
+    """The error with its field as the user typed it: `data_dir` is `--data-dir`."""
+    if error.field == "network":
+        return type(error)(error.problem, field="NETWORK", fix=error.fix)
+    if error.field == "rule":
+        return type(error)(error.problem, field="--optimizer", fix=error.fix)
+    if error.field in inspect.signature(train).parameters:
+        return type(error)(error.problem, field=f"--{error.field.replace('_', '-')}", fix=error.fix)
+    return error
+
+
+def _complain(message: str) -> None:
+    print(f"adamserve: {' '.join(message.split())}", file=sys.stderr)

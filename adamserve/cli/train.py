@@ -176,9 +176,10 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
     """A line on stderr that is redrawn in a terminal, and printed now and then elsewhere."""
     terminal = sys.stderr.isatty()
     printed = 0.0
+    noted = ""
 
     def show(progress: Progress) -> None:
-        nonlocal printed
+        nonlocal printed, noted
         accuracy = "" if progress.test_accuracy is None else f"  test {progress.test_accuracy:.2%}"
         rollbacks = f"  rollbacks {progress.rollbacks}" if progress.rollbacks else ""
         note = f"  {progress.note}" if progress.note else ""
@@ -188,11 +189,11 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
         )
         if terminal:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - printed >= PLAIN_EVERY_S:
+        elif time.monotonic() - printed >= PLAIN_EVERY_S or progress.note != noted:
+            noted = progress.note
             printed = time.monotonic()
             print(line, file=sys.stderr, flush=True)
 
-    print("starting Ray, the shards and the workers", file=sys.stderr, flush=True)
     try:
         yield show
     finally:

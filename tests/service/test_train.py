@@ -1,0 +1,236 @@
+"""`adamserve train` as a user runs it: real processes, a real Ray, a real kill -9."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adamserve import checkpoint
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+COMMAND = [sys.executable, "-m", "adamserve"]
+
+
+def run(*arguments: object, rc: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=220, check=False)
+    assert done.returncode == rc, done.stderr + done.stdout
+    return done
+
+
+def record_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+class Running:
+    """A training run in the background, its progress lines read as they come."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def lines(self) -> Iterator[str]:
+        assert self.process.stderr is not None
+        yield from self.process.stderr
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """The first progress line that matches."""
+        seen = []
+        for line in self.lines():
+            seen.append(line)
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"no line matches {pattern!r} in {''.join(seen)}")
+
+    def finish(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        err = "".join(self.lines())  # to its end; stdout is small enough to wait in its pipe
+        out = self.process.stdout.read()
+        assert self.process.wait(timeout=60) == 0, err
+        record: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return record
+
+    def descendants(self, title: str) -> list[int]:
+        """Pids below this run whose command line begins with `title`."""
+        parents: dict[int, int] = {}
+        titles: dict[int, str] = {}
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal():
+                try:
+                    stat = (folder / "stat").read_text()
+                    titles[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                except OSError:
+                    continue
+                parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+        found = []
+        for pid, name in titles.items():
+            above = pid
+            while above in parents and above != self.process.pid:
+                above = parents[above]
+            if above == self.process.pid and name.startswith(title):
+                found.append(pid)
+        return sorted(found)
+
+
+def parameters(run_dir: Path) -> dict[str, bytes]:
+    folder, manifest = checkpoint.newest(run_dir / "checkpoints" / "train")
+    return {name: array.tobytes() for name, array in checkpoint.load_tensors(folder, manifest)["w"].items()}
+
+
+def test_the_mlp_learns_digits_and_leaves_a_run_folder(tmp_path: Path) -> None:
+    done = run("train", "mlp", "--dataset", "digits", "--run-dir", tmp_path / "run", "--format", "json")
+    record = record_of(done)
+    assert record["test_accuracy"] >= 0.97
+    assert record == json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "completed"
+    assert record["rollbacks"] == []
+    assert record["parameters"] == 65 * 1000 + 1001 * 1000 + 1001 * 10
+    assert record["clocks"] == [record["steps"]] * 2
+    assert record["pushes"]["by_shard_and_outcome"] == {"APPLIED": 2 * record["steps"]}
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == record["steps"]
+    assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "pushes/s" in done.stderr
+    assert "staleness" in done.stderr
+
+
+def test_a_run_goes_on_when_a_shard_is_killed(tmp_path: Path) -> None:
+    running = Running(
+        "train", "--run-dir", tmp_path / "run", "--checkpoint-every-s", "1", "--epochs", "25", "--format", "json"
+    )
+    running.until(r"epoch +[3-9]\.")
+    [_, victim] = running.descendants("ray::ShardActor")
+    os.kill(victim, signal.SIGKILL)
+    record = running.finish()
+    assert record["status"] == "completed"
+    [rollback] = record["rollbacks"]
+    assert rollback["epoch"] == 2
+    assert 0 < rollback["clock_after"] <= rollback["clock_before"]
+    assert sorted(record["epochs_of_shards"]) == [1, 2]
+    assert record["test_accuracy"] > 0.9
+
+
+def test_a_run_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
+    running = Running(
+        "train", "--run-dir", tmp_path / "run", "--consistency", "ssp:3", "--epochs", "12", "--lease-s", "2",
+        "--format", "json",
+    )  # fmt: skip
+    running.until(r"epoch +[1-9]\.")
+    [_, victim] = running.descendants("ray::WorkerActor")
+    os.kill(victim, signal.SIGKILL)
+    record = running.finish()
+    assert record["worker_restarts"] == 1
+    assert record["clocks"][0] == record["clocks"][1] == 12 * 23 * 2
+
+
+def test_ctrl_c_and_resume_end_bit_identical_to_an_uninterrupted_run(tmp_path: Path) -> None:
+    common = ["--consistency", "bsp", "--format", "json", "--run-dir"]
+    run("train", "--max-steps", "80", *common, tmp_path / "whole")
+    running = Running("train", "--max-steps", "80", *common, tmp_path / "parts")
+    running.until(r"epoch +[0-9.]+/.*loss [0-9]")
+    running.process.send_signal(signal.SIGINT)
+    first = running.finish()
+    assert first["status"] == "stopped"
+    assert 0 < first["clocks"][0] == first["clocks"][1] < 80
+    rest = record_of(run("train", "--resume", "--shards", "3", "--max-steps", "80", *common[2:], tmp_path / "parts"))
+    assert rest["clocks"] == [80] * 3
+    assert first["steps"] + rest["steps"] == 160
+    assert parameters(tmp_path / "parts") == parameters(tmp_path / "whole")
+    with (tmp_path / "parts" / "metrics.csv").open() as file:
+        assert sum(1 for _ in file) == 161
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["async", "ssp:2", "bsp"])
+def test_the_mlp_learns_mnist(tmp_path: Path, shared_data: Path, mode: str) -> None:
+    done = run(
+        "train", "mlp", "--dataset", "mnist", "--data-dir", shared_data / "mnist", "--epochs", "10",
+        "--consistency", mode, "--run-dir", tmp_path / "run", "--format", "json",
+    )  # fmt: skip
+    assert record_of(done)["test_accuracy"] >= 0.95
+
+
+BAD_INPUT = [
+    (["train", "mpl"], r"NETWORK: there is no network 'mpl' \(did you mean mlp\? choose mlp\)"),
+    (["train", "--dataset", "mnits"], r"--dataset: there is no data set 'mnits' \(.*mnist"),
+    (["train", "--optimizer", "adm"], r"--optimizer: there is no rule 'adm' \(.*Adam"),
+    (["train", "-o", "beta3=1"], r"beta3.*beta1, beta2"),
+    (["train", "-o", "beta1"], r"--option: 'beta1' is not NAME=VALUE \(as in"),
+    (["train", "--lr", "nan"], r"--lr: must be positive and finite, got nan"),
+    (["train", "--frobnicate"], r"No such option: --frobnicate.* \(see .*train --help\)"),
+    (["train", "--workers", "two"], r"workers.*integer.* \(see .*train --help\)"),
+    (["train", "--workers", "0"], r"--workers: must be at least 1, got 0"),
+    (["train", "--shards", "-2"], r"--shards: must be at least 1, got -2"),
+    (["train", "--consistency", "ssp"], r"--consistency: 'ssp' is not a consistency mode \(give async"),
+    (["train", "--dataset", "mnist", "--data-dir", "/nowhere"], r"/nowhere.*\(.*--data-dir"),
+    (["train", "--address", "127.0.0.1:1"], r"--address: nothing answers at 127.0.0.1:1: .*\(check that the head runs"),
+    (["train", "--address", "here"], r"--address: 'here' is not an address \(give host:port, or auto\)"),
+    (["train", "--resume"], r"--run-dir: is needed to resume \(give the folder"),
+    (["train", "--resume", "--run-dir", "/nowhere"], r"/nowhere.*no checkpoint"),
+    (["train", "--resume", "--run-dir", "x", "--lr", "1"], r"--lr: a resumed run keeps its own \(leave it out"),
+    (["trian"], r"No such command 'trian'"),
+    (["checkpoint", "verify", "/nowhere"], r"/nowhere: there is no such folder"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=[" ".join(a) for a, _ in BAD_INPUT])
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("adamserve: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1
+    assert re.search(message, lines[0]), lines[0]
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_truncated_file_is_named(tmp_path: Path, shared_data: Path) -> None:
+    for source in (shared_data / "mnist").iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    whole = (tmp_path / "t10k-labels-idx1-ubyte.gz").read_bytes()
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(whole[: len(whole) // 2])
+    done = run("train", "--dataset", "mnist", "--data-dir", tmp_path, "--run-dir", tmp_path / "run", rc=2)
+    assert re.search(r"^adamserve: .*t10k-labels-idx1-ubyte\.gz: ", done.stderr, re.MULTILINE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    done = run("train", "--run-dir", tmp_path, rc=2)
+    assert "holds a run already (give a new folder, or --resume)" in done.stderr
+    assert (tmp_path / "run.json").read_text() == "{}"
+
+
+def test_nothing_is_left_behind_and_the_metrics_are_served_meanwhile(tmp_path: Path) -> None:
+    running = Running(
+        "train", "--run-dir", tmp_path / "run", "--epochs", "6", "--metrics-port", "0", "--format", "json"
+    )
+    port = running.until(r"metrics at http://127\.0\.0\.1:(\d+)/metrics").group(1)
+    running.until(r"epoch +[1-9]\.")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(samples['adamserve_clock{job="train",shard="1"}']) > 0
+    assert float(samples['adamserve_pushes_total{job="train",outcome="APPLIED",shard="0"}']) > 0
+    assert np.isfinite(float(samples['adamserve_loss{job="train"}']))
+    left = running.descendants("ray::")
+    assert len(left) >= 5
+    running.finish()
+    assert [pid for pid in left if Path(f"/proc/{pid}").exists()] == []
