@@ -44,10 +44,11 @@ class Network:
 
 
 def mlp(features: int, classes: int, *, hidden: int = 1000, dropout: float = 0.5) -> nn.Module:
-    """Two hidden layers of ReLU units with dropout (Kingma & Ba 2015, section 6.2, https://arxiv.org/abs/1412.6980).
+    """Two hidden layers of ReLU units with dropout.
 
-    Weights start as He et al. 2015 (https://arxiv.org/abs/1502.01852) derive for ReLU: normal, variance 2/inputs,
-    biases 0. The paper names no dropout rate; 0.5 is the usual one for hidden layers (Srivastava et al. 2014).
+    The network of Kingma & Ba 2015, section 6.2 (https://arxiv.org/abs/1412.6980). Weights start as He et al.
+    2015 (https://arxiv.org/abs/1502.01852) derive for ReLU: normal with variance 2/inputs, biases 0. The paper
+    names no dropout rate; 0.5 is the usual one for hidden layers (Srivastava et al. 2014).
 
     Args:
         features: inputs; the module takes [batch, features].

@@ -45,7 +45,8 @@ class Running:
 
     def lines(self) -> Iterator[str]:
         assert self.process.stderr is not None
-        yield from self.process.stderr
+        for line in self.process.stderr:  # noqa: UP028 - `yield from` would close the pipe with the generator
+            yield line
 
     def until(self, pattern: str) -> re.Match[str]:
         """The first progress line that matches."""
@@ -61,6 +62,9 @@ class Running:
         err = "".join(self.lines())  # to its end; stdout is small enough to wait in its pipe
         out = self.process.stdout.read()
         assert self.process.wait(timeout=60) == 0, err
+        self.process.stdout.close()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
         record: dict[str, Any] = json.loads(out.splitlines()[-1])
         return record
 
@@ -112,7 +116,7 @@ def test_the_mlp_learns_digits_and_leaves_a_run_folder(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_when_a_shard_is_killed(tmp_path: Path) -> None:
     running = Running(
-        "train", "--run-dir", tmp_path / "run", "--checkpoint-every-s", "1", "--epochs", "25", "--format", "json"
+        "train", "--run-dir", tmp_path / "run", "--checkpoint-every-s", "1", "--epochs", "14", "--format", "json"
     )
     running.until(r"epoch +[3-9]\.")
     [_, victim] = running.descendants("ray::ShardActor")

@@ -1,7 +1,7 @@
 """Files fetched once into a cache, and trusted for their checksum alone.
 
-Nothing reaches the cache under its own name but whole and checked: a download is kept in memory, compared, written
-beside its place and renamed. So several processes may fill one cache at once.
+Nothing reaches the cache under its own name but whole and checked: a download is kept in memory, compared,
+written beside its place and renamed. So several processes may fill one cache at once.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from adamserve.errors import DataError
 from workers.data import Progress
 
 ANSWER_S = 10.0
-"""How long a mirror has until its answer begins: look-up of its name, every address of it, and TLS included."""
+"""Seconds that a mirror has until its answer begins: the look-up of its name and all its addresses included."""
 
 FILE_S = 300.0
-"""How long one file may take from one mirror."""
+"""Seconds that one file may take from one mirror."""
 
 CHUNK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A published file that never changes: its name below each mirror, its size in bytes and its SHA-256 in hex."""
+    """A published file that never changes: its name below each mirror, its size, and its SHA-256 in hex."""
 
     name: str
     nbytes: int
@@ -72,10 +71,10 @@ def fetch(
     answer_s: float = ANSWER_S,
     file_s: float = FILE_S,
 ) -> Path:
-    """Return a file of the cache, fetching it from the first mirror that has it where it is missing or altered.
+    """Return a file of the cache, fetched from the first mirror that has it if it is missing or altered.
 
-    Without a network it fails within `answer_s` for each mirror. A cached file of another checksum is never used,
-    and replaced only once a good one is there.
+    Without a network it fails within `answer_s` for each mirror. A cached file of another checksum is never
+    used, and is replaced only once a good one is there.
 
     Args:
         file: what to fetch.
@@ -129,9 +128,9 @@ def _download(url: str, file: RemoteFile, progress: Progress, answer_s: float, f
     return bytes(content)
 
 
-def _open(url: str, answer_s: float) -> Any:
-    """Begin a request, in a thread: a socket's timeout covers neither the look-up nor a host's further addresses."""
-    asked: Future[Any] = Future()
+def _open(url: str, answer_s: float) -> HTTPResponse:
+    """Begin a request, in a thread: a socket's own timeout leaves out the look-up, and starts anew by address."""
+    asked: Future[HTTPResponse] = Future()
 
     def ask() -> None:
         try:
@@ -181,4 +180,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         return f"HTTP {error.code} {error.reason}"
-    return str(getattr(error, "reason", "") or error or type(error).__name__)
+    return str(getattr(error, "reason", error)) or type(error).__name__

@@ -1,7 +1,7 @@
 """A strict reader of the IDX format in which MNIST is distributed.
 
-Format (LeCun et al., http://yann.lecun.com/exdb/mnist/): two zero bytes, a type code, the number of dimensions,
-each dimension as a big-endian 32-bit integer, then the elements, last dimension fastest.
+Format (LeCun et al., http://yann.lecun.com/exdb/mnist/): two zero bytes, a type code, the number of
+dimensions, each size as a big-endian 32-bit integer, then the elements, last dimension fastest.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         An array of the shape in the header, 1 to `MAX_RANK` dimensions, none of them 0; the caller's own.
 
     Raises:
-        DataError: the file cannot be read, or is not exactly one IDX array. Names the file, the byte offset (in the
-            unpacked data; in the file itself where gzip is at fault), what was expected and what was found.
+        DataError: the file cannot be read, or is not exactly one IDX array. Names the file, the byte offset (in
+            the unpacked data; in the file itself where gzip is at fault), what was expected and what was found.
     """
     try:
         with path.open("rb") as file:

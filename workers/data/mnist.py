@@ -57,15 +57,15 @@ def load_mnist(
     """Load MNIST, pixels scaled to [0, 1], 784 features (28 rows of 28).
 
     Args:
-        data_dir: folder with the four files, gzipped or not, whole or a part of MNIST in the same format; None takes
-            the cache's `data/mnist`, and fills it from the network.
+        data_dir: folder with the four files, gzipped or not, of all MNIST or a part in the same format; None
+            takes the cache's `data/mnist`, and fills it from the network.
         progress: told what is fetched.
         mirrors: base URLs to fetch from, each with a final slash.
         files: what to fetch, in the order of `FILES`.
 
     Raises:
-        DataError: a file is missing, cannot be fetched, is damaged, or does not fit the others; names the file or
-            folder.
+        DataError: a file is missing, cannot be fetched, is damaged, or does not fit the others; names the file
+            or the folder.
     """
     if data_dir is None:
         folder = cache_dir() / "data" / "mnist"
@@ -97,10 +97,10 @@ def _pair(images: Path, labels: Path) -> tuple[NDArray[np.float32], NDArray[np.i
         )
     if y.ndim != 1 or len(y) != len(x):
         raise DataError(
-            f"expected {len(x)} labels, one for each image of {images.name}, found an array of shape {y.shape}",
+            f"expected {len(x)} labels, one an image of {images.name}, found an array of shape {y.shape}",
             field=str(labels),
         )
     if y.max() > 9:
         at = int(y.argmax())
         raise DataError(f"at byte {8 + at}: expected a label from 0 to 9, found {y[at]}", field=str(labels))
-    return x.reshape(len(x), -1) / np.float32(255.0), y.astype(np.int64)
+    return np.divide(x.reshape(len(x), -1), 255, dtype=np.float32), y.astype(np.int64)
