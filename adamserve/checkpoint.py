@@ -140,7 +140,9 @@ def seal_shard(path: Path) -> ShardEntry:
         path.rename(final)
         _sync_folder(final.parent)
     _, meta = _metadata(final)
-    return ShardEntry(int(meta["shard"]), final.name, final.stat().st_size, digest, Stamp(*json.loads(meta["stamp"])))
+    return ShardEntry(
+        int(meta["shard"]), final.name, final.stat().st_size, digest, Stamp(*json.loads(meta["stamp"]))
+    )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
@@ -207,7 +209,8 @@ def newest(root: Path, *, on_skip: Callable[[Path, str], None] | None = None) ->
             if on_skip is not None:
                 on_skip(info.folder, str(error))
     raise NotFound(
-        "there is no checkpoint that verifies" + (f": {'; '.join(reasons)}" if reasons else ""), field=str(root)
+        "there is no checkpoint that verifies" + (f": {'; '.join(reasons)}" if reasons else ""),
+        field=str(root),
     )
 
 
@@ -244,7 +247,9 @@ def read_manifest(folder: Path) -> Manifest:
         if claimed != _checksum(body):
             raise CheckpointError("was altered: its checksum does not fit", field=str(path))
         body["tensors"] = tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in body["tensors"])
-        body["shards"] = tuple(ShardEntry(**{**entry, "stamp": Stamp(*entry["stamp"])}) for entry in body["shards"])
+        body["shards"] = tuple(
+            ShardEntry(**{**entry, "stamp": Stamp(*entry["stamp"])}) for entry in body["shards"]
+        )
         return Manifest(**body)
     except FileNotFoundError:
         raise CheckpointError("is unfinished: it has no manifest", field=str(folder)) from None
@@ -265,7 +270,9 @@ def verify(folder: Path) -> Manifest:
         if not path.is_file():
             raise CheckpointError("is missing", field=str(path))
         if path.stat().st_size != entry.nbytes:
-            raise CheckpointError(f"has {path.stat().st_size} bytes, expected {entry.nbytes}", field=str(path))
+            raise CheckpointError(
+                f"has {path.stat().st_size} bytes, expected {entry.nbytes}", field=str(path)
+            )
         if _hash(path) != entry.sha256:
             raise CheckpointError("was altered: its checksum does not fit", field=str(path))
         shard, _ = _metadata(path)
@@ -277,14 +284,20 @@ def verify(folder: Path) -> Manifest:
         reached = 0
         for start, stop in sorted(spans[spec.name]):
             if start != reached:
-                raise CheckpointError(f"elements {reached} to {start} of {spec.name!r} are not held once", field=str(folder))
+                raise CheckpointError(
+                    f"elements {reached} to {start} of {spec.name!r} are not held once", field=str(folder)
+                )
             reached = stop
         if reached != spec.numel:
-            raise CheckpointError(f"{spec.name!r} ends at element {reached} of {spec.numel}", field=str(folder))
+            raise CheckpointError(
+                f"{spec.name!r} ends at element {reached} of {spec.numel}", field=str(folder)
+            )
     return manifest
 
 
-def load_shard(folder: Path, manifest: Manifest, *, shard: int, spans: Sequence[Span], epoch: int) -> ShardState:
+def load_shard(
+    folder: Path, manifest: Manifest, *, shard: int, spans: Sequence[Span], epoch: int
+) -> ShardState:
     """Gather a shard's state for any partition of the job.
 
     A piece keeps the update count that it had. Where the spans are those of a shard in the checkpoint, clock
@@ -318,7 +331,10 @@ def load_tensors(folder: Path, manifest: Manifest) -> dict[str, dict[str, Array]
     held = [_metadata(folder / entry.file)[0] for entry in manifest.shards]
     gathered = _gather(folder, manifest, spans, held)
     shapes = {spec.name: spec.shape for spec in manifest.tensors}
-    return {slot: {name: a.reshape(shapes[name]) for name, a in arrays.items()} for slot, arrays in gathered.items()}
+    return {
+        slot: {name: a.reshape(shapes[name]) for name, a in arrays.items()}
+        for slot, arrays in gathered.items()
+    }
 
 
 def update_counts(folder: Path, manifest: Manifest) -> dict[str, list[int]]:
@@ -376,7 +392,8 @@ def _cut(span: Span, held: Sequence[_Held]) -> list[Segment]:
         (max(s.start, span.start), min(s.stop, span.stop), s.updates)
         for old in held
         for s in old.segments
-        if s.tensor == span.tensor and (s.start < span.stop and s.stop > span.start or span.numel == 0 == s.stop - s.start)
+        if s.tensor == span.tensor
+        and ((s.start < span.stop and s.stop > span.start) or span.numel == 0 == s.stop - s.start)
     )
     joined: list[Segment] = []
     for start, stop, updates in pieces:
@@ -407,7 +424,9 @@ def _gather(
                     if start >= stop:
                         continue
                     for slot in old.slots:
-                        part = file.get_slice(f"{slot}/{span.tensor}")[start - source.start : stop - source.start]
+                        part = file.get_slice(f"{slot}/{span.tensor}")[
+                            start - source.start : stop - source.start
+                        ]
                         arrays[slot][span.tensor][start - span.start : stop - span.start] = part
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"cannot be read: {error}", field=str(folder / entry.file)) from None
@@ -451,5 +470,7 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"cannot be written: {error.strerror or error}", field=str(path), fix="free some space, or give another folder"
+            f"cannot be written: {error.strerror or error}",
+            field=str(path),
+            fix="free some space, or give another folder",
         ) from error

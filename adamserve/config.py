@@ -44,6 +44,10 @@ class JobConfig:
                 fix="use up to 64 letters, digits, '-', '_' and '.', not starting with '.'",
             )
         if self.checkpoint_every_s is not None and not self.checkpoint_every_s > 0:
-            raise InvalidArgument(f"must be positive, got {self.checkpoint_every_s!r}", field="checkpoint_every_s")
+            raise InvalidArgument(
+                f"must be positive, got {self.checkpoint_every_s!r}", field="checkpoint_every_s"
+            )
         if not self.checkpoints_kept >= 1:
-            raise InvalidArgument(f"must be at least 1, got {self.checkpoints_kept}", field="checkpoints_kept")
+            raise InvalidArgument(
+                f"must be at least 1, got {self.checkpoints_kept}", field="checkpoints_kept"
+            )

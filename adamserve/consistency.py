@@ -94,7 +94,9 @@ def parse(text: str, **async_options: Any) -> Consistency:
         return Async(**given)
     if given:
         raise InvalidArgument(
-            f"is an option of async, not of {text!r}", field=next(iter(given)), fix="leave it out, or use async"
+            f"is an option of async, not of {text!r}",
+            field=next(iter(given)),
+            fix="leave it out, or use async",
         )
     if name == "bsp" and not bound:
         return BSP()
@@ -196,7 +198,8 @@ def may_start(mode: Consistency, *, pusher: str, steps: Mapping[str, int]) -> De
     ahead = steps[pusher] - steps[slowest]
     if ahead > mode.bound:
         return Decision(
-            Verdict.WAIT, f"{ahead} steps ahead of {slowest} at step {steps[slowest]}, at most {mode.bound} are allowed"
+            Verdict.WAIT,
+            f"{ahead} steps ahead of {slowest} at step {steps[slowest]}, at most {mode.bound} are allowed",
         )
     return Decision(Verdict.APPLY, f"{ahead} steps ahead of the slowest")
 

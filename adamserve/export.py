@@ -48,17 +48,19 @@ def export_torch(folder: Path, out: Path, *, model_only: bool = False) -> list[s
         if any(len(set(found)) > 1 for found in counts.values()):
             notes.append("some tensors' pieces differ in update count; the largest is exported")
         parameters = [torch.nn.Parameter(torch.from_numpy(tensors["w"][key].copy())) for key in names]
-        skeleton: Any = getattr(torch.optim, name)(parameters or [torch.zeros(1)], **options)
+        skeleton: Any = getattr(torch.optim, name)(parameters, **options)
         groups = skeleton.state_dict()["param_groups"]
         document |= {
             "optimizer_class": name,
-            "optimizer": {"state": {i: state[key] for i, key in enumerate(names) if steps[key]}, "param_groups": groups},
+            "optimizer": {
+                "state": {i: state[key] for i, key in enumerate(names) if steps[key]},
+                "param_groups": groups,
+            },
             "notes": notes,
         }
-    ahead = isinstance(rule, optim.Nesterov) and not model_only
-    point = {
-        key: tensors["w"][key] + (rule.momentum * tensors["velocity"][key] if ahead else 0) for key in names  # type: ignore[attr-defined]
-    }
+    point = dict(tensors["w"])
+    if isinstance(rule, optim.Nesterov) and not model_only:
+        point = {key: w + rule.momentum * tensors["velocity"][key] for key, w in point.items()}
     document["model"] = {key: torch.from_numpy(np.array(value)) for key, value in point.items()}
     temporary = out.with_name(out.name + ".tmp")
     torch.save(document, temporary)
@@ -84,7 +86,9 @@ def _optimizer(
     common: dict[str, Any] = {"lr": rule.lr, "weight_decay": rule.weight_decay or rule.l2}
     if rule.weight_decay and not isinstance(rule, optim.Adam):
         raise InvalidArgument(
-            f"torch has no {type(rule).__name__} with decoupled weight decay", field="rule", fix="use --model-only"
+            f"torch has no {type(rule).__name__} with decoupled weight decay",
+            field="rule",
+            fix="use --model-only",
         )
     match rule:
         case optim.Adam():
@@ -110,9 +114,10 @@ def _optimizer(
 
 def _notes(rule: optim.Rule) -> list[str]:
     notes = []
-    if getattr(rule, "eps", 0.0) > 0.0 and getattr(rule, "eps_inside_sqrt", False):
+    eps: float = getattr(rule, "eps", 0.0)
+    if eps > 0.0 and getattr(rule, "eps_inside_sqrt", False):
         notes.append(
-            f"torch adds eps={rule.eps:g} outside the root, this job inside: torch's is a slightly different rule"  # type: ignore[attr-defined]
+            f"torch adds eps={eps:g} outside the root, this job inside: torch's is a slightly different rule"
             " (eps_inside_sqrt=False would match)"
         )
     if rule.lr_schedule != "constant":

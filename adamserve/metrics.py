@@ -73,7 +73,9 @@ class JobCollector(Collector):
         if observed is None:
             return
         if observed.loss is not None:
-            yield _gauge("adamserve_loss", "Training loss, mean of the last 50 batches.", observed.job, observed.loss)
+            yield _gauge(
+                "adamserve_loss", "Training loss, mean of the last 50 batches.", observed.job, observed.loss
+            )
         if observed.test_accuracy is not None:
             text = "Share of the test set classified rightly, at the last evaluation."
             yield _gauge("adamserve_test_accuracy_ratio", text, observed.job, observed.test_accuracy)
@@ -108,7 +110,9 @@ class Exporter:
             server, thread = start_http_server(port, addr=host, registry=registry)
         except OSError as error:
             raise Unavailable(
-                f"cannot listen on {host}:{port}: {error.strerror or error}", field="metrics_port", fix="choose another"
+                f"cannot listen on {host}:{port}: {error.strerror or error}",
+                field="metrics_port",
+                fix="choose another",
             ) from None
         return cls(server, thread, collector)
 
@@ -136,7 +140,9 @@ def _gauge(name: str, text: str, job: str, value: float) -> GaugeMetricFamily:
 
 def _job(job: str, status: StatusSeen) -> Iterator[Metric]:
     by_shard = ["job", "shard"]
-    pushes = CounterMetricFamily("adamserve_pushes", "Pushes decided, by outcome.", labels=[*by_shard, "outcome"])
+    pushes = CounterMetricFamily(
+        "adamserve_pushes", "Pushes decided, by outcome.", labels=[*by_shard, "outcome"]
+    )
     traffic = CounterMetricFamily(
         "adamserve_bytes", "Gradients taken in and parameters given out.", labels=[*by_shard, "direction"]
     )
@@ -145,7 +151,9 @@ def _job(job: str, status: StatusSeen) -> Iterator[Metric]:
         "adamserve_staleness_updates", "Updates between a push's pull and its arrival.", labels=by_shard
     )
     clock = GaugeMetricFamily("adamserve_clock", "Updates applied.", labels=by_shard)
-    epoch = GaugeMetricFamily("adamserve_epoch", "Grows by one each time the shard is restored.", labels=by_shard)
+    epoch = GaugeMetricFamily(
+        "adamserve_epoch", "Grows by one each time the shard is restored.", labels=by_shard
+    )
     memory = GaugeMetricFamily("adamserve_state_bytes", "Parameters and slots.", labels=by_shard)
     alive = GaugeMetricFamily("adamserve_pushers_alive", "Pushers whose lease runs.", labels=by_shard)
     for shard in status.shards:
@@ -162,11 +170,15 @@ def _job(job: str, status: StatusSeen) -> Iterator[Metric]:
         memory.add_metric(labels, shard.state_bytes)
         alive.add_metric(labels, len(shard.live))
     yield from (pushes, traffic, applying, staleness, clock, epoch, memory, alive)
-    rollbacks = CounterMetricFamily("adamserve_rollbacks", "Restores of a shard from a checkpoint.", labels=["job"])
+    rollbacks = CounterMetricFamily(
+        "adamserve_rollbacks", "Restores of a shard from a checkpoint.", labels=["job"]
+    )
     rollbacks.add_metric([job], len(status.rollbacks))
     yield rollbacks
     if status.checkpoint_age_s is not None:
-        yield _gauge("adamserve_checkpoint_age_seconds", "Since the last checkpoint.", job, status.checkpoint_age_s)
+        yield _gauge(
+            "adamserve_checkpoint_age_seconds", "Since the last checkpoint.", job, status.checkpoint_age_s
+        )
 
 
 def cumulative(counts: Mapping[int, int]) -> tuple[list[tuple[str, float]], float]:

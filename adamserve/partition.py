@@ -82,7 +82,9 @@ def partition(tensors: Sequence[TensorSpec], num_shards: int) -> Partition:
         raise InvalidArgument(f"must be at least 1, got {num_shards}", field="num_shards")
     if len({spec.name for spec in tensors}) != len(tensors):
         twice = sorted({s.name for s in tensors if sum(t.name == s.name for t in tensors) > 1})
-        raise InvalidArgument(f"two tensors are called {twice[0]!r}", field="tensors", fix="give each its own name")
+        raise InvalidArgument(
+            f"two tensors are called {twice[0]!r}", field="tensors", fix="give each its own name"
+        )
     ends = list(accumulate(spec.nbytes for spec in tensors))
     total = ends[-1] if ends else 0
     cuts = [_cut(tensors, ends, total * i // num_shards) for i in range(1, num_shards)]

@@ -200,7 +200,9 @@ class Shard:
         )
         match decision.verdict:
             case Verdict.INVALID:
-                raise InvalidArgument(decision.reason, field="clock", fix="push with the clock that the pull returned")
+                raise InvalidArgument(
+                    decision.reason, field="clock", fix="push with the clock that the pull returned"
+                )
             case Verdict.WAIT:
                 self._round[push.pusher] = checked
                 return decision
@@ -281,7 +283,11 @@ class Shard:
         Pullers of one clock share one kept copy.
         """
         self._bytes_out += sum(buffers["w"].nbytes for buffers in self._buffers.values())
-        if pusher is None or not isinstance(self.consistency, Async) or not self.consistency.delay_compensation:
+        if (
+            pusher is None
+            or not isinstance(self.consistency, Async)
+            or not self.consistency.delay_compensation
+        ):
             return
         shared = next((kept for kept in self._pulled.values() if kept[0] == self.stamp), None)
         self._pulled[pusher] = shared or (
@@ -350,7 +356,9 @@ class Shard:
         if span is None:
             self._partition.spec(name)
             raise NotFound(
-                f"shard {self.index} owns no part of {name!r}", field=name, fix="send each shard its own spans"
+                f"shard {self.index} owns no part of {name!r}",
+                field=name,
+                fix="send each shard its own spans",
             )
         dtype = self._partition.specs[name].dtype
         if str(gradient.dtype) not in GRADIENT_DTYPES[dtype]:
@@ -479,7 +487,9 @@ def _mean(pushes: list[CheckedPush]) -> dict[str, torch.Tensor]:
     for checked in pushes:
         for name, gradient in checked.gradients.items():
             if name not in total:
-                total[name] = gradient.to(torch.float64 if gradient.dtype == torch.float64 else torch.float32, copy=True)
+                total[name] = gradient.to(
+                    torch.float64 if gradient.dtype == torch.float64 else torch.float32, copy=True
+                )
             else:
                 total[name].add_(gradient)
     for gradient in total.values():

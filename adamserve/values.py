@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from adamserve.errors import InvalidArgument, Unavailable
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 """A numpy array of any dtype and shape."""
 
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float64": 8}
@@ -239,7 +238,9 @@ class Deadline:
     def check(self, what: str) -> None:
         """Raise Unavailable when the time is up; `what` says what was waited for."""
         if self.now() >= self.at:
-            raise Unavailable(f"the deadline passed while waiting for {what}", fix="try again, or allow more time")
+            raise Unavailable(
+                f"the deadline passed while waiting for {what}", fix="try again, or allow more time"
+            )
 
 
 Config = Mapping[str, Any]

@@ -44,7 +44,9 @@ class Pattern:
 
     def apply_gradients(self, *gradients: list[Any]) -> list[Any]:
         summed = (
-            [np.stack(zipped).sum(axis=0) for zipped in zip(*gradients, strict=True)] if self._stack else gradients[0]
+            [np.stack(zipped).sum(axis=0) for zipped in zip(*gradients, strict=True)]
+            if self._stack
+            else gradients[0]
         )
         self._optimizer.zero_grad()
         for parameter, gradient in zip(self._parameters, summed, strict=True):
@@ -60,7 +62,13 @@ def measure(elements: int, repeats: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     gradients = {f"w{i}": rng.normal(size=shape).astype(np.float32) for i, shape in enumerate(shapes)}
     into = {name: np.empty_like(g) for name, g in gradients.items()}
-    seconds: dict[str, list[float]] = {"adamserve": [], "push": [], "pull": [], "pattern": [], "pattern_lean": []}
+    seconds: dict[str, list[float]] = {
+        "adamserve": [],
+        "push": [],
+        "pull": [],
+        "pattern": [],
+        "pattern_lean": [],
+    }
     with connected(None, num_cpus=4):
         controller = launch(ServiceConfig(name="bench"))
         job = JobConfig(
@@ -71,7 +79,8 @@ def measure(elements: int, repeats: int) -> dict[str, Any]:
         )
         initial = {name: np.zeros_like(g) for name, g in gradients.items()}
         ray.get(controller.create.remote(job, [ray.put(part) for part in initial_parts(job, initial, 1)]))
-        patterns = {"pattern": Pattern.remote(shapes, True), "pattern_lean": Pattern.remote(shapes, False)}
+        server: Any = Pattern
+        patterns = {"pattern": server.remote(shapes, True), "pattern_lean": server.remote(shapes, False)}
         with ClusterClient(controller, "bench", "bench") as client:
             client.join()
             _, clock = client.pull(into=into)
@@ -111,10 +120,14 @@ def measure(elements: int, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--elements", type=float, default=25e6, help="float32 parameters")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, nargs="?", const=Path("-"), help="print JSON, or write it to a file")
+    parser.add_argument(
+        "--json", type=Path, nargs="?", const=Path("-"), help="print JSON, or write it to a file"
+    )
     arguments = parser.parse_args()
     result = measure(int(arguments.elements), arguments.repeats)
     text = json.dumps(result, indent=2)
@@ -125,7 +138,10 @@ def main() -> None:
     else:
         for name, value in result["median_s"].items():
             print(f"{name:14} {value * 1e3:8.1f} ms")
-        print(f"ratio {result['ratio']} (target {result['target']}), lean {result['ratio_lean']}", file=sys.stderr)
+        print(
+            f"ratio {result['ratio']} (target {result['target']}), lean {result['ratio_lean']}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from workers.data import Dataset
 from workers.loop import LoopConfig, Report, run
 
 
-@ray.remote(concurrency_groups={"loop": 1, "control": 2})
+@ray.remote(concurrency_groups={"loop": 1, "control": 2})  # type: ignore[call-overload] # not in Ray's stubs
 class WorkerActor:
     """One worker of a job: joins, runs the loop, and hands its reports over when asked.
 
@@ -29,7 +29,14 @@ class WorkerActor:
     """
 
     def __init__(
-        self, controller: Any, job: str, network: str, data: Dataset, config: LoopConfig, threads: int, lease_s: float
+        self,
+        controller: Any,
+        job: str,
+        network: str,
+        data: Dataset,
+        config: LoopConfig,
+        threads: int,
+        lease_s: float,
     ) -> None:
         torch.set_num_threads(threads)
         self._data = data
@@ -52,7 +59,12 @@ class WorkerActor:
         """Train to the end; returns the last step made."""
         with self._client:
             return run(
-                self._client, self._model, self._data, self._config, report=self._keep, stopped=self._may_not_begin
+                self._client,
+                self._model,
+                self._data,
+                self._config,
+                report=self._keep,
+                stopped=self._may_not_begin,
             )
 
     @ray.method(concurrency_group="control")

@@ -139,14 +139,28 @@ def run(
         _, clock = client.pull(into=mirror.arrays)
         mirror.load()
         chosen = torch.from_numpy(
-            indices(n=len(y), batch=config.batch, workers=config.workers, rank=config.rank, step=step, seed=config.seed)
+            indices(
+                n=len(y),
+                batch=config.batch,
+                workers=config.workers,
+                rank=config.rank,
+                step=step,
+                seed=config.seed,
+            )
         )
         loss = gradient(model, x[chosen], y[chosen], seed=step_seed(config.seed, config.rank, step))
         receipt = client.push(mirror.gradients(), clock)
         done = (step + 1) / per_epoch
         report(
             StepReport(
-                config.rank, step + 1, done, loss, receipt.outcome, receipt.staleness, receipt.clock.newest, time.time()
+                config.rank,
+                step + 1,
+                done,
+                loss,
+                receipt.outcome,
+                receipt.staleness,
+                receipt.clock.newest,
+                time.time(),
             )
         )
         if config.rank == 0 and (step + 1) % per_epoch == 0:

@@ -47,8 +47,8 @@ def mlp(features: int, classes: int, *, hidden: int = 1000, dropout: float = 0.5
     """Two hidden layers of ReLU units with dropout.
 
     The network of Kingma & Ba 2015, section 6.2 (https://arxiv.org/abs/1412.6980). Weights start as He et al.
-    2015 (https://arxiv.org/abs/1502.01852) derive for ReLU: normal with variance 2/inputs, biases 0. The paper
-    names no dropout rate; 0.5 is the usual one for hidden layers (Srivastava et al. 2014).
+    2015 (https://arxiv.org/abs/1502.01852) derive for ReLU: normal with variance 2/inputs, biases 0. The
+    paper names no dropout rate; 0.5 is the usual one for hidden layers (Srivastava et al. 2014).
 
     Args:
         features: inputs; the module takes [batch, features].

@@ -46,7 +46,9 @@ def write_metrics(path: Path, steps: Sequence[StepReport], *, append: bool) -> N
     temporary.replace(path)
 
 
-def write_curve(path: Path, steps: Sequence[StepReport], epochs: Sequence[EpochReport], *, title: str) -> None:
+def write_curve(
+    path: Path, steps: Sequence[StepReport], epochs: Sequence[EpochReport], *, title: str
+) -> None:
     """Draw training loss against epochs, smoothed beside raw, and the test loss of each evaluation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +62,13 @@ def write_curve(path: Path, steps: Sequence[StepReport], epochs: Sequence[EpochR
         axes.plot(x, y, color="tab:blue", alpha=0.25, linewidth=0.7, label="training loss, each batch")
         axes.plot(x, _smooth(y), color="tab:blue", linewidth=1.5, label="training loss, mean of 50")
     if epochs:
-        axes.plot([e.epoch for e in epochs], [e.test_loss for e in epochs], "o-", color="tab:orange", label="test loss")
+        axes.plot(
+            [e.epoch for e in epochs],
+            [e.test_loss for e in epochs],
+            "o-",
+            color="tab:orange",
+            label="test loss",
+        )
     if steps or epochs:
         axes.set_yscale("log")
         axes.legend()

@@ -32,7 +32,6 @@ from adamserve.values import TensorSpec
 from workers import networks
 from workers.actor import WorkerActor
 from workers.data import Dataset, load
-from workers.data.batches import steps_per_epoch
 from workers.loop import EpochReport, LoopConfig, Report, StepReport, evaluate
 from workers.record import without_nan, write_curve, write_json, write_metrics
 
@@ -201,14 +200,20 @@ def train(
     if config.resume:
         config = config.resumed()
     elif (config.run_dir / "run.json").exists() or (config.run_dir / "checkpoints").exists():
-        raise Conflict(f"{config.run_dir} holds a run already", field="run_dir", fix="give a new folder, or --resume")
+        raise Conflict(
+            f"{config.run_dir} holds a run already", field="run_dir", fix="give a new folder, or --resume"
+        )
     data = load(config.dataset, config.data_dir)
     model = networks.build(config.network, data, seed=config.seed)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     log = _Log()
-    exporter = Exporter.serve(config.metrics_host, config.metrics_port) if config.metrics_port is not None else None
+    exporter = (
+        Exporter.serve(config.metrics_host, config.metrics_port) if config.metrics_port is not None else None
+    )
     if exporter is not None:
-        on_progress(log.progress(config, None, f"metrics at http://{config.metrics_host}:{exporter.port}/metrics"))
+        on_progress(
+            log.progress(config, None, f"metrics at http://{config.metrics_host}:{exporter.port}/metrics")
+        )
     local_cpus = config.workers + 1
     local_gpus = None if config.gpus_per_shard or config.gpus_per_worker else 0
     try:
@@ -232,9 +237,11 @@ def train(
             exporter.close()
     record = {**record, "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")}
     record["seconds"] = {**record["seconds"], "total": round(time.time() - began, 3)}
-    record = without_nan(record)
+    record = dict(without_nan(record))
     write_metrics(config.run_dir / "metrics.csv", log.steps, append=config.resume)
-    write_curve(config.run_dir / "loss.png", log.steps, log.epochs, title=f"{config.network} on {config.dataset}")
+    write_curve(
+        config.run_dir / "loss.png", log.steps, log.epochs, title=f"{config.network} on {config.dataset}"
+    )
     write_json(config.run_dir / "run.json", record)
     return record
 
@@ -308,7 +315,8 @@ def _train(
 def tensor_specs(model: torch.nn.Module) -> tuple[TensorSpec, ...]:
     """The model's parameters as a job's tensors, in the model's order."""
     return tuple(
-        TensorSpec(name, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in model.named_parameters()
+        TensorSpec(name, tuple(p.shape), str(p.dtype).removeprefix("torch."))
+        for name, p in model.named_parameters()
     )
 
 

@@ -44,7 +44,13 @@ def list_(root: Root, output: Output = Format.table) -> None:
         print(json.dumps([{**asdict(info), "folder": str(info.folder)} for info in infos]))
         return
     rows = [
-        [str(info.number), info.created, " ".join(map(str, info.clocks)), f"{info.nbytes / 1e6:.1f}", info.problem or "ok"]
+        [
+            str(info.number),
+            info.created,
+            " ".join(map(str, info.clocks)),
+            f"{info.nbytes / 1e6:.1f}",
+            info.problem or "ok",
+        ]
         for info in infos
     ]
     _print(["number", "created", "clocks", "MB", "state"], rows)
@@ -60,12 +66,17 @@ def inspect(folder: Folder, output: Output = Format.table) -> None:
     if output is Format.json:
         print(json.dumps({"folder": str(found), **manifest}))
         return
-    rows = [[key, json.dumps(manifest[key])] for key in ("number", "job", "created", "rule", "consistency", "extra")]
+    rows = [
+        [key, json.dumps(manifest[key])]
+        for key in ("number", "job", "created", "rule", "consistency", "extra")
+    ]
     rows += [
         [f"shard {s['shard']}", f"epoch {s['stamp'][0]} clock {s['stamp'][1]}, {s['nbytes']} bytes"]
         for s in manifest["shards"]
     ]
-    rows += [[t["name"], f"{t['dtype']} {'x'.join(map(str, t['shape'])) or 'scalar'}"] for t in manifest["tensors"]]
+    rows += [
+        [t["name"], f"{t['dtype']} {'x'.join(map(str, t['shape'])) or 'scalar'}"] for t in manifest["tensors"]
+    ]
     _print([str(found), ""], rows)
 
 
@@ -78,11 +89,17 @@ def verify(folder: Folder, output: Output = Format.table) -> None:
     try:
         manifest = checkpoint.verify(found)
     except CheckpointError as error:
-        print(json.dumps({"folder": str(found), "ok": False, "problem": str(error)}) if output is Format.json else error)
+        print(
+            json.dumps({"folder": str(found), "ok": False, "problem": str(error)})
+            if output is Format.json
+            else error
+        )
         raise typer.Exit(1) from None
     nbytes = sum(entry.nbytes for entry in manifest.shards)
     if output is Format.json:
-        print(json.dumps({"folder": str(found), "ok": True, "shards": len(manifest.shards), "nbytes": nbytes}))
+        print(
+            json.dumps({"folder": str(found), "ok": True, "shards": len(manifest.shards), "nbytes": nbytes})
+        )
     else:
         print(f"{found}: {len(manifest.shards)} shards, {nbytes} bytes, all as written")
 
@@ -92,7 +109,9 @@ def export(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="File to write.")],
     to: Annotated[Target, typer.Option(help="The format.")] = Target.torch,
-    model_only: Annotated[bool, typer.Option("--model-only", help="Leave the optimizer's state out.")] = False,
+    model_only: Annotated[
+        bool, typer.Option("--model-only", help="Leave the optimizer's state out.")
+    ] = False,
     output: Output = Format.table,
 ) -> None:
     """Write a model's and an optimizer's state_dict, to go on with in plain torch."""

@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 2.0
 """Seconds between progress lines where there is no terminal to redraw."""
 
-JOB_OPTIONS = ("network", "dataset", "optimizer", "lr", "lr_schedule", "weight_decay", "option", "workers", "consistency")
+JOB_OPTIONS: tuple[str, ...] = (
+    "network",
+    "dataset",
+    "optimizer",
+    "lr",
+    "lr_schedule",
+    "weight_decay",
+    "option",
+    "workers",
+    "consistency",
+)
 JOB_OPTIONS += ("max_staleness", "staleness_lr", "delay_compensation", "batch", "seed")
 """Options that a resumed run takes from its checkpoint."""
 
@@ -43,36 +53,61 @@ def train(
     dataset: Annotated[str, typer.Option(help="The data set: digits (embedded) or mnist.")] = "digits",
     optimizer: Annotated[
         str,
-        typer.Option(help="The rule: sgd, nesterov, adagrad, rmsprop, nesterovrmsprop, adam, lpadam or adamax."),
+        typer.Option(
+            help="The rule: sgd, nesterov, adagrad, rmsprop, nesterovrmsprop, adam, lpadam or adamax."
+        ),
     ] = "adam",
-    lr: Annotated[float | None, typer.Option(help="The rate. The rule's own default where it is left out.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="The rate. The rule's own default where it is left out.")
+    ] = None,
     lr_schedule: Annotated[str, typer.Option(help="constant or inverse_sqrt (lr/sqrt(t)).")] = "constant",
     weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay.")] = 0.0,
     option: Annotated[
-        list[str] | None, typer.Option("--option", "-o", help="Any other constant of the rule, as NAME=VALUE.")
+        list[str] | None,
+        typer.Option("--option", "-o", help="Any other constant of the rule, as NAME=VALUE."),
     ] = None,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
     shards: Annotated[int, typer.Option(help="Shard processes.")] = 2,
     consistency: Annotated[str, typer.Option(help="async, ssp:S (S steps ahead at most) or bsp.")] = "async",
-    max_staleness: Annotated[int | None, typer.Option(help="async: refuse staler pushes, in updates.")] = None,
-    staleness_lr: Annotated[str | None, typer.Option(help="async: none, or inverse (rate over staleness).")] = None,
-    delay_compensation: Annotated[float | None, typer.Option(help="async: lambda of delay compensation.")] = None,
+    max_staleness: Annotated[
+        int | None, typer.Option(help="async: refuse staler pushes, in updates.")
+    ] = None,
+    staleness_lr: Annotated[
+        str | None, typer.Option(help="async: none, or inverse (rate over staleness).")
+    ] = None,
+    delay_compensation: Annotated[
+        float | None, typer.Option(help="async: lambda of delay compensation.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training set by all workers together.")] = 20,
     batch: Annotated[int, typer.Option(help="Examples in one worker's mini-batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
     max_steps: Annotated[int | None, typer.Option(help="Stop each worker after this many pushes.")] = None,
-    target_loss: Annotated[float | None, typer.Option(help="Stop a worker at this mean training loss.")] = None,
+    target_loss: Annotated[
+        float | None, typer.Option(help="Stop a worker at this mean training loss.")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the data set's files.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder to write; runs/DATE-NETWORK-DATASET by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder to write; runs/DATE-NETWORK-DATASET by default.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")
+    ] = False,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, host:port or auto.")] = None,
-    gpus_per_shard: Annotated[float, typer.Option(help="GPUs for each shard; above 0 its state lives there.")] = 0.0,
+    gpus_per_shard: Annotated[
+        float, typer.Option(help="GPUs for each shard; above 0 its state lives there.")
+    ] = 0.0,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs for each worker.")] = 0.0,
     lease_s: Annotated[float, typer.Option(help="Seconds until a silent worker stops counting.")] = 10.0,
     checkpoint_every_s: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 30.0,
-    metrics_host: Annotated[str, typer.Option(help="Address that Prometheus metrics are served on.")] = "127.0.0.1",
-    metrics_port: Annotated[int | None, typer.Option(help="Port of the metrics; none are served without it.")] = None,
-    output: Annotated[Format, typer.Option("--format", help="Print the result as a table or as JSON.")] = Format.table,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address that Prometheus metrics are served on.")
+    ] = "127.0.0.1",
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the metrics; none are served without it.")
+    ] = None,
+    output: Annotated[
+        Format, typer.Option("--format", help="Print the result as a table or as JSON.")
+    ] = Format.table,
 ) -> None:
     """Train a network through the service, on a local Ray or on a running cluster."""
     if resume:
@@ -83,10 +118,15 @@ def train(
     from adamserve.consistency import parse
 
     mode = parse(
-        consistency, max_staleness=max_staleness, staleness_lr=staleness_lr, delay_compensation=delay_compensation
+        consistency,
+        max_staleness=max_staleness,
+        staleness_lr=staleness_lr,
+        delay_compensation=delay_compensation,
     )
     if resume and run_dir is None:
-        raise InvalidArgument("is needed to resume", field="run_dir", fix="give the folder of the run to go on with")
+        raise InvalidArgument(
+            "is needed to resume", field="run_dir", fix="give the folder of the run to go on with"
+        )
     if run_dir is None:
         run_dir = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{network}-{dataset}"
     from workers import networks
@@ -148,7 +188,9 @@ def _refuse_changes(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise InvalidArgument(
-                "a resumed run keeps its own", field=name, fix="leave it out; --epochs, --shards and --data-dir may change"
+                "a resumed run keeps its own",
+                field=name,
+                fix="leave it out; --epochs, --shards and --data-dir may change",
             )
 
 
@@ -208,7 +250,11 @@ def _table(record: dict[str, Any]) -> None:
     config = record["config"]
     table = Table(title=f"{config['network']} on {config['dataset']}: {record['status']}", show_header=False)
     rows = [
-        ("rule", ", ".join(f"{k}={v}" for k, v in config["rule"].items() if k != "rule"), config["rule"]["rule"]),
+        (
+            "rule",
+            ", ".join(f"{k}={v}" for k, v in config["rule"].items() if k != "rule"),
+            config["rule"]["rule"],
+        ),
         ("test accuracy", f"{record['test_accuracy']:.2%}", None),
         ("test loss", f"{record['test_loss']:.4f}", None),
         ("training loss", f"{record['train_loss']:.4f}", None),

@@ -12,7 +12,7 @@ this package and constructing rules load neither torch nor numpy.
 from typing import TYPE_CHECKING, Any
 
 from adamserve.optim.base import Rule
-from adamserve.optim.moments import AdaMax, Adam, LpAdam
+from adamserve.optim.moments import Adam, AdaMax, LpAdam
 from adamserve.optim.named import RULES, by_name, from_dict, to_dict
 from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
 from adamserve.optim.threads import set_threads
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - the protocol of PEP 562
+def __getattr__(name: str) -> Any:
     """Load what needs torch at its first use."""
     if name in ("KernelInfo", "all_finite", "prepare"):
         from adamserve.optim import run

@@ -189,7 +189,9 @@ def check_number(
         number = math.nan
     if not (low <= number <= below if closed else low <= number < below):
         domain = f"[{low:g}, {below:g}{']' if closed else ')'}"
-        raise InvalidArgument(f"must be a number in {domain}, got {value!r}", field=name, fix=f"see {type(rule).__name__}")
+        raise InvalidArgument(
+            f"must be a number in {domain}, got {value!r}", field=name, fix=f"see {type(rule).__name__}"
+        )
     object.__setattr__(rule, name, number)
 
 

@@ -23,7 +23,15 @@ from pathlib import Path
 
 # -ffp-contract=off keeps a*b+c two roundings, as everywhere else. -fno-trapping-math lets the unused side of a
 # select be computed, -fno-math-errno makes sqrt one instruction; neither changes a result.
-FLAGS = ("-std=gnu99", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = (
+    "-std=gnu99",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+)
 NATIVE = ("-march=native",)
 _COMPILE_SECONDS = 120.0
 
@@ -71,7 +79,9 @@ def build(source: str) -> Built:
     if command is None:
         named = os.environ.get("CC")
         raise BuildError(f"no C compiler: {'$CC=' + named if named else 'cc, gcc, clang'} not found on PATH")
-    name = hashlib.sha256("\0".join((source, _identity(command), *FLAGS, *NATIVE, _processor())).encode()).hexdigest()
+    name = hashlib.sha256(
+        "\0".join((source, _identity(command), *FLAGS, *NATIVE, _processor())).encode()
+    ).hexdigest()
     try:
         directory = _own(cache_directory())
     except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
@@ -129,7 +139,9 @@ def _compile(command: tuple[str, ...], source: str, path: Path) -> None:
         for native in (NATIVE, ()):  # a compiler that does not know this processor still compiles without
             line = [*command, *FLAGS, *native, str(c_file), "-o", str(output), "-lm"]
             try:
-                done = subprocess.run(line, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False)
+                done = subprocess.run(
+                    line, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
+                )
             except subprocess.TimeoutExpired as error:
                 raise BuildError(f"{command[0]} took more than {_COMPILE_SECONDS:g} s") from error
             if done.returncode == 0 and output.exists():

@@ -13,7 +13,12 @@ from adamserve.optim.trace import Node, Program
 
 ENTRY = "adamserve_update"
 
-GRADIENT_TYPES = {"float32": "float", "float64": "double", "bfloat16": "unsigned short", "float16": "unsigned short"}
+GRADIENT_TYPES = {
+    "float32": "float",
+    "float64": "double",
+    "bfloat16": "unsigned short",
+    "float16": "unsigned short",
+}
 
 # Half precision is widened by moving bits, so that no compiler needs to know the type. A float16 subnormal
 # is a small whole number times 2^-24: exact, and free of float32 subnormals.
@@ -60,7 +65,9 @@ def c_source(program: Program, gradient: str) -> str:
     Arrays may be the same array (never shifted ones), hence `ivdep` and not `restrict`.
     """
     body, real = _body(program, gradient), program.real
-    constants = "".join(f"    const {real.c_type} c{k} = ({real.c_type})constants[{k}];\n" for k in _used(program))
+    constants = "".join(
+        f"    const {real.c_type} c{k} = ({real.c_type})constants[{k}];\n" for k in _used(program)
+    )
     return (
         _head(program, gradient, "static inline")
         + f"\nvoid {ENTRY}(long long n, const double *constants, {_parameters(program, gradient)}) {{\n"

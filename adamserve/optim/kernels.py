@@ -78,7 +78,9 @@ def kernel(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, de
         with _lock:
             found = _kernels.get(key)
             if found is None:
-                if len(_kernels) >= 4096:  # a search over constants makes a rule each; their libraries are shared
+                if (
+                    len(_kernels) >= 4096
+                ):  # a search over constants makes a rule each; their libraries are shared
                     _kernels.clear()
                 found = _kernels[key] = _make(rule, kind, dtype, gradient, device)
     return found
@@ -111,7 +113,12 @@ def _make(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, dev
     elif device.type == "cpu":
         try:
             built = library(emit.c_source(traced, g_name))
-            run, executor, reason, cached = _compiled(built.library, traced), "compiled", built.reason, built.cached
+            run, executor, reason, cached = (
+                _compiled(built.library, traced),
+                "compiled",
+                built.reason,
+                built.cached,
+            )
         except build.BuildError as error:
             reason = f"{error}: {EAGER_COST}"
             _warn(reason)
@@ -186,7 +193,9 @@ def _eager(traced: Program) -> Run:
         with torch.no_grad():
             for start in range(0, n, block):
                 parts = {name: a[start : start + block] for name, a in flat.items()}
-                values = {name: a if a.dtype == first.dtype else a.to(first.dtype) for name, a in parts.items()}
+                values = {
+                    name: a if a.dtype == first.dtype else a.to(first.dtype) for name, a in parts.items()
+                }
                 for name, x in traced.function(ops, cast("dict[str, Value]", values), numbers).items():
                     parts[name].copy_(cast("Tensor", x))
 

@@ -64,7 +64,9 @@ class Adam(Rule):
         check_number(self, "eps", at_least=0.0)
         check_number(self, "beta1_decay", at_least=5e-324, below=1.0, closed=True)
         if self.beta2 == 1.0 and self.eps == 0.0:
-            raise InvalidArgument("must be above 0 when beta2 is 1, for v stays 0", field="eps", fix="e.g. eps=1e-8")
+            raise InvalidArgument(
+                "must be above 0 when beta2 is 1, for v stays 0", field="eps", fix="e.g. eps=1e-8"
+            )
 
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         b1 = self.beta1 * self.beta1_decay ** (t - 1)
@@ -74,7 +76,11 @@ class Adam(Rule):
             c1 = -math.expm1(log_product)
             c2 = one_minus_power(self.beta2, t)
         if self.beta2 == 1.0:
-            return {"b1": b1, "a1": 1.0 - b1, "step": rate / c1 / (math.sqrt(self.eps) if self.eps_inside_sqrt else self.eps)}
+            return {
+                "b1": b1,
+                "a1": 1.0 - b1,
+                "step": rate / c1 / (math.sqrt(self.eps) if self.eps_inside_sqrt else self.eps),
+            }
         return {
             "b1": b1, "a1": 1.0 - b1, "b2": self.beta2, "a2": 1.0 - self.beta2,
             "step": rate / c1, "correct": 1.0 / c2, "eps": self.eps,
@@ -248,7 +254,13 @@ class AdaMax(Rule):
 
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         c1 = one_minus_power(self.beta1, t) if self.bias_correction else 1.0
-        return {"b1": self.beta1, "a1": 1.0 - self.beta1, "b2": self.beta2, "step": rate / c1, "eps": self.eps}
+        return {
+            "b1": self.beta1,
+            "a1": 1.0 - self.beta1,
+            "b2": self.beta2,
+            "step": rate / c1,
+            "eps": self.eps,
+        }
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         m = c["b1"] * s["m"] + c["a1"] * g

@@ -9,7 +9,7 @@ from typing import Any
 
 from adamserve.errors import InvalidArgument
 from adamserve.optim.base import Rule
-from adamserve.optim.moments import AdaMax, Adam, LpAdam
+from adamserve.optim.moments import Adam, AdaMax, LpAdam
 from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
 
 RULES: Mapping[str, type[Rule]] = MappingProxyType(
@@ -18,7 +18,7 @@ RULES: Mapping[str, type[Rule]] = MappingProxyType(
 """Every rule by its class name."""
 
 
-def by_name(name: str, **options: Any) -> Rule:  # noqa: ANN401 - each rule checks its own constants
+def by_name(name: str, **options: Any) -> Rule:
     """Make a rule from its name, in any case and with or without hyphens and underscores ("nesterov-rmsprop").
 
     Raises:

@@ -36,7 +36,9 @@ def step_(
     _check_like(w, g, "g", _HALVES)
     ordered = _check_slots(rule, w, slots)
     if not isinstance(t, int) or not t >= 1:
-        raise InvalidArgument(f"must be a whole number >= 1, got {t!r}", field="t", fix="t counts updates from 1")
+        raise InvalidArgument(
+            f"must be a whole number >= 1, got {t!r}", field="t", fix="t counts updates from 1"
+        )
     if lr is not None and not 0.0 <= lr < math.inf:
         raise InvalidArgument(f"must be a finite number >= 0, got {lr!r}", field="lr")
     if not 0.0 <= lr_scale < math.inf:
@@ -137,7 +139,9 @@ def _apply(run: Run, arrays: Sequence[Tensor], constants: Sequence[float], chang
         return
     for k in changed:
         if torch._debug_has_internal_overlap(arrays[k]) == 1:
-            raise InvalidArgument("elements share memory (an expanded tensor)", field="w" if k == 0 else "slots")
+            raise InvalidArgument(
+                "elements share memory (an expanded tensor)", field="w" if k == 0 else "slots"
+            )
     with torch.no_grad():
         copies = [a.contiguous() for a in arrays]
         run(copies, constants)
@@ -169,7 +173,9 @@ def _check_parameter(w: Tensor) -> None:
     if not isinstance(w, Tensor):
         raise InvalidArgument(f"must be a torch tensor, got {type(w).__name__}", field="w")
     if w.dtype not in _PARAMETERS or w.layout is not torch.strided:
-        raise InvalidArgument(f"must be a dense float32 or float64 tensor, got {w.dtype} {w.layout}", field="w")
+        raise InvalidArgument(
+            f"must be a dense float32 or float64 tensor, got {w.dtype} {w.layout}", field="w"
+        )
 
 
 def _check_like(w: Tensor, x: Tensor, field: str, also: Sequence[torch.dtype]) -> None:
@@ -190,7 +196,9 @@ def _check_slots(rule: Rule, w: Tensor, slots: Mapping[str, Tensor]) -> list[Ten
     names = rule.slot_names
     if len(slots) != len(names) or any(name not in slots for name in names):
         raise InvalidArgument(
-            f"has {sorted(slots)}, {type(rule).__name__} keeps {sorted(names)}", field="slots", fix="use rule.init(w)"
+            f"has {sorted(slots)}, {type(rule).__name__} keeps {sorted(names)}",
+            field="slots",
+            fix="use rule.init(w)",
         )
     ordered = [slots[name] for name in names]
     for name, x in zip(names, ordered, strict=True):

@@ -154,5 +154,10 @@ def trace(function: Update, real: Real, arrays: tuple[str, ...], constants: tupl
         name: cast("Expr", x).index for name, x in flushed(TraceOps(real, record), values, numbers).items()
     }
     return Program(
-        real=real, arrays=arrays, constants=constants, nodes=tuple(record.nodes), stores=stores, function=flushed
+        real=real,
+        arrays=arrays,
+        constants=constants,
+        nodes=tuple(record.nodes),
+        stores=stores,
+        function=flushed,
     )

@@ -24,7 +24,7 @@ Published = Sequence["ray.ObjectRef[Mapping[str, Array]]"]
 """One reference in a list, so that Ray hands over the reference and not a copy of the parameters."""
 
 
-@ray.remote(concurrency_groups=CONCURRENCY)
+@ray.remote(concurrency_groups=CONCURRENCY)  # type: ignore[call-overload] # not in Ray's stubs
 class ShardActor:
     """The process of shard `index`: it hosts that shard of every job of the service."""
 
@@ -38,7 +38,11 @@ class ShardActor:
 
     @ray.method(concurrency_group="control")
     def open(
-        self, config: JobConfig, epoch: int, initial: Mapping[str, Array] | None = None, folder: Path | None = None
+        self,
+        config: JobConfig,
+        epoch: int,
+        initial: Mapping[str, Array] | None = None,
+        folder: Path | None = None,
     ) -> tuple[Stamp, str]:
         """Take up a job: from `initial` (this shard's spans by tensor), or from a checkpoint's folder.
 
@@ -110,4 +114,6 @@ class ShardActor:
         try:
             return self._hosts[job]
         except KeyError:
-            raise NotFound(f"no job {job!r} on shard {self._index}", field="job", fix="create it first") from None
+            raise NotFound(
+                f"no job {job!r} on shard {self._index}", field="job", fix="create it first"
+            ) from None

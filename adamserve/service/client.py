@@ -55,7 +55,13 @@ class ClusterClient:
     """
 
     def __init__(
-        self, controller: Any, job: str, pusher: str | None = None, *, lease_s: float = 10.0, timeout_s: float = 120.0
+        self,
+        controller: Any,
+        job: str,
+        pusher: str | None = None,
+        *,
+        lease_s: float = 10.0,
+        timeout_s: float = 120.0,
     ) -> None:
         self._controller = controller
         self._job = job
@@ -177,7 +183,9 @@ class ClusterClient:
     def _leave(self, shard: int, timeout_s: float) -> Any:
         return self._actor(shard).leave.remote(self._job, self._pusher)
 
-    def _fetch(self, shard: int, timeout_s: float, *, pusher: str | None, training: bool, at_least: int) -> Any:
+    def _fetch(
+        self, shard: int, timeout_s: float, *, pusher: str | None, training: bool, at_least: int
+    ) -> Any:
         return self._actor(shard).pull.remote(self._job, pusher, training, at_least, timeout_s)
 
     def _send(self, shard: int, timeout_s: float, *, pushes: Sequence[Push]) -> Any:
@@ -242,7 +250,9 @@ class ClusterClient:
             raise InvalidArgument(f"a gradient of shape {tuple(gradient.shape)} for {spec.shape}", field=name)
         flat = np.ascontiguousarray(gradient).reshape(-1)
         if str(flat.dtype) not in GRADIENT_DTYPES[spec.dtype]:
-            raise InvalidArgument(f"a gradient of dtype {flat.dtype} for a {spec.dtype} parameter", field=name)
+            raise InvalidArgument(
+                f"a gradient of dtype {flat.dtype} for a {spec.dtype} parameter", field=name
+            )
         if not all_finite(borrow(flat)):
             raise InvalidArgument(
                 "the gradient holds NaN or infinity", field=name, fix="skip this batch, or clip the gradient"

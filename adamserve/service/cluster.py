@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ PROBE_S = 5.0
 
 
 @contextmanager
-def connected(address: str | None, *, num_cpus: int | None = None, num_gpus: int | None = None) -> Iterator[None]:
+def connected(
+    address: str | None, *, num_cpus: int | None = None, num_gpus: int | None = None
+) -> Iterator[None]:
     """Join the Ray cluster at `address`, or start a local one, and leave (or stop) it at the end.
 
     Ray's token authentication is left as it is set. A local Ray gets no dashboard.
@@ -42,15 +45,17 @@ def connected(address: str | None, *, num_cpus: int | None = None, num_gpus: int
             num_gpus=num_gpus,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     else:
         _probe(address)
         try:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise Unavailable(
-                f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}", field="address", fix="start one with ray start --head"
+                f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}",
+                field="address",
+                fix="start one with ray start --head",
             ) from None
     try:
         yield
@@ -69,7 +74,7 @@ def launch(config: ServiceConfig) -> Any:
         Unavailable: the shards did not start.
     """
     gpus = config.gpus_per_shard * config.shards
-    present = ray.cluster_resources().get("GPU", 0)
+    present = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     if gpus > present:
         raise InvalidArgument(
             f"{config.shards} shards ask for {gpus:g} GPUs, the cluster has {present:g}",
@@ -94,7 +99,9 @@ def _probe(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InvalidArgument(f"{address!r} is not an address", field="address", fix="give host:port, or auto")
+        raise InvalidArgument(
+            f"{address!r} is not an address", field="address", fix="give host:port, or auto"
+        )
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_S).close()
     except OSError as error:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,9 @@ class Controller:
             if known is not None:
                 if known.config != config:
                     raise Conflict(
-                        f"job {config.name!r} exists with another configuration", field="job", fix="choose another name"
+                        f"job {config.name!r} exists with another configuration",
+                        field="job",
+                        fix="choose another name",
                     )
                 return self.topology(config.name)
             folder = self._folder(config.name)
@@ -169,7 +172,8 @@ class Controller:
                     fix="resume the job, or give another folder",
                 )
             opened = [
-                actor.open.remote(config, 1, initial=part) for actor, part in zip(self._actors, initial, strict=True)
+                actor.open.remote(config, 1, initial=part)
+                for actor, part in zip(self._actors, initial, strict=True)
             ]
             self._adopt(config, folder, self._get(opened, "the shards to open the job"))
         self.checkpoint(config.name)
@@ -186,7 +190,9 @@ class Controller:
                 return self.topology(name)
             folder = self._folder(name)
             if folder is None:
-                raise InvalidArgument("the service keeps no checkpoints", field="checkpoint_dir", fix="give a folder")
+                raise InvalidArgument(
+                    "the service keeps no checkpoints", field="checkpoint_dir", fix="give a folder"
+                )
             newest, manifest = checkpoint.newest(folder, on_skip=_log_skipped)
             config = JobConfig(
                 name=name,
@@ -198,7 +204,9 @@ class Controller:
             )
             epoch = max(entry.stamp.epoch for entry in manifest.shards) + 1
             opened = [actor.open.remote(config, epoch, folder=newest) for actor in self._actors]
-            self._adopt(config, folder, self._get(opened, "the shards to restore the job"), number=manifest.number)
+            self._adopt(
+                config, folder, self._get(opened, "the shards to restore the job"), number=manifest.number
+            )
         return self.topology(name)
 
     def topology(self, job: str) -> Topology:
@@ -237,7 +245,9 @@ class Controller:
             folder = known.folder / f"{number:08d}"
             folder.mkdir(parents=True)
             try:
-                entries = self._get([a.write.remote(job, folder) for a in self._actors], "the shards to be written")
+                entries = self._get(
+                    [a.write.remote(job, folder) for a in self._actors], "the shards to be written"
+                )
                 checkpoint.write_manifest(
                     folder,
                     checkpoint.Manifest(
@@ -322,7 +332,9 @@ class Controller:
             return self._jobs[name]
         except KeyError:
             raise NotFound(
-                f"the service has no job {name!r}", field="job", fix=f"it has {', '.join(self._jobs) or 'none'}"
+                f"the service has no job {name!r}",
+                field="job",
+                fix=f"it has {', '.join(self._jobs) or 'none'}",
             ) from None
 
     def _status(self, name: str) -> JobStatus:
@@ -356,14 +368,14 @@ class Controller:
                 self._look(index)
             for name, known in list(self._jobs.items()):
                 if self._due(known):
-                    self._attempt(lambda name=name: self.checkpoint(name), f"checkpoint of {name}")
+                    self._attempt(partial(self.checkpoint, name), f"checkpoint of {name}")
 
     def _look(self, index: int) -> None:
         """See how a shard stands, and restore it when its process is dead."""
         try:
             statistics = ray.get(self._actors[index].statistics.remote(), timeout=CALL_TIMEOUT_S)
         except RayActorError as error:
-            self._attempt(lambda: self._heal(index, str(error).split("\n")[0]), f"restoring shard {index}")
+            self._attempt(partial(self._heal, index, str(error).split("\n")[0]), f"restoring shard {index}")
         except GetTimeoutError:
             log.warning("shard %d has not answered for %.0f s", index, CALL_TIMEOUT_S)
         else:
@@ -379,8 +391,16 @@ class Controller:
             log.error("%s failed: %s", what, error)
 
     def _due(self, known: _Job) -> bool:
-        every, clocks = known.config.checkpoint_every_s, tuple(s.stamp.clock for s in known.seen if s is not None)
-        if every is None or known.folder is None or known.written_at is None or clocks == known.written_clocks:
+        every, clocks = (
+            known.config.checkpoint_every_s,
+            tuple(s.stamp.clock for s in known.seen if s is not None),
+        )
+        if (
+            every is None
+            or known.folder is None
+            or known.written_at is None
+            or clocks == known.written_clocks
+        ):
             return False
         return time.monotonic() - known.written_at >= every
 
@@ -391,7 +411,9 @@ class Controller:
         restored: list[tuple[_Job, Rollback]] = []
         for known in self._jobs.values():
             if known.folder is None:
-                self._give_up(known, f"shard {index} died, and the service keeps no checkpoints to restore it from")
+                self._give_up(
+                    known, f"shard {index} died, and the service keeps no checkpoints to restore it from"
+                )
                 continue
             try:
                 folder, manifest = checkpoint.newest(known.folder, on_skip=_log_skipped)
@@ -399,7 +421,9 @@ class Controller:
                 self._give_up(known, f"shard {index} died and cannot be restored: {error}")
                 continue
             epoch = known.epochs[index] + 1
-            [(stamp, _)] = self._get([actor.open.remote(known.config, epoch, folder=folder)], "a shard to be restored")
+            [(stamp, _)] = self._get(
+                [actor.open.remote(known.config, epoch, folder=folder)], "a shard to be restored"
+            )
             before = known.seen[index]
             clock_before = before.stamp.clock if before is not None else stamp.clock
             seconds = time.monotonic() - began
@@ -423,11 +447,14 @@ def _log_skipped(folder: Path, reason: str) -> None:
     log.error("checkpoint %s is refused: %s", folder, reason)
 
 
-ControllerActor = ray.remote(num_cpus=0, max_concurrency=128)(Controller)
+# Ray's stubs lack some of its options.
+ControllerActor: Any = ray.remote(num_cpus=0, max_concurrency=128)(Controller)  # type: ignore[call-overload]
 """Ray's view of the controller."""
 
 
-def initial_parts(config: JobConfig, parameters: Mapping[str, Array], num_shards: int) -> list[dict[str, Array]]:
+def initial_parts(
+    config: JobConfig, parameters: Mapping[str, Array], num_shards: int
+) -> list[dict[str, Array]]:
     """Each shard's spans of the initial parameters, 1-D views."""
     parts = partition(config.tensors, num_shards)
     return [

@@ -83,6 +83,8 @@ def random_parameters(seed: int = 0) -> dict[str, Array]:
     """A few tensors of several ranks and dtypes."""
     rng = np.random.default_rng(seed)
     shapes = {"a": (40, 30), "scalar": (), "empty": (0, 3), "b": (7,), "c": (3, 5, 11, 2)}
-    tensors: dict[str, Array] = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    tensors: dict[str, Array] = {
+        name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()
+    }
     tensors["double"] = rng.normal(size=(13, 3))
     return tensors

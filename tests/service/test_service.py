@@ -28,7 +28,9 @@ Start = Callable[..., Any]
 
 def stream(parameters: Mapping[str, Array], steps: int) -> list[dict[str, Array]]:
     rng = np.random.default_rng(9)
-    return [{n: rng.normal(size=a.shape).astype(a.dtype) for n, a in parameters.items()} for _ in range(steps)]
+    return [
+        {n: rng.normal(size=a.shape).astype(a.dtype) for n, a in parameters.items()} for _ in range(steps)
+    ]
 
 
 @ray.remote(num_cpus=0)
@@ -127,7 +129,9 @@ def test_a_killed_shard_comes_back_in_a_new_epoch_at_its_checkpoint(start: Start
         assert [r.outcome for r in lost.shards] == [Outcome.APPLIED, Outcome.STALE]
         assert "epoch 2" in lost.reason
         old = client.push(one, before)
-        assert old.shards[1].outcome is Outcome.STALE, "gradients of the old epoch are not applied to the new one"
+        assert old.shards[1].outcome is Outcome.STALE, (
+            "gradients of the old epoch are not applied to the new one"
+        )
         values, clock = client.pull()
         np.testing.assert_array_equal(values["w"], [-7.0] * 4 + [-3.0] * 4)
         assert [tuple(stamp) for stamp in clock] == [(1, 7), (2, 3)]
@@ -237,7 +241,9 @@ def test_creating_is_idempotent_and_another_configuration_is_refused(pair: Any, 
         ({"w": np.array([0, np.nan, 0], np.float32)}, InvalidArgument, "w"),
     ],
 )
-def test_bad_gradients_reach_no_shard(pair: Any, job: str, gradients: dict[str, Array], error: Any, field: str) -> None:
+def test_bad_gradients_reach_no_shard(
+    pair: Any, job: str, gradients: dict[str, Array], error: Any, field: str
+) -> None:
     controller = pair
     create(controller, {"w": np.zeros(3, np.float32)}, shards=2, job=job)
     with ClusterClient(controller, job, "a") as client:

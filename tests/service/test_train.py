@@ -25,7 +25,9 @@ COMMAND = [sys.executable, "-m", "adamserve"]
 
 
 def run(*arguments: object, rc: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=220, check=False)
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=220, check=False
+    )
     assert done.returncode == rc, done.stderr + done.stdout
     return done
 
@@ -116,7 +118,15 @@ def test_the_mlp_learns_digits_and_leaves_a_run_folder(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_when_a_shard_is_killed(tmp_path: Path) -> None:
     running = Running(
-        "train", "--run-dir", tmp_path / "run", "--checkpoint-every-s", "1", "--epochs", "14", "--format", "json"
+        "train",
+        "--run-dir",
+        tmp_path / "run",
+        "--checkpoint-every-s",
+        "1",
+        "--epochs",
+        "14",
+        "--format",
+        "json",
     )
     running.until(r"epoch +[3-9]\.")
     [_, victim] = running.descendants("ray::ShardActor")
@@ -152,7 +162,9 @@ def test_ctrl_c_and_resume_end_bit_identical_to_an_uninterrupted_run(tmp_path: P
     first = running.finish()
     assert first["status"] == "stopped"
     assert 0 < first["clocks"][0] == first["clocks"][1] < 80
-    rest = record_of(run("train", "--resume", "--shards", "3", "--max-steps", "80", *common[2:], tmp_path / "parts"))
+    rest = record_of(
+        run("train", "--resume", "--shards", "3", "--max-steps", "80", *common[2:], tmp_path / "parts")
+    )
     assert rest["clocks"] == [80] * 3
     assert first["steps"] + rest["steps"] == 160
     assert parameters(tmp_path / "parts") == parameters(tmp_path / "whole")
@@ -183,11 +195,17 @@ BAD_INPUT = [
     (["train", "--shards", "-2"], r"--shards: must be at least 1, got -2"),
     (["train", "--consistency", "ssp"], r"--consistency: 'ssp' is not a consistency mode \(give async"),
     (["train", "--dataset", "mnist", "--data-dir", "/nowhere"], r"/nowhere.*\(.*--data-dir"),
-    (["train", "--address", "127.0.0.1:1"], r"--address: nothing answers at 127.0.0.1:1: .*\(check that the head runs"),
+    (
+        ["train", "--address", "127.0.0.1:1"],
+        r"--address: nothing answers at 127.0.0.1:1: .*\(check that the head runs",
+    ),
     (["train", "--address", "here"], r"--address: 'here' is not an address \(give host:port, or auto\)"),
     (["train", "--resume"], r"--run-dir: is needed to resume \(give the folder"),
     (["train", "--resume", "--run-dir", "/nowhere"], r"/nowhere.*no checkpoint"),
-    (["train", "--resume", "--run-dir", "x", "--lr", "1"], r"--lr: a resumed run keeps its own \(leave it out"),
+    (
+        ["train", "--resume", "--run-dir", "x", "--lr", "1"],
+        r"--lr: a resumed run keeps its own \(leave it out",
+    ),
     (["trian"], r"No such command 'trian'"),
     (["checkpoint", "verify", "/nowhere"], r"/nowhere: there is no such folder"),
 ]

@@ -30,7 +30,9 @@ TENSORS = [
 ]
 
 
-def states(tensors: Sequence[TensorSpec], num_shards: int, *, seed: int = 0, updates: int = 3) -> list[ShardState]:
+def states(
+    tensors: Sequence[TensorSpec], num_shards: int, *, seed: int = 0, updates: int = 3
+) -> list[ShardState]:
     """States whose values name their own element: w counts up, m counts down."""
     found = []
     for index, spans in enumerate(partition(tensors, num_shards).shards):
@@ -46,7 +48,9 @@ def states(tensors: Sequence[TensorSpec], num_shards: int, *, seed: int = 0, upd
     return found
 
 
-def write(root: Path, number: int, tensors: Sequence[TensorSpec] = TENSORS, num_shards: int = 2, seed: int = 0) -> Path:
+def write(
+    root: Path, number: int, tensors: Sequence[TensorSpec] = TENSORS, num_shards: int = 2, seed: int = 0
+) -> Path:
     folder = root / f"{number:08d}"
     folder.mkdir(parents=True)
     entries = [
@@ -103,7 +107,10 @@ def test_any_partition_gets_every_element_and_its_count(
     folder = write(tmp_path_factory.mktemp("any"), 1, tensors, before)
     manifest = checkpoint.verify(folder)
     counts = {
-        (s.tensor, i): s.updates for old in states(tensors, before) for s in old.segments for i in range(s.start, s.stop)
+        (s.tensor, i): s.updates
+        for old in states(tensors, before)
+        for s in old.segments
+        for i in range(s.start, s.stop)
     }
     for index, spans in enumerate(partition(tensors, after).shards):
         loaded = checkpoint.load_shard(folder, manifest, shard=index, spans=spans, epoch=9)
@@ -230,7 +237,9 @@ def test_a_full_disk_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"shard-00000\.safetensors\.tmp: cannot be written: No space left"):
+    with pytest.raises(
+        CheckpointError, match=r"shard-00000\.safetensors\.tmp: cannot be written: No space left"
+    ):
         checkpoint.seal_shard(unsealed)
     assert [info.complete for info in checkpoint.list_checkpoints(tmp_path)] == [False]
 

@@ -79,7 +79,9 @@ def test_inverse_staleness_divides_the_rate(staleness: int) -> None:
         (2, {"a": 13, "b": 11, "c": 10}, Verdict.WAIT),
     ],
 )
-def test_ssp_holds_back_the_one_that_runs_ahead(bound: int, steps: Mapping[str, int], verdict: Verdict) -> None:
+def test_ssp_holds_back_the_one_that_runs_ahead(
+    bound: int, steps: Mapping[str, int], verdict: Verdict
+) -> None:
     mode = SSP(bound=bound)
     pushed = admit(mode, pulled=Stamp(1, 0), now=Stamp(1, 50), pusher="a", steps=steps)
     started = may_start(mode, pusher="a", steps=steps)
@@ -114,7 +116,11 @@ def test_bsp_waits_for_every_live_pusher(
     [
         ("async", {}, Async()),
         (" ASYNC ", {"max_staleness": 4}, Async(max_staleness=4)),
-        ("async", {"staleness_lr": "inverse", "delay_compensation": 0.04}, Async(staleness_lr="inverse", delay_compensation=0.04)),
+        (
+            "async",
+            {"staleness_lr": "inverse", "delay_compensation": 0.04},
+            Async(staleness_lr="inverse", delay_compensation=0.04),
+        ),
         ("async", {"max_staleness": None}, Async()),
         ("ssp:2", {}, SSP(bound=2)),
         ("ssp:0", {}, SSP(bound=0)),

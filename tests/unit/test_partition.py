@@ -35,7 +35,9 @@ def test_a_tensor_has_at_most_one_span_on_a_shard(tensors: list[TensorSpec], num
 
 
 @given(tensors=jobs(), num_shards=st.integers(1, 9))
-def test_the_largest_shard_is_at_most_a_block_above_the_mean(tensors: list[TensorSpec], num_shards: int) -> None:
+def test_the_largest_shard_is_at_most_a_block_above_the_mean(
+    tensors: list[TensorSpec], num_shards: int
+) -> None:
     parts = partition(tensors, num_shards)
     mean = sum(spec.nbytes for spec in tensors) / num_shards
     assert max(parts.nbytes(i) for i in range(num_shards)) <= mean + BLOCK_BYTES
@@ -88,7 +90,11 @@ def test_the_layout_has_no_gap_and_no_overlap(tensors: list[TensorSpec], num_sha
 
 @pytest.mark.parametrize(
     ("tensors", "num_shards", "field"),
-    [([], 0, "num_shards"), ([], -1, "num_shards"), ([TensorSpec("w", ()), TensorSpec("w", (1,))], 1, "tensors")],
+    [
+        ([], 0, "num_shards"),
+        ([], -1, "num_shards"),
+        ([TensorSpec("w", ()), TensorSpec("w", (1,))], 1, "tensors"),
+    ],
 )
 def test_bad_input_names_the_field(tensors: list[TensorSpec], num_shards: int, field: str) -> None:
     with pytest.raises(InvalidArgument) as caught:

@@ -16,10 +16,25 @@ from adamserve.consistency import BSP, SSP, Async, Consistency, Decision
 from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, NotFound
 from adamserve.partition import partition
 from adamserve.shard import RECEIPTS_KEPT, Shard
-from adamserve.values import Array, Outcome, Push, PusherState, Receipt, Segment, ShardState, Stamp, TensorSpec
+from adamserve.values import (
+    Array,
+    Outcome,
+    Push,
+    PusherState,
+    Receipt,
+    Segment,
+    ShardState,
+    Stamp,
+    TensorSpec,
+)
 from tests.unit.test_consistency import ManualClock
 
-TENSORS = [TensorSpec("w", (3, 4)), TensorSpec("scalar", ()), TensorSpec("none", (0, 5)), TensorSpec("d", (5,), "float64")]
+TENSORS = [
+    TensorSpec("w", (3, 4)),
+    TensorSpec("scalar", ()),
+    TensorSpec("none", (0, 5)),
+    TensorSpec("d", (5,), "float64"),
+]
 LEASE_S = 10.0
 
 
@@ -51,7 +66,9 @@ def ones(value: float = 1.0, tensors: Sequence[TensorSpec] = TENSORS) -> dict[st
     return {spec.name: np.full(spec.numel, value, dtype=spec.dtype) for spec in tensors}
 
 
-def offer(shard: Shard, seq: int, clock: int, gradients: Mapping[str, Array], **fields: Any) -> Receipt | Decision:
+def offer(
+    shard: Shard, seq: int, clock: int, gradients: Mapping[str, Array], **fields: Any
+) -> Receipt | Decision:
     pulled = Stamp(fields.pop("epoch", shard.stamp.epoch), clock)
     push = Push(fields.pop("pusher", "a"), seq, pulled, gradients, **fields)
     return shard.offer(shard.check(push))
@@ -60,7 +77,9 @@ def offer(shard: Shard, seq: int, clock: int, gradients: Mapping[str, Array], **
 def contents(shard: Shard) -> dict[str, bytes]:
     """Every byte of the state, and the clock."""
     state = shard.state()
-    held = {f"{slot}/{name}": a.tobytes() for slot, arrays in state.arrays.items() for name, a in arrays.items()}
+    held = {
+        f"{slot}/{name}": a.tobytes() for slot, arrays in state.arrays.items() for name, a in arrays.items()
+    }
     return {**held, "stamp": str(state.stamp).encode(), "segments": str(state.segments).encode()}
 
 
@@ -149,8 +168,12 @@ BAD_PUSHES: list[tuple[str, dict[str, Any], type[AdamServeError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "error", "field"), [b[1:] for b in BAD_PUSHES], ids=[b[0] for b in BAD_PUSHES])
-def test_a_refused_push_changes_no_byte(fields: dict[str, Any], error: type[AdamServeError], field: str) -> None:
+@pytest.mark.parametrize(
+    ("fields", "error", "field"), [b[1:] for b in BAD_PUSHES], ids=[b[0] for b in BAD_PUSHES]
+)
+def test_a_refused_push_changes_no_byte(
+    fields: dict[str, Any], error: type[AdamServeError], field: str
+) -> None:
     shard = make(rule=optim.Adam(lr=0.1))
     offer(shard, 1, 0, ones(0.3))
     before = contents(shard)

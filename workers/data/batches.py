@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from adamserve.errors import InvalidArgument
 
-# Streams of one job's seed. SeedSequence([seed, a]) equals SeedSequence([seed, a, 0]), so plain lists would give
-# an epoch's permutation and some step's dropout the same stream; spawn keys keep them apart.
+# Streams of one job's seed. SeedSequence([seed, a]) equals SeedSequence([seed, a, 0]), so plain lists would
+# give an epoch's permutation and some step's dropout the same stream; spawn keys keep them apart.
 ORDER, STEP = 0, 1
 
 

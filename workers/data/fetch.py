@@ -24,7 +24,7 @@ from adamserve.errors import DataError
 from workers.data import Progress
 
 ANSWER_S = 10.0
-"""Seconds that a mirror has until its answer begins: the look-up of its name and all its addresses included."""
+"""Seconds that a mirror has until its answer begins: the look-up of its name and every address included."""
 
 FILE_S = 300.0
 """Seconds that one file may take from one mirror."""
@@ -129,7 +129,7 @@ def _download(url: str, file: RemoteFile, progress: Progress, answer_s: float, f
 
 
 def _open(url: str, answer_s: float) -> HTTPResponse:
-    """Begin a request, in a thread: a socket's own timeout leaves out the look-up, and starts anew by address."""
+    """Begin a request, in a thread: a socket's timeout leaves out the look-up, and starts anew by address."""
     asked: Future[HTTPResponse] = Future()
 
     def ask() -> None:
@@ -142,8 +142,14 @@ def _open(url: str, answer_s: float) -> HTTPResponse:
     try:
         return asked.result(timeout=answer_s)
     except TimeoutError:
-        asked.add_done_callback(lambda late: late.exception() or late.result().close())
+        asked.add_done_callback(_close)
         raise TimeoutError(f"no answer within {answer_s:g} s") from None
+
+
+def _close(late: Future[HTTPResponse]) -> None:
+    """Close an answer that came when nobody waited for it any more."""
+    if late.exception() is None:
+        late.result().close()
 
 
 def _fault(content: bytes, file: RemoteFile) -> str | None:

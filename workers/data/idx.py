@@ -37,8 +37,9 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         An array of the shape in the header, 1 to `MAX_RANK` dimensions, none of them 0; the caller's own.
 
     Raises:
-        DataError: the file cannot be read, or is not exactly one IDX array. Names the file, the byte offset (in
-            the unpacked data; in the file itself where gzip is at fault), what was expected and what was found.
+        DataError: the file cannot be read, or is not exactly one IDX array. Names the file, what was expected
+            and what was found, and the byte offset: in the unpacked data, or in the file itself where gzip is
+            at fault.
     """
     try:
         with path.open("rb") as file:

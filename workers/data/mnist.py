@@ -64,8 +64,8 @@ def load_mnist(
         files: what to fetch, in the order of `FILES`.
 
     Raises:
-        DataError: a file is missing, cannot be fetched, is damaged, or does not fit the others; names the file
-            or the folder.
+        DataError: a file is missing, cannot be fetched, is damaged, or does not fit the others; names the
+            file or the folder.
     """
     if data_dir is None:
         folder = cache_dir() / "data" / "mnist"
@@ -101,6 +101,6 @@ def _pair(images: Path, labels: Path) -> tuple[NDArray[np.float32], NDArray[np.i
             field=str(labels),
         )
     if y.max() > 9:
-        at = int(y.argmax())
+        at = int((y > 9).argmax())
         raise DataError(f"at byte {8 + at}: expected a label from 0 to 9, found {y[at]}", field=str(labels))
     return np.divide(x.reshape(len(x), -1), 255, dtype=np.float32), y.astype(np.int64)

@@ -1,0 +1,155 @@
+"""The paper's MLP: its size, its start, and that it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from adamserve.errors import InvalidArgument
+from workers import networks
+from workers.data import Dataset, load
+from workers.data.batches import indices, step_seed, steps_per_epoch
+
+X = np.zeros((2, 64), np.float32)
+Y = np.arange(2, dtype=np.int64)
+DIGITS = Dataset("shape of digits", X, Y, X, Y, classes=10)
+
+
+@pytest.mark.parametrize(
+    ("features", "parameters"), [(64, 1_076_010), (784, 1_796_010)], ids=["digits", "mnist"]
+)
+def test_the_mlp_has_so_many_parameters(features: int, parameters: int) -> None:
+    network = networks.lookup("mlp")
+    model = network.build(features, 10, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert network.parameters(features, 10) == parameters
+
+
+def test_the_mlp_s_tensors_have_names_for_people() -> None:
+    shapes = {name: tuple(p.shape) for name, p in networks.build("mlp", DIGITS, seed=0).named_parameters()}
+    assert shapes == {
+        "hidden1.weight": (1000, 64),
+        "hidden1.bias": (1000,),
+        "hidden2.weight": (1000, 1000),
+        "hidden2.bias": (1000,),
+        "output.weight": (10, 1000),
+        "output.bias": (10,),
+    }
+
+
+def test_logits_are_float32_by_class() -> None:
+    logits = networks.build("mlp", DIGITS, seed=0)(torch.zeros(5, 64))
+    assert (logits.shape, logits.dtype) == ((5, 10), torch.float32)
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_the_start_is_a_function_of_the_seed_alone() -> None:
+    first = flat(networks.build("mlp", DIGITS, seed=3))
+    torch.manual_seed(99)
+    torch.testing.assert_close(flat(networks.build("mlp", DIGITS, seed=3)), first, rtol=0, atol=0)
+    assert not torch.equal(flat(networks.build("mlp", DIGITS, seed=4)), first)
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    networks.build("mlp", DIGITS, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_start_is_he_s() -> None:
+    for name, parameter in networks.build("mlp", DIGITS, seed=0).named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any()
+        else:
+            deviation = (2 / parameter.shape[1]) ** 0.5
+            assert float(parameter.detach().std()) == pytest.approx(deviation, rel=0.03)
+
+
+def test_dropout_is_on_in_training_only() -> None:
+    model = networks.mlp(64, 10, hidden=50)
+    x = torch.ones(1, 64)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("mpl", "did you mean mlp? choose mlp"), ("resnet", "choose mlp"), ("", "choose mlp")]
+)
+def test_an_unknown_network_lists_the_known(name: str, fix: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        networks.build(name, DIGITS, seed=0)
+    assert (caught.value.field, caught.value.fix) == ("network", fix)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("features", 0),
+        ("classes", 0),
+        ("hidden", 0),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("dropout", float("nan")),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        networks.mlp(**{"features": 4, "classes": 2, field: value})
+    assert caught.value.field == field
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads on a busy machine wait for each other at every layer: ten times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def accuracies(data: Dataset, *, epochs: int, batch: int = 128, seed: int = 0) -> list[float]:
+    """Test accuracy after each epoch of torch's Adam on one worker."""
+    x, y, test_x, test_y = map(torch.from_numpy, (data.train_x, data.train_y, data.test_x, data.test_y))
+    model = networks.build("mlp", data, seed=seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    steps = steps_per_epoch(len(y), batch, 1)
+    found = []
+    for step in range(epochs * steps):
+        chosen = torch.from_numpy(indices(n=len(y), batch=batch, workers=1, rank=0, step=step, seed=seed))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step_seed(seed, 0, step))
+            loss = functional.cross_entropy(model.train()(x[chosen]), y[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % steps == 0:
+            with torch.no_grad():
+                found.append(float((model.eval()(test_x).argmax(dim=1) == test_y).float().mean()))
+    return found
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_digits_are_learnt_in_ten_epochs() -> None:
+    assert accuracies(load("digits"), epochs=10, batch=64)[-1] >= 0.97
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_mnist_is_learnt(mnist_dir: Path) -> None:
+    assert accuracies(load("mnist", mnist_dir), epochs=2)[-1] > 0.92
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_mnist_exceeds_95_percent_in_ten_epochs(mnist_dir: Path) -> None:
+    assert accuracies(load("mnist", mnist_dir), epochs=10)[-1] > 0.95
