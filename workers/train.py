@@ -295,6 +295,7 @@ def _train(
         },
         "parameters": sum(spec.numel for spec in tensor_specs(model)),
         "kernels": list(status.kernels),
+        "shards": ray.get(controller.processes.remote(), timeout=STOP_TIMEOUT_S),
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "test_loss": test_loss,
