@@ -13,9 +13,7 @@ import argparse
 import json
 import platform
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,11 +128,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     result = measure(int(arguments.elements), arguments.repeats)
-    text = json.dumps(result, indent=2)
-    if arguments.json not in (None, Path("-")):
-        arguments.json.write_text(text + "\n")
-    if arguments.json == Path("-"):
-        print(text)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
     else:
         for name, value in result["median_s"].items():
             print(f"{name:14} {value * 1e3:8.1f} ms")

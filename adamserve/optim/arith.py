@@ -56,7 +56,8 @@ class Real:
         sqrt_half: bit pattern of sqrt(1/2), where `split` cuts the significand.
         blue: (threshold, scale), powers of two: numbers in [1/threshold, threshold] can be squared as
             they are, smaller ones times `scale` and larger ones divided by it.
-        log_terms, exp_terms: length of the two series at which their error is below half a unit in the last place.
+        log, exp: series of `log2` (in z^2 <= 0.0295) and `exp2` (in [-1/2, 1/2]), lowest coefficient first.
+        root_log, root_exp: series of `root1p` (in z^2 <= 1/9, and in [0, 1/2]).
     """
 
     name: str
@@ -67,8 +68,10 @@ class Real:
     bias: int
     sqrt_half: int
     blue: tuple[float, float]
-    log_terms: int
-    exp_terms: int
+    log: tuple[float, ...]
+    exp: tuple[float, ...]
+    root_log: tuple[float, ...]
+    root_exp: tuple[float, ...]
 
     @property
     def one(self) -> int:
@@ -81,14 +84,34 @@ class Real:
         return (1 << self.fraction_bits) - 1
 
 
+def _artanh(terms: int) -> tuple[float, ...]:
+    """Taylor series of 2 artanh(z)/(z ln 2) in z^2."""
+    return tuple(2.0 / (math.log(2.0) * (2 * k + 1)) for k in range(terms))
+
+
+def _powers(terms: int) -> tuple[float, ...]:
+    """Taylor series of 2^x."""
+    return tuple(math.log(2.0) ** k / math.factorial(k) for k in range(terms))
+
+
+# float32's series are interpolations at Chebyshev nodes, each within 1.6e-8 of its function, a quarter of a unit in the
+# last place; float64's are Taylor series to below that, since nothing there waits for them.
 FLOAT32 = Real(
     name="float32", c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
-    sqrt_half=0x3F3504F3, blue=(2.0**40, 2.0**80), log_terms=5, exp_terms=7,
+    sqrt_half=0x3F3504F3, blue=(2.0**40, 2.0**80),
+    log=(2.88539004, 0.961798847, 0.576713622, 0.431760728),
+    exp=(1, 0.693147182, 0.240226507, 0.0555032715, 0.00961805694, 0.0013400428, 0.000154614449),
+    root_log=(2.88539004, 0.961791694, 0.577432871, 0.403451949, 0.406230867),
+    root_exp=(0.693147182, 0.240225449, 0.0555210486, 0.00952434354, 0.0015423384),
 )  # fmt: skip
 FLOAT64 = Real(
     name="float64", c_type="double", c_int="long long", tiny=2.0**-1022, fraction_bits=52, bias=1023,
-    sqrt_half=0x3FE6A09E667F3BCD, blue=(2.0**400, 2.0**600), log_terms=11, exp_terms=13,
+    sqrt_half=0x3FE6A09E667F3BCD, blue=(2.0**400, 2.0**600),
+    log=_artanh(11), exp=_powers(14), root_log=_artanh(17), root_exp=_powers(15)[1:],
 )  # fmt: skip
+WHOLE_POWERS = 16
+"""Whole exponents up to this are powers by multiplication."""
+
 REALS: Mapping[str, Real] = {"float32": FLOAT32, "float64": FLOAT64}
 
 
@@ -166,7 +189,32 @@ def norm_p(op: Ops, x: Value, y: Value, p: float, p_value: Value, p_inverse: Val
         return norm2(op, x, y)
     top = larger(op, x, y)
     q = ratio(op, smaller(op, x, y), top)
-    return top * exp2(op, p_inverse * log2(op, 1.0 + exp2(op, p_value * log2(op, q))))
+    if p == round(p) and p <= WHOLE_POWERS:
+        power = _whole_power(q, int(p))
+    else:
+        power = exp2(op, p_value * log2(op, q))
+    if p < 2.0:
+        return top * exp2(op, p_inverse * log2(op, 1.0 + power))
+    return top + top * root1p(op, power, p_inverse)
+
+
+def root1p(op: Ops, x: Value, p_inverse: Value) -> Value:
+    """(1 + x)^(1/p) - 1 for x in [0, 1] and p >= 2, exactly 0 at 0, so that a root that takes in nothing stays.
+
+    e = log2(1 + x)/p = (2/(p ln 2)) artanh(z), z = x/(2 + x) <= 1/3 ; 2^e - 1 = e (series in e <= 1/2).
+    """
+    z = x / (2.0 + x)
+    e = p_inverse * (z * _polynomial(z * z, op.real.root_log))
+    return e * _polynomial(e, op.real.root_exp)
+
+
+def _whole_power(x: Value, n: int) -> Value:
+    """x^n by squaring."""
+    half = x if n < 4 else _whole_power(x, n // 2)
+    squared = half * half
+    if n < 4:
+        return squared if n == 2 else squared * x
+    return squared * x if n % 2 else squared
 
 
 def log2(op: Ops, x: Value) -> Value:
@@ -176,8 +224,7 @@ def log2(op: Ops, x: Value) -> Value:
     """
     e, m = op.split(x)
     z = (m - 1.0) / (m + 1.0)
-    coefficients = [2.0 / (math.log(2.0) * (2 * k + 1)) for k in range(op.real.log_terms)]
-    return e + z * _polynomial(z * z, coefficients)
+    return e + z * _polynomial(z * z, op.real.log)
 
 
 def exp2(op: Ops, x: Value) -> Value:
@@ -185,11 +232,10 @@ def exp2(op: Ops, x: Value) -> Value:
     x = larger(op, x, float(1 - op.real.bias))
     shift = 1.5 * 2.0**op.real.fraction_bits  # adding it rounds to a whole number, by IEEE rounding
     n = (x + shift) - shift
-    coefficients = [math.log(2.0) ** k / math.factorial(k) for k in range(op.real.exp_terms + 1)]
-    return op.pow2(n) * _polynomial(x - n, coefficients)
+    return op.pow2(n) * _polynomial(x - n, op.real.exp)
 
 
-def _polynomial(x: Value, coefficients: list[float]) -> Value:
+def _polynomial(x: Value, coefficients: tuple[float, ...]) -> Value:
     """Horner's scheme, lowest coefficient first."""
     total: Value | float = coefficients[-1]
     for c in reversed(coefficients[:-1]):

@@ -45,7 +45,7 @@ class ServiceConfig:
         name: of the controller's actor in Ray; the shards' begin with it.
         shards: shard processes.
         gpus_per_shard: GPUs (or a fraction) that Ray reserves for each; above 0 the buffers live on CUDA.
-        cpus_per_shard: CPUs that Ray reserves for each.
+        cpus_per_shard: CPUs that Ray reserves for each; above 0, for Ray spreads only what needs something.
         threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
         checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot be restored. On
             several nodes it is a folder that all of them share.
@@ -54,7 +54,7 @@ class ServiceConfig:
     name: str = "adamserve"
     shards: int = 1
     gpus_per_shard: float = 0.0
-    cpus_per_shard: float = 0.0
+    cpus_per_shard: float = 0.1
     threads_per_shard: int = 0
     checkpoint_dir: Path | None = None
 
