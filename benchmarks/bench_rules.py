@@ -35,6 +35,8 @@ FUSED_BYTES = 28
 LIMIT = {"Adam": 1.10, "AdaMax": 1.10}
 OTHER_LIMIT = 1.25
 ADAMAX_SPEEDUP = 3.0
+PAUSE_S = 0.03
+"""Before each timing: OpenMP's threads spin for some milliseconds after torch's turn, and would slow the next one."""
 
 
 def cpu_name() -> str:
@@ -83,6 +85,7 @@ def measure(n: int, repeats: int, device: str) -> dict[str, Any]:
 
     def timed(name: str) -> float:
         wait()
+        time.sleep(PAUSE_S)
         began = time.perf_counter()
         run[name]()
         wait()

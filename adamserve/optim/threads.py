@@ -7,14 +7,17 @@ its actors, and torch carries an OpenMP of its own.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from adamserve.errors import InvalidArgument
 
 ALONE = 65_536
 """Elements below which the caller's thread does all the work."""
 
+_PARTS = 8  # parts for each thread
 _ALIGN = 64  # elements; a cache line or more in every dtype, so that no two threads write one line
 
 _count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -43,23 +46,33 @@ def get_threads() -> int:
 
 
 def share(n: int, part: Callable[[int, int], object]) -> None:
-    """Call `part(start, stop)` for parts that cover range(n), at once on several threads; return when all are done."""
+    """Call `part(start, stop)` for parts that cover range(n), at once on several threads; return when all are done.
+
+    The parts are several a thread, and each thread takes the next one when it is done: where another process slows
+    one core down, the others do more.
+    """
     if n < ALONE or _count == 1:
         part(0, n)
         return
-    size = -(-n // _count)
+    size = max(ALONE, -(-n // (_count * _PARTS)))
     size += -size % _ALIGN
-    starts = range(0, n, size)
-    futures: list[Future[object]] = []
-    try:
-        pool = _threads()
-        futures += [pool.submit(part, a, min(a + size, n)) for a in starts[1:]]
-    except RuntimeError:  # the interpreter is shutting down: no new threads
-        for a in starts[1 + len(futures) :]:
-            part(a, min(a + size, n))
-    part(0, min(size, n))
-    for future in futures:
-        future.result()
+    starts = iter(range(0, n, size))
+    turn = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with turn:
+                start = next(starts, n)
+            if start >= n:
+                return
+            part(start, min(start + size, n))
+
+    helpers: list[Future[None]] = []
+    with suppress(RuntimeError):  # the interpreter is shutting down: no new threads
+        helpers += [_threads().submit(work) for _ in range(_count - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
 
 
 def _threads() -> ThreadPoolExecutor:
