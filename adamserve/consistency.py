@@ -162,12 +162,14 @@ def admit(
     if pulled.epoch < now.epoch:
         return Decision(
             Verdict.STALE,
-            f"pulled in epoch {pulled.epoch}, but the shard was restored and is in epoch {now.epoch} at clock {now.clock}",
+            f"pulled in epoch {pulled.epoch}, but the shard was restored and is in"
+            f" epoch {now.epoch} at clock {now.clock}",
         )
     if pulled.epoch > now.epoch or staleness < 0:
         return Decision(
             Verdict.INVALID,
-            f"pulled at epoch {pulled.epoch} clock {pulled.clock}, but the shard is only at epoch {now.epoch} clock {now.clock}",
+            f"pulled at epoch {pulled.epoch} clock {pulled.clock}, but the shard is only at"
+            f" epoch {now.epoch} clock {now.clock}",
         )
     match mode:
         case Async():

@@ -19,9 +19,9 @@ Tensors = Mapping[str, Mapping[str, Array]]
 def export_torch(folder: Path, out: Path, *, model_only: bool = False) -> list[str]:
     """Write {"model", "optimizer", "optimizer_class", "notes"}, which torch.load(weights_only=True) reads.
 
-    "model" is a state_dict; "optimizer" is what `getattr(torch.optim, optimizer_class)` over the model's parameters, in the
-    job's order, takes in `load_state_dict`. For Nesterov the model holds the look-ahead point, which is what
-    torch calls the parameter.
+    "model" is a state_dict; "optimizer" is what `getattr(torch.optim, optimizer_class)` over the model's
+    parameters, in the job's order, takes in `load_state_dict`. For Nesterov the model holds the look-ahead
+    point, which is what torch calls the parameter.
 
     Args:
         folder: a checkpoint; it is verified first.

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from adamserve.errors import InvalidArgument, NotFound
 from adamserve.values import ITEM_BYTES, Span, TensorSpec
@@ -89,7 +89,7 @@ def partition(tensors: Sequence[TensorSpec], num_shards: int) -> Partition:
     total = ends[-1] if ends else 0
     cuts = [_cut(tensors, ends, total * i // num_shards) for i in range(1, num_shards)]
     edges = [(0, 0), *cuts, (len(tensors), 0)]
-    shards = [tuple(_between(tensors, a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+    shards = [tuple(_between(tensors, a, b)) for a, b in pairwise(edges)]
     return Partition(tuple(tensors), tuple(shards))
 
 

@@ -79,7 +79,7 @@ def contenders(n: int, device: str) -> dict[str, Callable[[], object]]:
 def measure(n: int, repeats: int, device: str) -> dict[str, Any]:
     """Medians over `repeats` rounds in which everything runs once; torch's fused Adam before each of ours."""
     run = contenders(n, device)
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     seconds: dict[str, list[float]] = {name: [] for name in run}
     pairs: dict[str, list[float]] = {name: [] for name in RULES}
 
@@ -132,7 +132,9 @@ def measure(n: int, repeats: int, device: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", default="25e6,100e6", help="elements, separated by commas")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -144,9 +146,12 @@ def main() -> None:
         "torch": torch.__version__,
         "repeats": arguments.repeats,
         "executor": {
-            name: optim.prepare(rule, torch.float32, device=arguments.device).executor for name, rule in RULES.items()
+            name: optim.prepare(rule, torch.float32, device=arguments.device).executor
+            for name, rule in RULES.items()
         },
-        "sizes": [measure(int(float(n)), arguments.repeats, arguments.device) for n in arguments.sizes.split(",")],
+        "sizes": [
+            measure(int(float(n)), arguments.repeats, arguments.device) for n in arguments.sizes.split(",")
+        ],
     }
     if arguments.json:
         print(json.dumps(result, indent=2))
@@ -157,9 +162,14 @@ def main() -> None:
             print(f"  {name:20} {ms:9.2f} ms")
         for name, row in size["rules"].items():
             met = "met" if row["met"] else "MISSED"
-            print(f"  {name:20} {row['ms']:9.2f} ms  {row['gb_per_s']:6.1f} GB/s  x{row['ratio']:.2f} of {row['limit']} {met}")
+            print(
+                f"  {name:20} {row['ms']:9.2f} ms  {row['gb_per_s']:6.1f} GB/s"
+                f"  x{row['ratio']:.2f} of {row['limit']} {met}"
+            )
         speedup = size["adamax_speedup"]
-        print(f"  AdaMax is {speedup['over torch.optim.Adamax']} times as fast as torch.optim.Adamax (3 wanted)")
+        print(
+            f"  AdaMax is {speedup['over torch.optim.Adamax']} times as fast as torch.optim.Adamax (3 wanted)"
+        )
 
 
 if __name__ == "__main__":

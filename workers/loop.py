@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from adamserve.errors import InvalidArgument
+from adamserve.shard import borrow
 from adamserve.values import Array, Clocks, JobReceipt, Outcome
 from workers.data import Dataset
 from workers.data.batches import indices, step_seed, steps_per_epoch
@@ -130,7 +131,7 @@ def run(
     device = torch.device(config.device)
     model.to(device)
     mirror = Mirror(model)
-    x, y = torch.from_numpy(data.train_x).to(device), torch.from_numpy(data.train_y).to(device)
+    x, y = borrow(data.train_x).to(device), borrow(data.train_y).to(device)
     per_epoch = steps_per_epoch(len(y), config.batch, config.workers)
     last = config.last_step(len(y))
     recent: list[float] = []
@@ -196,8 +197,8 @@ def evaluate(model: nn.Module, inputs: Array, labels: Array) -> tuple[float, flo
     device = next(model.parameters()).device
     total, right = 0.0, 0
     for start in range(0, len(labels), EVALUATION_BATCH):
-        x = torch.from_numpy(inputs[start : start + EVALUATION_BATCH]).to(device)
-        y = torch.from_numpy(labels[start : start + EVALUATION_BATCH]).to(device)
+        x = borrow(inputs[start : start + EVALUATION_BATCH]).to(device)
+        y = borrow(labels[start : start + EVALUATION_BATCH]).to(device)
         logits = model(x)
         total += float(functional.cross_entropy(logits, y, reduction="sum"))
         right += int((logits.argmax(dim=1) == y).sum())

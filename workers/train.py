@@ -203,10 +203,14 @@ def train(
         raise Conflict(
             f"{config.run_dir} holds a run already", field="run_dir", fix="give a new folder, or --resume"
         )
-    data = load(config.dataset, config.data_dir)
+    log = _Log()
+    data = load(
+        config.dataset,
+        config.data_dir,
+        progress=lambda message: on_progress(log.progress(config, None, message)),
+    )
     model = networks.build(config.network, data, seed=config.seed)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    log = _Log()
     exporter = (
         Exporter.serve(config.metrics_host, config.metrics_port) if config.metrics_port is not None else None
     )

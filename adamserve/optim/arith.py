@@ -54,8 +54,6 @@ class Real:
         fraction_bits: explicit bits of the significand.
         bias: exponent bias.
         sqrt_half: bit pattern of sqrt(1/2), where `split` cuts the significand.
-        blue: (threshold, scale), powers of two: numbers in [1/threshold, threshold] can be squared as
-            they are, smaller ones times `scale` and larger ones divided by it.
         log, exp: series of `log2` (in z^2 <= 0.0295) and `exp2` (in [-1/2, 1/2]), lowest coefficient first.
         root_log, root_exp: series of `root1p` (in z^2 <= 1/9, and in [0, 1/2]).
     """
@@ -67,7 +65,6 @@ class Real:
     fraction_bits: int
     bias: int
     sqrt_half: int
-    blue: tuple[float, float]
     log: tuple[float, ...]
     exp: tuple[float, ...]
     root_log: tuple[float, ...]
@@ -77,6 +74,11 @@ class Real:
     def one(self) -> int:
         """Bit pattern of 1.0."""
         return self.bias << self.fraction_bits
+
+    @property
+    def exponents(self) -> int:
+        """Bits of the exponent."""
+        return (2 * self.bias + 1) << self.fraction_bits
 
     @property
     def mask(self) -> int:
@@ -98,7 +100,7 @@ def _powers(terms: int) -> tuple[float, ...]:
 # last place; float64's are Taylor series to below that, since nothing there waits for them.
 FLOAT32 = Real(
     name="float32", c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
-    sqrt_half=0x3F3504F3, blue=(2.0**40, 2.0**80),
+    sqrt_half=0x3F3504F3,
     log=(2.88539004, 0.961798847, 0.576713622, 0.431760728),
     exp=(1, 0.693147182, 0.240226507, 0.0555032715, 0.00961805694, 0.0013400428, 0.000154614449),
     root_log=(2.88539004, 0.961791694, 0.577432871, 0.403451949, 0.406230867),
@@ -106,7 +108,7 @@ FLOAT32 = Real(
 )  # fmt: skip
 FLOAT64 = Real(
     name="float64", c_type="double", c_int="long long", tiny=2.0**-1022, fraction_bits=52, bias=1023,
-    sqrt_half=0x3FE6A09E667F3BCD, blue=(2.0**400, 2.0**600),
+    sqrt_half=0x3FE6A09E667F3BCD,
     log=_artanh(11), exp=_powers(14), root_log=_artanh(17), root_exp=_powers(15)[1:],
 )  # fmt: skip
 WHOLE_POWERS = 16
@@ -131,6 +133,12 @@ class Ops(Protocol):
 
     def split(self, x: Value) -> tuple[Value, Value]:
         """(e, m) with x = m 2^e exactly and m in [sqrt(1/2), sqrt(2)), for x positive and normal."""
+
+    def floor2(self, x: Value) -> Value:
+        """The largest power of two that is at most x, for x positive and normal."""
+
+    def two_over2(self, x: Value) -> Value:
+        """2 / floor2(x), a power of two that is a normal number for every normal x > 0."""
 
     def pow2(self, n: Value) -> Value:
         """2^n for a whole n whose power is a normal number."""
@@ -159,16 +167,13 @@ def flush(op: Ops, x: Value) -> Value:
 def norm2(op: Ops, x: Value, y: Value | float, a: Value | float = 1.0, b: Value | float = 1.0) -> Value:
     """sqrt(a x^2 + b y^2) for x, y >= 0 of any size, though x^2 may not be a number of the format.
 
-    Both are multiplied by a power of two, which is exact, so that the larger one's square is in range
-    (J. L. Blue, "A portable Fortran program to find the Euclidean norm of a vector", ACM TOMS 4, 1978).
+    Both are multiplied by the power of two that brings the larger one into [2, 4), which is exact (after
+    J. L. Blue, "A portable Fortran program to find the Euclidean norm of a vector", ACM TOMS 4, 1978).
     """
-    threshold, scale = op.real.blue
-    top = larger(op, x, y)
-    low, high = top < 1.0 / threshold, top > threshold
-    up = op.where(low, scale, op.where(high, 1.0 / scale, 1.0))
-    down = op.where(low, 1.0 / scale, op.where(high, scale, 1.0))
+    top = larger(op, larger(op, x, y), op.real.tiny)
+    up, down = op.two_over2(top), op.floor2(top)
     xs, ys = x * up, up * y
-    return op.sqrt(a * (xs * xs) + b * (ys * ys)) * down
+    return 0.5 * op.sqrt(a * (xs * xs) + b * (ys * ys)) * down
 
 
 def norm_p(op: Ops, x: Value, y: Value, p: float, p_value: Value, p_inverse: Value) -> Value:
@@ -189,10 +194,8 @@ def norm_p(op: Ops, x: Value, y: Value, p: float, p_value: Value, p_inverse: Val
         return norm2(op, x, y)
     top = larger(op, x, y)
     q = ratio(op, smaller(op, x, y), top)
-    if p == round(p) and p <= WHOLE_POWERS:
-        power = _whole_power(q, int(p))
-    else:
-        power = exp2(op, p_value * log2(op, q))
+    whole = p == round(p) and p <= WHOLE_POWERS
+    power = _whole_power(q, int(p)) if whole else exp2(op, p_value * log2(op, q))
     if p < 2.0:
         return top * exp2(op, p_inverse * log2(op, 1.0 + power))
     return top + top * root1p(op, power, p_inverse)
@@ -273,6 +276,14 @@ class TorchOps:
         e = (shifted >> r.fraction_bits) - r.bias
         m = (shifted & r.mask) + r.sqrt_half
         return cast("Value", e.to(self._like.dtype)), cast("Value", m.view(self._like.dtype))
+
+    def floor2(self, x: Value) -> Value:
+        bits = _tensor(x).view(self._int_dtype()) & self.real.exponents
+        return cast("Value", bits.view(self._like.dtype))
+
+    def two_over2(self, x: Value) -> Value:
+        bits = self.real.exponents - (_tensor(x).view(self._int_dtype()) & self.real.exponents)
+        return cast("Value", bits.view(self._like.dtype))
 
     def pow2(self, n: Value) -> Value:
         bits = (_tensor(n).to(self._int_dtype()) + self.real.bias) << self.real.fraction_bits

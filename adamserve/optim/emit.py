@@ -46,6 +46,18 @@ FN {T} pow2({T} n) {{
     u.i = (({I})n + {bias}) << {fraction};
     return u.f;
 }}
+FN {T} floor2({T} x) {{
+    union {{ {I} i; {T} f; }} u;
+    u.f = x;
+    u.i &= {exponents};
+    return u.f;
+}}
+FN {T} two_over2({T} x) {{
+    union {{ {I} i; {T} f; }} u;
+    u.f = x;
+    u.i = {exponents} - (u.i & {exponents});
+    return u.f;
+}}
 FN {T} exponent({T} x) {{
     union {{ {I} i; {T} f; }} u;
     u.f = x;
@@ -80,7 +92,7 @@ def c_source(program: Program, gradient: str) -> str:
 
 
 def cuda_source(program: Program, gradient: str) -> str:
-    """The kernel in CUDA C: `adamserve_update(int n, double constants..., arrays...)`, one element a thread and turn."""
+    """The kernel in CUDA C: `adamserve_update(int n, double constants..., arrays...)`."""
     body, real = _body(program, gradient), program.real
     numbers = "".join(f"double k{k}, " for k in _used(program))
     constants = "".join(f"    const {real.c_type} c{k} = ({real.c_type})k{k};\n" for k in _used(program))
@@ -126,11 +138,11 @@ def _head(program: Program, gradient: str, qualifier: str) -> str:
         text = "#include <math.h>\n" + text
     if "g" in program.arrays:
         text += _WIDEN.get(gradient, "")
-    if any(n.op in ("pow2", "exponent") for n in program.nodes):
+    if any(n.op in ("pow2", "exponent", "floor2") for n in program.nodes):
         suffix = "LL" if r.fraction_bits == 52 else ""
         text += _BITS.format(
             T=r.c_type, I=r.c_int, bias=r.bias, fraction=r.fraction_bits, offset=f"{r.one - r.sqrt_half}{suffix}",
-            mask=f"{r.mask}{suffix}", cut=f"{r.sqrt_half}{suffix}",
+            mask=f"{r.mask}{suffix}", cut=f"{r.sqrt_half}{suffix}", exponents=f"{r.exponents}{suffix}",
         )  # fmt: skip
     return text + "\n"
 
@@ -173,7 +185,7 @@ def _expression(program: Program, node: Node, gradient: str) -> str:
             return f"-{a[0]}"
         case "where":
             return f"{a[0]} ? {a[1]} : {a[2]}"
-        case "pow2" | "exponent" | "mantissa":
+        case "pow2" | "exponent" | "mantissa" | "floor2" | "two_over2":
             return f"{node.op}({a[0]})"
         case _:
             return f"{a[0]} {node.op} {a[1]}"

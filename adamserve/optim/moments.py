@@ -178,10 +178,7 @@ class LpAdam(Rule):
         if self.bias_correction:
             c1 = one_minus_power(self.beta1, t)
             u_scale = one_minus_power(self.beta2, self.p * t) ** (-1.0 / self.p)
-        if self.eps_inside_sqrt:
-            eps = self.eps ** (1.0 / self.p)
-        else:
-            eps = self.eps
+        eps = self.eps ** (1.0 / self.p) if self.eps_inside_sqrt else self.eps
         # Beyond 1e30 nothing changes in either format, and float32 ends at 3e38.
         p = min(self.p, 1e30)
         return {

@@ -1,4 +1,4 @@
-"""What the rules' methods do: check the tensors, find the kernel, run it. All of torch's side is here and in kernels.py."""
+"""What the rules' methods do: check the tensors, find the kernel, run it."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def all_finite(t: Tensor) -> bool:
     flat = t.contiguous().view(-1)
     test = _finite_test(t.dtype)
     if test is None:
-        return all(bool(torch.isfinite(block).all()) for block in flat.split(1 << 16))
+        return all(bool(torch.isfinite(block).all()) for block in torch.split(flat, 1 << 16))
     pointer, size = flat.data_ptr(), flat.element_size()
     answers: list[int] = []
     share(flat.numel(), lambda a, b: answers.append(test(b - a, pointer + a * size)))

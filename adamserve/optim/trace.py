@@ -110,6 +110,12 @@ class TraceOps:
     def split(self, x: Value) -> tuple[Value, Value]:
         return self._record("exponent", x), self._record("mantissa", x)
 
+    def floor2(self, x: Value) -> Value:
+        return self._record("floor2", x)
+
+    def two_over2(self, x: Value) -> Value:
+        return self._record("two_over2", x)
+
     def pow2(self, n: Value) -> Value:
         return self._record("pow2", n)
 

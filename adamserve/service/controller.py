@@ -1,7 +1,7 @@
 """The controller: places the shards, watches them, and restores one that died from the newest checkpoint.
 
-It holds no parameters. Pushers ask it where the shards are, and ask again when one does not answer. A shard that is restored
-starts a new epoch, so that nothing pulled before the restart is applied after it.
+It holds no parameters. Pushers ask it where the shards are, and ask again when one does not answer. A shard that
+is restored starts a new epoch, so that nothing pulled before the restart is applied after it.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class ServiceConfig:
         gpus_per_shard: GPUs (or a fraction) that Ray reserves for each; above 0 the buffers live on CUDA.
         cpus_per_shard: CPUs that Ray reserves for each; above 0, for Ray spreads only what needs something.
         threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
-        checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot be restored. On
-            several nodes it is a folder that all of them share.
+        checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot
+            be restored. On several nodes it is a folder that all of them share.
     """
 
     name: str = "adamserve"

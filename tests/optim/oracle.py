@@ -23,7 +23,7 @@ def oracle(rule: optim.Rule) -> Update:
     kind: Any = rule
 
     def rate(t: int) -> float:
-        return kind.lr / math.sqrt(t) if kind.lr_schedule == "inverse_sqrt" else kind.lr
+        return float(kind.lr / math.sqrt(t) if kind.lr_schedule == "inverse_sqrt" else kind.lr)
 
     def slot(name: str, w: Array) -> Array:
         return state.setdefault(name, np.zeros_like(w))
@@ -71,7 +71,9 @@ def oracle(rule: optim.Rule) -> Update:
                 fresh = math.log1p(-(kind.beta2**p)) + p * np.log(np.abs(g))
                 kept = p * math.log(kind.beta2) + slot("log r", w) if t > 1 else np.full_like(w, -np.inf)
             state["log r"] = np.logaddexp(kept, fresh)
-            log_hat = state["log r"] - (math.log(-math.expm1(p * t * math.log(kind.beta2))) if corrected else 0.0)
+            log_hat = state["log r"] - (
+                math.log(-math.expm1(p * t * math.log(kind.beta2))) if corrected else 0.0
+            )
             with np.errstate(divide="ignore"):
                 log_sum = np.logaddexp(log_hat, math.log(kind.eps) if kind.eps else -np.inf)
             return decayed - lr * over(m_hat, np.exp(log_sum / p))

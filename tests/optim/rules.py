@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adamserve.optim import SGD, AdaGrad, AdaMax, Adam, LpAdam, Nesterov, NesterovRMSProp, RMSProp, Rule
+from adamserve.optim import SGD, AdaGrad, Adam, AdaMax, LpAdam, Nesterov, NesterovRMSProp, RMSProp, Rule
 
 RULES_UNDER_TEST: list[Rule] = [
     SGD(lr=0.01, momentum=0.0),

@@ -38,7 +38,9 @@ def path(rule: optim.Rule, gradients: Any, dtype: torch.dtype = torch.float64) -
 
 
 @pytest.mark.parametrize("c", [1e-8, 1e-3, 0.5, 7.0, 1e6])
-@pytest.mark.parametrize("rule", [optim.Adam(lr=0.1, eps=0.0), optim.LpAdam(lr=0.1, p=3), optim.AdaMax(lr=0.1)])
+@pytest.mark.parametrize(
+    "rule", [optim.Adam(lr=0.1, eps=0.0), optim.LpAdam(lr=0.1, p=3), optim.AdaMax(lr=0.1)]
+)
 def test_the_step_does_not_change_when_all_gradients_are_scaled(rule: optim.Rule, c: float) -> None:
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(100, 20))
@@ -87,7 +89,11 @@ def test_the_supremum_exceeds_the_slides_constants() -> None:
     assert "7.27" in (optim.Adam.__doc__ or "")
 
 
-@given(gradients=st.lists(st.floats(-1e6, 1e6).filter(lambda g: g == 0 or abs(g) > 1e-6), min_size=1, max_size=40))
+@given(
+    gradients=st.lists(
+        st.floats(-1e6, 1e6).filter(lambda g: g == 0 or abs(g) > 1e-6), min_size=1, max_size=40
+    )
+)
 def test_no_sequence_exceeds_the_supremum(gradients: list[float]) -> None:
     rule = optim.Adam(lr=0.01, eps=0.0)
     for t, step in enumerate(steps_of(rule, gradients), start=1):
@@ -95,7 +101,9 @@ def test_no_sequence_exceeds_the_supremum(gradients: list[float]) -> None:
 
 
 @given(
-    gradients=st.lists(st.floats(-1e6, 1e6).filter(lambda g: g == 0 or abs(g) > 1e-6), min_size=1, max_size=40),
+    gradients=st.lists(
+        st.floats(-1e6, 1e6).filter(lambda g: g == 0 or abs(g) > 1e-6), min_size=1, max_size=40
+    ),
     beta1=st.sampled_from([0.0, 0.5, 0.9]),
     beta2=st.sampled_from([0.95, 0.999]),
 )
@@ -117,7 +125,7 @@ def test_adamax_steps_at_most_its_bound(gradients: list[float], beta1: float, be
 def test_adamaxs_constant_is_reached_and_close_to_one() -> None:
     t = 500
     rule = optim.AdaMax(lr=1.0)
-    worst = abs(steps_of(rule, [0.999 ** -(i) for i in range(t, 0, -1)][::1])[-1])
+    worst = abs(steps_of(rule, [0.999**-(i) for i in range(t, 0, -1)][::1])[-1])
     assert worst == pytest.approx(rule.step_bound(t) or 0.0, rel=1e-6)
     assert 1.0 < worst < 1.01
 
@@ -165,7 +173,9 @@ def test_a_large_p_is_within_one_percent_of_adamax(dtype: torch.dtype) -> None:
     assert np.linalg.norm(lp - limit) <= 0.01 * np.linalg.norm(limit)
 
 
-@pytest.mark.parametrize("rule", [optim.Adam(), optim.Adam(beta1_decay=0.9), optim.AdaMax(), optim.LpAdam(p=3)])
+@pytest.mark.parametrize(
+    "rule", [optim.Adam(), optim.Adam(beta1_decay=0.9), optim.AdaMax(), optim.LpAdam(p=3)]
+)
 def test_the_corrected_first_moment_of_a_constant_gradient_is_that_gradient(rule: Any) -> None:
     g = torch.tensor([3.0, -0.5, 1e-9], dtype=torch.float64)
     w = torch.zeros(3, dtype=torch.float64)
@@ -177,7 +187,9 @@ def test_the_corrected_first_moment_of_a_constant_gradient_is_that_gradient(rule
         torch.testing.assert_close(slots["m"] / (1 - product), g, rtol=1e-12, atol=0.0)
 
 
-@pytest.mark.parametrize("rule", [optim.AdaGrad(), optim.RMSProp(), optim.NesterovRMSProp(), optim.LpAdam(p=3), optim.AdaMax()])
+@pytest.mark.parametrize(
+    "rule", [optim.AdaGrad(), optim.RMSProp(), optim.NesterovRMSProp(), optim.LpAdam(p=3), optim.AdaMax()]
+)
 def test_a_coordinate_that_never_saw_a_gradient_never_moves(rule: optim.Rule) -> None:
     gradients = np.random.default_rng(0).normal(size=(50, 4)) * np.array([1.0, 0.0, 1.0, 0.0])
     moved = path(rule, gradients)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,9 @@ def gradients(n: int, steps: int, dtype: torch.dtype = torch.float32, seed: int 
     return [torch.tensor(g).to(dtype) for g in drawn]
 
 
-def run(rule: optim.Rule, given: list[torch.Tensor], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def run(
+    rule: optim.Rule, given: list[torch.Tensor], dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """Parameters and slots after these gradients."""
     w = torch.linspace(-1, 1, given[0].numel(), dtype=dtype).reshape(given[0].shape)
     slots = rule.init(w)
@@ -102,7 +106,7 @@ def test_the_step_of_a_slice_is_the_slice_of_the_step(dtype: torch.dtype, data: 
     whole = run(rule, given, dtype)
     w = torch.linspace(-1, 1, n, dtype=dtype)
     slots = rule.init(w)
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in pairwise(cuts):
         for t, g in enumerate(given, start=1):
             rule.step_(w[a:b], g[a:b], {name: slot[a:b] for name, slot in slots.items()}, t)
     assert bits({"w": w, **slots}) == bits(whole)
@@ -274,10 +278,10 @@ print(info.executor, info.cached, hashlib.sha256(w.numpy().tobytes()).hexdigest(
 
 def child(cache: Path, **environment: str) -> list[str]:
     """Step in a fresh process; returns executor, cached, a digest of the result, and whether something was lost."""
-    import os
-
     env = {**os.environ, "ADAMSERVE_CACHE_DIR": str(cache), **environment}
-    done = subprocess.run([sys.executable, "-c", CHILD], env=env, capture_output=True, text=True, timeout=100, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], env=env, capture_output=True, text=True, timeout=100, check=True
+    )
     return done.stdout.split()
 
 

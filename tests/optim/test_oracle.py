@@ -92,10 +92,19 @@ def test_rules_without_eps_step_alike_at_every_scale(rule: optim.Rule, size: flo
 
 TORCH: list[tuple[optim.Rule, Any]] = [
     (optim.SGD(lr=0.1, momentum=0.0), partial(torch.optim.SGD, lr=0.1)),
-    (optim.SGD(lr=0.1, momentum=0.9, l2=0.1), partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)),
+    (
+        optim.SGD(lr=0.1, momentum=0.9, l2=0.1),
+        partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1),
+    ),
     (optim.Adam(lr=0.01, eps_inside_sqrt=False), partial(torch.optim.Adam, lr=0.01)),
-    (optim.Adam(lr=0.01, eps_inside_sqrt=False, l2=0.1), partial(torch.optim.Adam, lr=0.01, weight_decay=0.1)),
-    (optim.Adam(lr=0.01, eps_inside_sqrt=False, amsgrad=True), partial(torch.optim.Adam, lr=0.01, amsgrad=True)),
+    (
+        optim.Adam(lr=0.01, eps_inside_sqrt=False, l2=0.1),
+        partial(torch.optim.Adam, lr=0.01, weight_decay=0.1),
+    ),
+    (
+        optim.Adam(lr=0.01, eps_inside_sqrt=False, amsgrad=True),
+        partial(torch.optim.Adam, lr=0.01, amsgrad=True),
+    ),
     (
         optim.Adam(lr=0.01, eps_inside_sqrt=False, weight_decay=0.1),
         partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
-SCRIPT = '''
+SCRIPT = """
 import subprocess, sys
 from ray.cluster_utils import Cluster
 
@@ -29,13 +29,17 @@ finally:
 sys.stderr.write(done.stderr)
 sys.stdout.write(done.stdout)
 sys.exit(done.returncode)
-'''
+"""
 
 
 def test_training_on_two_nodes_puts_a_shard_on_each(tmp_path: Path) -> None:
     """In a process of its own: one process can be connected to one cluster only."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "run")], capture_output=True, text=True, timeout=220, check=False
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
