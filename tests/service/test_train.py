@@ -207,7 +207,7 @@ BAD_INPUT = [
         ["train", "--resume", "--run-dir", "x", "--lr", "1"],
         r"--lr: a resumed run keeps its own \(leave it out",
     ),
-    (["trian"], r"No such command 'trian'"),
+    (["trainn"], r"No such command 'trainn'"),
     (["checkpoint", "verify", "/nowhere"], r"/nowhere: there is no such folder"),
 ]
 

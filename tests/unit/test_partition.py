@@ -104,8 +104,8 @@ def test_bad_input_names_the_field(tensors: list[TensorSpec], num_shards: int, f
 
 def test_an_unknown_tensor_is_named_with_those_there_are() -> None:
     parts: Partition = partition([TensorSpec("weight", (2,))], 1)
-    with pytest.raises(NotFound, match=r"no tensor 'wieght'.*it has weight"):
-        parts.spec("wieght")
+    with pytest.raises(NotFound, match=r"no tensor 'weigh_t'.*it has weight"):
+        parts.spec("weigh_t")
 
 
 @pytest.mark.parametrize(
