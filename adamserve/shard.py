@@ -506,6 +506,6 @@ def borrow(array: Array) -> torch.Tensor:
     if array.flags.writeable:
         return torch.from_numpy(array)
     if array.size == 0:
-        return torch.empty(0, dtype=getattr(torch, str(array.dtype)))
+        return torch.empty(array.shape, dtype=getattr(torch, str(array.dtype)))
     memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
-    return torch.frombuffer(memory, dtype=getattr(torch, str(array.dtype)))
+    return torch.frombuffer(memory, dtype=getattr(torch, str(array.dtype))).reshape(array.shape)

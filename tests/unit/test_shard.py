@@ -15,7 +15,7 @@ from adamserve import optim
 from adamserve.consistency import BSP, SSP, Async, Consistency, Decision
 from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, NotFound
 from adamserve.partition import partition
-from adamserve.shard import RECEIPTS_KEPT, Shard
+from adamserve.shard import RECEIPTS_KEPT, Shard, borrow
 from adamserve.values import (
     Array,
     Outcome,
@@ -339,3 +339,15 @@ def test_statistics_count_outcomes_and_staleness() -> None:
     assert statistics.staleness == {0: 1, 1: 1, 2: 1}
     assert statistics.bytes_in == 2 * sum(spec.nbytes for spec in TENSORS)
     assert statistics.live == ("a",)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (5,), (3, 4)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64"])
+def test_a_borrowed_array_is_the_same_memory_in_the_same_shape(shape: tuple[int, ...], dtype: str) -> None:
+    array = np.arange(math.prod(shape), dtype=dtype).reshape(shape)
+    for writeable in (True, False):
+        array.flags.writeable = writeable
+        tensor = borrow(array)
+        assert tuple(tensor.shape) == shape
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert array.size == 0 or tensor.data_ptr() == array.ctypes.data
