@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup fmt lint types test test-all coverage train bench docs-check check lock build up down clean distclean
+.PHONY: help setup protos fmt lint types test test-all coverage train bench docs-check check lock build up down clean distclean
 
 help: ## list the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -32,15 +32,19 @@ $(READY): pyproject.toml requirements/run.txt requirements/dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
+protos: $(READY) ## make the stubs in adamserve/v1 anew from proto/
+	PYTHON=$(BIN)/python scripts/protos
+
 fmt: $(READY) ## format, and fix what the linter can fix
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-lint: $(READY) ## ruff, formatting, spelling, YAML
+lint: $(READY) ## ruff, formatting, spelling, YAML, protos and their stubs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/yamllint --strict .
+	PYTHON=$(BIN)/python scripts/protos --check
 
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy

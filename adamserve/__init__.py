@@ -1,3 +1,44 @@
-"""adamserve: a distributed optimizer service for parameter servers."""
+"""adamserve: a distributed optimizer service for parameter servers.
+
+with adamserve.connect("127.0.0.1:50051", job="demo") as client:
+    client.create({"w": w}, optim.Adam(lr=1e-3))
+    params, clock = client.pull()
+    receipt = client.push({"w": gradient}, clock=clock)
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from adamserve.errors import AdamServeError, RolledBack
+    from adamserve.optimizer import RemoteOptimizer
+    from adamserve.rpc.client import AsyncClient, Client, connect, connect_async
+
+__all__ = [
+    "AdamServeError",
+    "AsyncClient",
+    "Client",
+    "RemoteOptimizer",
+    "RolledBack",
+    "__version__",
+    "connect",
+    "connect_async",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at its first use: importing the package loads neither numpy, grpc nor torch."""
+    if name in ("AsyncClient", "Client", "connect", "connect_async"):
+        from adamserve.rpc import client
+
+        return getattr(client, name)
+    if name in ("AdamServeError", "RolledBack"):
+        from adamserve import errors
+
+        return getattr(errors, name)
+    if name == "RemoteOptimizer":
+        from adamserve.optimizer import RemoteOptimizer
+
+        return RemoteOptimizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,6 +58,7 @@ class Manifest:
         tensors: the job's, in order.
         rule, consistency: JSON objects, as `optim.to_dict` and `consistency.to_dict` write them.
         shards: in shard order.
+        tensor_rules: by tensor, a rule other than the job's.
         extra: free JSON of whoever created the job.
     """
 
@@ -69,6 +70,7 @@ class Manifest:
     consistency: Config
     shards: tuple[ShardEntry, ...]
     extra: Config = field(default_factory=dict)
+    tensor_rules: Mapping[str, Config] = field(default_factory=dict)
     format: int = FORMAT
 
 

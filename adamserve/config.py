@@ -22,6 +22,7 @@ class JobConfig:
         tensors: in the order they are laid out.
         rule: as `optim.to_dict` writes it.
         consistency: as `consistency.to_dict` writes it.
+        tensor_rules: by tensor, a rule other than the job's: of the same class and with the same slots.
         checkpoint_every_s: seconds between checkpoints while the clock moves; None writes only on demand.
         checkpoints_kept: complete checkpoints kept.
         extra: free JSON kept with every checkpoint (what the training run needs to resume).
@@ -31,6 +32,7 @@ class JobConfig:
     tensors: tuple[TensorSpec, ...]
     rule: Config
     consistency: Config
+    tensor_rules: Mapping[str, Config] = field(default_factory=dict)
     checkpoint_every_s: float | None = 30.0
     checkpoints_kept: int = 3
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -5,7 +5,10 @@
         BadSequence          a push's seq is negative, skipped, or forgotten
       NotFound               no such job, tensor, pusher or checkpoint             (LookupError)
       Conflict               it exists already, and differs
+      LimitExceeded          the service's limits do not allow as much
+      Unauthenticated        no token, or a token that does not allow this
       Unavailable            try again: starting, restoring, or a wait ran out
+      RolledBack             a shard was restored, and updates that the caller knew of are lost
       DataError              a data file is missing, truncated or of another format
       CheckpointError        a checkpoint is torn, altered or unreadable
 
@@ -61,6 +64,28 @@ class Conflict(AdamServeError):
 
 class Unavailable(AdamServeError):
     """The service cannot answer now: it is starting, restoring, or a wait ran out."""
+
+
+class LimitExceeded(AdamServeError):
+    """A limit of the service stands against it: size, number, memory. Nothing was changed."""
+
+
+class Unauthenticated(AdamServeError):
+    """The call carries no token, or one that does not allow it."""
+
+
+class RolledBack(AdamServeError):
+    """A shard was restored from a checkpoint, and updates that the caller knew of are lost.
+
+    The client that raises it knows the new clocks already: pull, compute again, and go on.
+
+    Attributes:
+        before: each shard's (epoch, clock) as the client knew it.
+        after: each shard's (epoch, clock) now, the restored ones at the clock that they were restored to.
+    """
+
+    before: tuple[tuple[int, int], ...] = ()
+    after: tuple[tuple[int, int], ...] = ()
 
 
 class DataError(AdamServeError):

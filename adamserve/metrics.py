@@ -59,28 +59,23 @@ class Observed:
 
 
 class JobCollector(Collector):
-    """Turns the latest `Observed` into samples."""
+    """Turns what was last observed into samples."""
 
     def __init__(self) -> None:
-        self.observed: Observed | None = None
+        self.observed: tuple[Observed, ...] = ()
 
     def collect(self) -> Iterator[Metric]:
         """Samples of the moment last observed."""
         info = InfoMetricFamily("adamserve_build", "Version of adamserve.")
         info.add_metric([], {"version": __version__})
         yield info
-        observed = self.observed
-        if observed is None:
-            return
-        if observed.loss is not None:
-            yield _gauge(
-                "adamserve_loss", "Training loss, mean of the last 50 batches.", observed.job, observed.loss
-            )
-        if observed.test_accuracy is not None:
-            text = "Share of the test set classified rightly, at the last evaluation."
-            yield _gauge("adamserve_test_accuracy_ratio", text, observed.job, observed.test_accuracy)
-        if observed.status is not None:
-            yield from _job(observed.job, observed.status)
+        families: dict[str, Metric] = {}
+        for observed in self.observed:
+            for family in _observed(observed):
+                kept = families.setdefault(family.name, family)
+                if kept is not family:
+                    kept.samples += family.samples
+        yield from families.values()
 
 
 class Exporter:
@@ -121,8 +116,8 @@ class Exporter:
         """The port that is listened on."""
         return int(self._server.server_port)
 
-    def show(self, observed: Observed) -> None:
-        """Show this from now on."""
+    def show(self, *observed: Observed) -> None:
+        """Show these jobs from now on."""
         self._collector.observed = observed
 
     def close(self) -> None:
@@ -130,6 +125,18 @@ class Exporter:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _observed(observed: Observed) -> Iterator[Metric]:
+    if observed.loss is not None:
+        yield _gauge(
+            "adamserve_loss", "Training loss, mean of the last 50 batches.", observed.job, observed.loss
+        )
+    if observed.test_accuracy is not None:
+        text = "Share of the test set classified rightly, at the last evaluation."
+        yield _gauge("adamserve_test_accuracy_ratio", text, observed.job, observed.test_accuracy)
+    if observed.status is not None:
+        yield from _job(observed.job, observed.status)
 
 
 def _gauge(name: str, text: str, job: str, value: float) -> GaugeMetricFamily:

@@ -20,7 +20,7 @@ import torch
 
 from adamserve import optim
 from adamserve.consistency import Async, Consistency, Decision, Leases, Verdict, admit, may_start
-from adamserve.errors import BadSequence, InvalidArgument, NotFound
+from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFound
 from adamserve.partition import Partition
 from adamserve.values import (
     GRADIENT_DTYPES,
@@ -92,6 +92,7 @@ class _Pusher:
 
     last_seq: int = 0
     steps: int = 0
+    session: str = ""
     receipts: OrderedDict[int, Receipt] = field(default_factory=OrderedDict)
 
 
@@ -104,6 +105,7 @@ class Shard:
         partition: where every element of the job lives.
         state: the values to start from, fresh (only "w", no slots) or from a checkpoint.
         rule: the update rule.
+        tensor_rules: by tensor, a rule other than `rule`, as `optim.rules_of` checks them.
         consistency: decides when a push may be applied.
         device: where the buffers live, as torch names it.
         now: clock in seconds, for leases.
@@ -116,6 +118,7 @@ class Shard:
         state: ShardState,
         rule: optim.Rule,
         consistency: Consistency,
+        tensor_rules: Mapping[str, optim.Rule] | None = None,
         device: str = "cpu",
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -123,6 +126,8 @@ class Shard:
         self.rule = rule
         self.consistency = consistency
         self.stamp = state.stamp
+        self.restored_clock = state.stamp.clock
+        self._tensor_rules = dict(tensor_rules or {})
         self._partition = partition
         self._device = torch.device(device)
         self._spans = {span.tensor: span for span in partition.shards[self.index]}
@@ -157,6 +162,10 @@ class Shard:
             raise BadSequence(f"must be at least 1, got {push.seq}", field="seq", fix="count pushes from 1")
         if push.lr is not None and not 0.0 <= push.lr < math.inf:
             raise InvalidArgument(f"must be finite and at least 0, got {push.lr!r}", field="lr")
+        for name, rate in push.rates.items():
+            self._partition.spec(name)
+            if not 0.0 <= rate < math.inf:
+                raise InvalidArgument(f"must be finite and at least 0, got {rate!r}", field=f"rates[{name}]")
         gradients: dict[str, torch.Tensor] = {}
         nbytes = 0
         for name, gradient in push.gradients.items():
@@ -181,6 +190,7 @@ class Shard:
         """
         push = checked.push
         pusher = self._known(push.pusher)
+        _same_session(push.pusher, pusher, push.session)
         if push.seq <= pusher.last_seq:
             self._pushes[Outcome.DUPLICATE] += 1
             return replace(self._first_receipt(pusher, push.seq), outcome=Outcome.DUPLICATE)
@@ -225,7 +235,7 @@ class Shard:
 
     # ---- pullers and pushers
 
-    def join(self, pusher: str, *, lease_s: float, last_seq: int = 0) -> Joined:
+    def join(self, pusher: str, *, lease_s: float, last_seq: int = 0, session: str = "") -> Joined:
         """Make a pusher live for `lease_s` seconds from its latest call.
 
         A newcomer starts level with the slowest live pusher, so that it holds nobody back. Idempotent.
@@ -234,24 +244,41 @@ class Shard:
             pusher: its name in the job.
             lease_s: seconds after which a silent pusher stops counting.
             last_seq: the last seq that the pusher has used, where it knows better than the shard.
+            session: a text of the client's own. While a name is live it belongs to its session.
+
+        Raises:
+            Conflict: the name is live in another session.
         """
         if not pusher:
             raise InvalidArgument("a pusher's name is empty", field="pusher")
         if not last_seq >= 0:
             raise BadSequence(f"must be at least 0, got {last_seq}", field="last_seq")
         record = self._pushers.setdefault(pusher, _Pusher())
+        if pusher in self._leases.live():
+            _same_session(pusher, record, session)
+        record.session = session
         self._catch_up(pusher, record)
         record.last_seq = max(record.last_seq, last_seq)
         self._leases.grant(pusher, lease_s)
-        return Joined(self.stamp, record.last_seq)
+        return Joined(self.stamp, record.last_seq, self.restored_clock)
 
-    def renew(self, pusher: str) -> None:
-        """Renew a pusher's lease; one that had fallen silent comes back level with the slowest."""
-        self._catch_up(pusher, self._known(pusher))
+    def renew(self, pusher: str, session: str = "") -> None:
+        """Renew a pusher's lease; one that had fallen silent comes back level with the slowest.
+
+        Raises:
+            NotFound: the pusher has not joined.
+            Conflict: another session has taken its name over.
+        """
+        record = self._known(pusher)
+        _same_session(pusher, record, session)
+        self._catch_up(pusher, record)
         self._leases.renew(pusher)
 
-    def leave(self, pusher: str) -> None:
-        """Stop counting a pusher; its seq is remembered."""
+    def leave(self, pusher: str, session: str = "") -> None:
+        """Stop counting a pusher; its seq is remembered. One that another session has taken over is left alone."""
+        record = self._pushers.get(pusher)
+        if record is not None and record.session != session:
+            return
         self._leases.drop(pusher)
         self._round.pop(pusher, None)
         self._pulled.pop(pusher, None)
@@ -433,15 +460,13 @@ class Shard:
         pushes = [members[name] for name in sorted(members)]
         began = time.perf_counter()
         gradients = self._compensated(checked) if len(pushes) == 1 else _mean(pushes)
-        rates = [p.push.lr for p in pushes if p.push.lr is not None]
-        lr = sum(rates) / len(rates) if rates else None
         for name, gradient in gradients.items():
+            rule = self._tensor_rules.get(name, self.rule)
+            lr = _mean_rate(pushes, name)
             for piece in self._pieces[name]:
                 begin = piece.span.start - self._spans[name].start
                 part = gradient[begin : begin + piece.span.numel]
-                self.rule.step_(
-                    piece.w, part, piece.slots, piece.updates + 1, lr=lr, lr_scale=decision.lr_scale
-                )
+                rule.step_(piece.w, part, piece.slots, piece.updates + 1, lr=lr, lr_scale=decision.lr_scale)
                 piece.updates += 1
         self._apply_seconds += time.perf_counter() - began
         before, self.stamp = self.stamp, Stamp(self.stamp.epoch, self.stamp.clock + 1)
@@ -495,6 +520,22 @@ def _mean(pushes: list[CheckedPush]) -> dict[str, torch.Tensor]:
     for gradient in total.values():
         gradient.div_(len(pushes))
     return total
+
+
+def _mean_rate(pushes: list[CheckedPush], tensor: str) -> float | None:
+    """The mean of the rates that the members give this tensor; None where none of them gives one."""
+    given = (checked.push.rates.get(tensor, checked.push.lr) for checked in pushes)
+    rates = [rate for rate in given if rate is not None]
+    return sum(rates) / len(rates) if rates else None
+
+
+def _same_session(name: str, pusher: _Pusher, session: str) -> None:
+    if pusher.session != session:
+        raise Conflict(
+            f"the name {name!r} belongs to another client's session",
+            field="pusher",
+            fix="give every client a pusher name of its own",
+        )
 
 
 def borrow(array: Array) -> torch.Tensor:

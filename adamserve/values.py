@@ -113,6 +113,8 @@ class Push:
         gradients: by tensor, the shard's span of it, 1-D and contiguous. A tensor left out had no
             gradient: it does not move, and its update count stays.
         lr: rate for this push in place of the rule's own, or None.
+        rates: by tensor, a rate in place of `lr`.
+        session: the session that the pusher joined with; "" where its transport keeps names apart by itself.
     """
 
     pusher: str
@@ -120,6 +122,8 @@ class Push:
     pulled: Stamp
     gradients: Mapping[str, Array]
     lr: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +180,17 @@ class JobReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A shard's answer to a pusher that joins: where it stands, and the last seq it knows of that pusher."""
+    """A shard's answer to a pusher that joins.
+
+    Attributes:
+        stamp: where the shard stands.
+        last_seq: the last seq that it has decided for this pusher.
+        restored_clock: clock at which its present epoch began; later updates of earlier epochs are lost.
+    """
 
     stamp: Stamp
     last_seq: int
+    restored_clock: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,15 @@
-"""What all tests share."""
+"""One real Ray for all tests that need one."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-settings.register_profile(
-    "adamserve", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("adamserve")
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder with real data files; a test that needs it is skipped where it is absent."""
-    root = Path(os.environ.get("ADAMSERVE_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not root.is_dir():
-        pytest.skip(f"real data files are not at {root}; set ADAMSERVE_TEST_DATA")
-    return root
+def local_ray() -> Iterator[None]:
+    from adamserve.service.cluster import connected
+
+    with connected(None, num_cpus=8):
+        yield

@@ -10,6 +10,7 @@ import typer
 
 from adamserve import __version__
 from adamserve.cli.checkpoint import app as checkpoint_app
+from adamserve.cli.serve import serve
 from adamserve.cli.train import train
 from adamserve.errors import AdamServeError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
+app.command()(serve)
 app.add_typer(checkpoint_app, name="checkpoint")
 
 
@@ -71,7 +73,7 @@ def _as_typed(error: AdamServeError) -> AdamServeError:
         return type(error)(error.problem, field="NETWORK", fix=error.fix)
     if error.field == "rule":
         return type(error)(error.problem, field="--optimizer", fix=error.fix)
-    if error.field in inspect.signature(train).parameters:
+    if any(error.field in inspect.signature(command).parameters for command in (train, serve)):
         return type(error)(error.problem, field=f"--{error.field.replace('_', '-')}", fix=error.fix)
     return error
 

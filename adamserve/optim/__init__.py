@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from adamserve.optim.base import Rule
 from adamserve.optim.moments import Adam, AdaMax, LpAdam
-from adamserve.optim.named import RULES, by_name, from_dict, to_dict
+from adamserve.optim.named import RULES, by_name, from_dict, rules_of, to_dict
 from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
 from adamserve.optim.threads import set_threads
+from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
 
 if TYPE_CHECKING:
     from adamserve.optim.kernels import KernelInfo
@@ -33,10 +34,13 @@ __all__ = [
     "NesterovRMSProp",
     "RMSProp",
     "Rule",
+    "TorchRMSprop",
+    "TorchSGD",
     "all_finite",
     "by_name",
     "from_dict",
     "prepare",
+    "rules_of",
     "set_threads",
     "to_dict",
 ]

@@ -11,9 +11,24 @@ from adamserve.errors import InvalidArgument
 from adamserve.optim.base import Rule
 from adamserve.optim.moments import Adam, AdaMax, LpAdam
 from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
+from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
 
 RULES: Mapping[str, type[Rule]] = MappingProxyType(
-    {r.__name__: r for r in (SGD, Nesterov, AdaGrad, RMSProp, NesterovRMSProp, Adam, LpAdam, AdaMax)}
+    {
+        r.__name__: r
+        for r in (
+            SGD,
+            Nesterov,
+            AdaGrad,
+            RMSProp,
+            NesterovRMSProp,
+            Adam,
+            LpAdam,
+            AdaMax,
+            TorchSGD,
+            TorchRMSprop,
+        )
+    }
 )
 """Every rule by its class name."""
 
@@ -51,3 +66,29 @@ def from_dict(d: Mapping[str, Any]) -> Rule:
     if not isinstance(d, Mapping) or "rule" not in d:
         raise InvalidArgument("is missing", field="rule", fix=f"one of {', '.join(RULES)}")
     return by_name(d["rule"], **{str(k): v for k, v in d.items() if k != "rule"})
+
+
+def rules_of(
+    rule: Mapping[str, Any], by_tensor: Mapping[str, Mapping[str, Any]]
+) -> tuple[Rule, dict[str, Rule]]:
+    """A job's rule, and the rules of the tensors that have another.
+
+    Raises:
+        InvalidArgument: as `from_dict`; or a tensor's rule is of another class, keeps other slots, or takes its
+            gradients at a look-ahead point of its own.
+    """
+    common = from_dict(rule)
+    others = {name: from_dict(config) for name, config in by_tensor.items()}
+    for name, other in others.items():
+        if type(other) is not type(common) or other.slot_names != common.slot_names:
+            raise InvalidArgument(
+                f"{type(other).__name__} with slots {other.slot_names} beside {type(common).__name__} with"
+                f" {common.slot_names}",
+                field=name,
+                fix="give all tensors of a job one kind of rule; a job each for several kinds",
+            )
+        if common.has_lookahead:
+            raise InvalidArgument(
+                f"{type(common).__name__} takes one rule for the whole job", field=name, fix="or use SGD"
+            )
+    return common, others

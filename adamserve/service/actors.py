@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
@@ -24,17 +24,50 @@ Published = Sequence["ray.ObjectRef[Mapping[str, Array]]"]
 """One reference in a list, so that Ray hands over the reference and not a copy of the parameters."""
 
 
+Hosts = Callable[[str], ShardHost]
+"""Finds the host of a job on this shard, or raises NotFound."""
+
+
+class Endpoint(Protocol):
+    """Another way into a shard's process than Ray, while it runs."""
+
+    @property
+    def address(self) -> str:
+        """host:port to reach it at."""
+
+    def serve(self) -> None:
+        """Say that the shard is ready."""
+
+    def drain(self, grace_s: float) -> None:
+        """Take no new calls, let the running ones end within `grace_s`, and stop."""
+
+
+class Edge(Protocol):
+    """Starts endpoints; it travels to every shard's process by pickle."""
+
+    def open(self, hosts: Hosts) -> Endpoint:
+        """Listen, and answer calls from these hosts. Not ready until `Endpoint.serve`."""
+
+
+def publish(arrays: Mapping[str, Array]) -> Published:
+    """Copy a shard's arrays into Ray's object store."""
+    return [ray.put(dict(arrays))]
+
+
 @ray.remote(concurrency_groups=CONCURRENCY)  # type: ignore[call-overload] # not in Ray's stubs
 class ShardActor:
     """The process of shard `index`: it hosts that shard of every job of the service."""
 
-    def __init__(self, index: int, num_shards: int, device: str, threads: int) -> None:
+    def __init__(
+        self, index: int, num_shards: int, device: str, threads: int, edge: Edge | None = None
+    ) -> None:
         if threads:
             optim.set_threads(threads)
         self._index = index
         self._num_shards = num_shards
         self._device = device
-        self._hosts: dict[str, ShardHost[Published]] = {}
+        self._hosts: dict[str, ShardHost] = {}
+        self._endpoint = edge.open(self._host) if edge is not None else None
 
     @ray.method(concurrency_group="control")
     def open(
@@ -56,14 +89,16 @@ class ShardActor:
             state = checkpoint.load_shard(folder, manifest, shard=self._index, spans=spans, epoch=epoch)
         else:
             state = ShardState(self._index, Stamp(epoch, 0), (), {"w": dict(initial or {})})
+        rule, tensor_rules = optim.rules_of(config.rule, config.tensor_rules)
         shard = Shard(
             partition=parts,
             state=state,
-            rule=optim.from_dict(config.rule),
+            rule=rule,
+            tensor_rules=tensor_rules,
             consistency=consistency.from_dict(config.consistency),
             device=self._device,
         )
-        self._hosts[config.name] = ShardHost(shard, lambda arrays: [ray.put(dict(arrays))])
+        self._hosts[config.name] = ShardHost(parts, shard)
         kernel = shard.kernels[0] if shard.kernels else None
         return shard.stamp, f"{kernel.executor}: {kernel.reason}" if kernel else "no elements"
 
@@ -78,12 +113,14 @@ class ShardActor:
     ) -> tuple[Stamp, Published]:
         """As `ShardHost.pull`; the handle is a list of one reference to the flat arrays by dtype."""
         deadline = Deadline.after(timeout_s)
-        return self._host(job).pull(deadline=deadline, pusher=pusher, training=training, at_least=at_least)
+        return self._host(job).pull(
+            publish, deadline=deadline, pusher=pusher, training=training, at_least=at_least
+        )
 
     @ray.method(concurrency_group="control")
-    def join(self, job: str, pusher: str, lease_s: float, last_seq: int) -> Joined:
+    def join(self, job: str, pusher: str, lease_s: float, last_seq: int, session: str = "") -> Joined:
         """As `Shard.join`."""
-        return self._host(job).join(pusher, lease_s=lease_s, last_seq=last_seq)
+        return self._host(job).join(pusher, lease_s=lease_s, last_seq=last_seq, session=session)
 
     @ray.method(concurrency_group="control")
     def renew(self, job: str, pusher: str) -> None:
@@ -91,9 +128,9 @@ class ShardActor:
         self._host(job).renew(pusher)
 
     @ray.method(concurrency_group="control")
-    def leave(self, job: str, pusher: str) -> None:
+    def leave(self, job: str, pusher: str, session: str = "") -> None:
         """As `Shard.leave`."""
-        self._host(job).leave(pusher)
+        self._host(job).leave(pusher, session)
 
     @ray.method(concurrency_group="control")
     def write(self, job: str, folder: Path) -> checkpoint.ShardEntry:
@@ -107,10 +144,23 @@ class ShardActor:
 
     @ray.method(concurrency_group="control")
     def process(self) -> dict[str, Any]:
-        """Who this process is: its pid and node."""
-        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+        """Who this process is: its pid and node, and its endpoint's address."""
+        address = self._endpoint.address if self._endpoint is not None else ""
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "endpoint": address}
 
-    def _host(self, job: str) -> ShardHost[Published]:
+    @ray.method(concurrency_group="control")
+    def serve(self) -> None:
+        """Say at the endpoint that the shard is ready."""
+        if self._endpoint is not None:
+            self._endpoint.serve()
+
+    @ray.method(concurrency_group="control")
+    def drain(self, grace_s: float) -> None:
+        """As `Endpoint.drain`."""
+        if self._endpoint is not None:
+            self._endpoint.drain(grace_s)
+
+    def _host(self, job: str) -> ShardHost:
         try:
             return self._hosts[job]
         except KeyError:

@@ -7,11 +7,13 @@ is restored starts a new epoch, so that nothing pulled before the restart is app
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,18 +22,21 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from adamserve import checkpoint
+from adamserve import checkpoint, optim
 from adamserve.config import JobConfig
 from adamserve.errors import AdamServeError, Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.partition import partition
-from adamserve.service.actors import ShardActor
+from adamserve.service.actors import Edge, ShardActor
 from adamserve.shard import ShardStatistics
-from adamserve.values import Array, Clocks, Deadline, Stamp
+from adamserve.values import Array, Clocks, Deadline, Joined, Stamp
 
 log = logging.getLogger("adamserve.service")
 
 CALL_TIMEOUT_S = 120.0
 """Longest that opening, restoring or writing a shard may take."""
+
+LOSSES_KEPT = 50
+"""Reported losses that a job's loss is the mean of."""
 
 WATCH_EVERY_S = 0.5
 """How often every shard is asked how it stands; a dead process is noticed within about this time."""
@@ -49,6 +54,7 @@ class ServiceConfig:
         threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
         checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot
             be restored. On several nodes it is a folder that all of them share.
+        edge: starts another way into each shard's process than Ray; None for none.
     """
 
     name: str = "adamserve"
@@ -57,6 +63,7 @@ class ServiceConfig:
     cpus_per_shard: float = 0.1
     threads_per_shard: int = 0
     checkpoint_dir: Path | None = None
+    edge: Edge | None = None
 
     def __post_init__(self) -> None:
         if not self.shards >= 1:
@@ -74,11 +81,17 @@ class Topology:
         config: the job's own.
         actors: handle of each shard's actor, in shard order.
         epochs: each shard's epoch.
+        restored: the clock at which each epoch began.
+        endpoints: host:port of each shard's other way in; "" where it has none.
+        joined: what each shard answered to `Controller.join`; empty otherwise.
     """
 
     config: JobConfig
     actors: tuple[Any, ...]
     epochs: tuple[int, ...]
+    restored: tuple[int, ...]
+    endpoints: tuple[str, ...]
+    joined: tuple[Joined, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +121,7 @@ class JobStatus:
     rollbacks: tuple[Rollback, ...]
     checkpoints: int
     checkpoint_age_s: float | None
+    loss: float | None = None
 
 
 @dataclass(slots=True)
@@ -124,6 +138,8 @@ class _Job:
     written_clocks: tuple[int, ...] = ()
     rollbacks: list[Rollback] = field(default_factory=list)
     failed: str = ""
+    restored: list[int] = field(default_factory=list)
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=LOSSES_KEPT))
 
 
 class Controller:
@@ -138,7 +154,8 @@ class Controller:
         self._stopping = threading.Event()
         self._placed = 0
         self._actors = [self._place(index) for index in range(config.shards)]
-        self._get([actor.process.remote() for actor in self._actors], "the shards to start")
+        self._endpoints = [found["endpoint"] for found in self.processes()]
+        self._get([actor.serve.remote() for actor in self._actors], "the shards to serve")
         self._watcher = threading.Thread(target=self._watch, name="adamserve-watch", daemon=True)
         self._watcher.start()
 
@@ -164,6 +181,7 @@ class Controller:
                         fix="choose another name",
                     )
                 return self.topology(config.name)
+            optim.rules_of(config.rule, config.tensor_rules)
             folder = self._folder(config.name)
             if folder is not None and checkpoint.list_checkpoints(folder):
                 raise Conflict(
@@ -201,6 +219,7 @@ class Controller:
                 consistency=manifest.consistency,
                 checkpoint_every_s=checkpoint_every_s,
                 extra=manifest.extra,
+                tensor_rules=manifest.tensor_rules,
             )
             epoch = max(entry.stamp.epoch for entry in manifest.shards) + 1
             opened = [actor.open.remote(config, epoch, folder=newest) for actor in self._actors]
@@ -213,7 +232,36 @@ class Controller:
         """Where a job's shards are now."""
         with self._lock:
             known = self._job(job)
-            return Topology(known.config, tuple(self._actors), tuple(known.epochs))
+            return Topology(
+                known.config,
+                tuple(self._actors),
+                tuple(known.epochs),
+                tuple(known.restored),
+                tuple(self._endpoints),
+            )
+
+    def join(self, job: str, pusher: str, session: str, lease_s: float, last_seq: int) -> Topology:
+        """Make a pusher live on every shard, as `Shard.join`; the topology holds the answers.
+
+        Raises:
+            Conflict: the name is live in another session.
+            Unavailable: a shard does not answer; it is being restored.
+        """
+        found = self.topology(job)
+        refs = [actor.join.remote(job, pusher, lease_s, last_seq, session) for actor in found.actors]
+        return replace(found, joined=tuple(self._get(refs, f"{pusher} to join")))
+
+    def leave(self, job: str, pusher: str, session: str) -> None:
+        """Stop counting a pusher on every shard."""
+        refs = [actor.leave.remote(job, pusher, session) for actor in self.topology(job).actors]
+        self._get(refs, f"{pusher} to leave")
+
+    def report(self, job: str, loss: float) -> None:
+        """Note one batch's training loss."""
+        if not math.isfinite(loss):
+            raise InvalidArgument(f"must be finite, got {loss!r}", field="loss")
+        with self._lock:
+            self._job(job).losses.append(loss)
 
     def await_restored(self, job: str, shard: int, epoch: int, timeout_s: float) -> Topology:
         """Wait until a shard that did not answer in `epoch` is in a later one.
@@ -259,6 +307,7 @@ class Controller:
                         consistency=known.config.consistency,
                         shards=tuple(entries),
                         extra=known.config.extra,
+                        tensor_rules=known.config.tensor_rules,
                     ),
                 )
             except Exception:
@@ -290,6 +339,12 @@ class Controller:
         """Pid and node of each shard's process."""
         return self._get([actor.process.remote() for actor in self._actors], "the shards to answer")
 
+    def drain(self, grace_s: float) -> None:
+        """End the shards' other ways in, and write a last checkpoint of every job."""
+        self._get([actor.drain.remote(grace_s) for actor in self._actors], "the shards to drain")
+        for job in list(self._jobs):
+            self.checkpoint(job)
+
     def stop(self) -> None:
         """Stop watching and end the shards; a job's last checkpoint is the caller's to ask for."""
         self._stopping.set()
@@ -308,7 +363,13 @@ class Controller:
             num_gpus=config.gpus_per_shard,
             scheduling_strategy="SPREAD",
             max_restarts=0,
-        ).remote(index, config.shards, "cuda" if config.gpus_per_shard else "cpu", config.threads_per_shard)
+        ).remote(
+            index,
+            config.shards,
+            "cuda" if config.gpus_per_shard else "cpu",
+            config.threads_per_shard,
+            config.edge,
+        )
 
     def _folder(self, job: str) -> Path | None:
         return self._config.checkpoint_dir / job if self._config.checkpoint_dir is not None else None
@@ -325,6 +386,7 @@ class Controller:
             number=number,
             written_at=time.monotonic(),
             written_clocks=tuple(stamp.clock for stamp, _ in opened),
+            restored=[stamp.clock for stamp, _ in opened],
         )
 
     def _job(self, name: str) -> _Job:
@@ -350,6 +412,7 @@ class Controller:
             shards=seen,
             rollbacks=tuple(known.rollbacks),
             checkpoints=known.number,
+            loss=sum(known.losses) / len(known.losses) if known.losses else None,
             checkpoint_age_s=None if known.written_at is None else time.monotonic() - known.written_at,
         )
 
@@ -429,10 +492,14 @@ class Controller:
             seconds = time.monotonic() - began
             rollback = Rollback(index, epoch, clock_before, stamp.clock, manifest.number, seconds, reason)
             restored.append((known, rollback))
+        [process] = self._get([actor.process.remote()], "a shard to start")
+        self._get([actor.serve.remote()], "a shard to serve")
         with self._changed:
             self._actors[index] = actor
+            self._endpoints[index] = process["endpoint"]
             for known, rollback in restored:
                 known.epochs[index] = rollback.epoch
+                known.restored[index] = rollback.clock_after
                 known.rollbacks.append(rollback)
                 log.warning("restored %s", rollback)
             self._changed.notify_all()

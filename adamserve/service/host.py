@@ -9,34 +9,36 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 from adamserve import checkpoint
 from adamserve.consistency import Verdict
 from adamserve.errors import InvalidArgument, Unavailable
+from adamserve.partition import Partition
 from adamserve.shard import Shard, ShardStatistics
 from adamserve.values import Array, Deadline, Joined, Push, Receipt, Stamp
 
 Handle = TypeVar("Handle")
 
+
 Publish = Callable[[Mapping[str, Array]], Handle]
-"""Copies a shard's arrays to where pullers read them, and returns how they find it."""
+"""Copies a shard's flat arrays by dtype to where pullers read them, and returns how they find it."""
 
 
-class ShardHost(Generic[Handle]):
+class ShardHost:
     """One shard, safe to call from many threads.
 
     Args:
+        partition: the job's; the shard's spans are in it.
         shard: the state; nobody else may call it.
-        publish: makes the one copy of the parameters that all pullers of a clock share. It is called while the
-            writer is held, so a pull never sees half an update.
     """
 
-    def __init__(self, shard: Shard, publish: Publish[Handle]) -> None:
+    def __init__(self, partition: Partition, shard: Shard) -> None:
+        self.partition = partition
+        self.index = shard.index
         self._shard = shard
-        self._publish = publish
         self._changed = threading.Condition()
-        self._published: dict[bool, tuple[Stamp, Handle]] = {}
+        self._published: dict[tuple[Publish[Any], bool], tuple[Stamp, Any]] = {}
 
     def push(self, push: Push, *, deadline: Deadline) -> Receipt:
         """Apply a push, at most once, waiting for its turn until the deadline.
@@ -50,11 +52,12 @@ class ShardHost(Generic[Handle]):
         try:
             checked = self._shard.check(push)
             with self._changed:
-                self._shard.renew(push.pusher)
+                self._shard.renew(push.pusher, push.session)
                 answer = self._shard.offer(checked)
                 while not isinstance(answer, Receipt):
                     if deadline.remaining() == 0.0:
                         self._shard.withdraw(push.pusher)
+                        self._changed.notify_all()
                         raise Unavailable(answer.reason, field=push.pusher, fix="send the same push again")
                     self._wait(deadline)
                     answer = self._shard.receipt(push.pusher, push.seq) or self._shard.offer(checked)
@@ -66,11 +69,20 @@ class ShardHost(Generic[Handle]):
             raise
 
     def pull(
-        self, *, deadline: Deadline, pusher: str | None = None, training: bool = True, at_least: int = 0
+        self,
+        publish: Publish[Handle],
+        *,
+        deadline: Deadline,
+        pusher: str | None = None,
+        session: str = "",
+        training: bool = True,
+        at_least: int = 0,
     ) -> tuple[Stamp, Handle]:
         """The parameters and their stamp, from one moment between two updates.
 
         Args:
+            publish: makes the one copy of the parameters that all pullers of a clock share. It is called while
+                the writer is held, so a pull never sees half an update; the same function each time.
             pusher: who pulls to compute its next gradient; ssp may hold it back. None only reads.
             training: return the point where gradients are taken rather than w.
             at_least: wait until the clock has come this far.
@@ -80,7 +92,7 @@ class ShardHost(Generic[Handle]):
         """
         with self._changed:
             if pusher is not None:
-                self._shard.renew(pusher)
+                self._shard.renew(pusher, session)
             while True:
                 reason = f"clock {at_least}, it is at {self._shard.stamp.clock}"
                 ready = self._shard.stamp.clock >= at_least
@@ -94,27 +106,28 @@ class ShardHost(Generic[Handle]):
             stamp = self._shard.stamp
             self._shard.note_pull(pusher)
             ahead = training and self._shard.rule.has_lookahead
-            kept = self._published.get(ahead)
+            kept = self._published.get((publish, ahead))
             if kept is None or kept[0] != stamp:
-                kept = self._published[ahead] = (stamp, self._publish(self._shard.read(training=ahead)))
+                kept = (stamp, publish(self._shard.read(training=ahead)))
+                self._published[publish, ahead] = kept
             return kept
 
-    def join(self, pusher: str, *, lease_s: float, last_seq: int = 0) -> Joined:
+    def join(self, pusher: str, *, lease_s: float, last_seq: int = 0, session: str = "") -> Joined:
         """As `Shard.join`."""
         with self._changed:
-            joined = self._shard.join(pusher, lease_s=lease_s, last_seq=last_seq)
+            joined = self._shard.join(pusher, lease_s=lease_s, last_seq=last_seq, session=session)
             self._changed.notify_all()
             return joined
 
-    def renew(self, pusher: str) -> None:
+    def renew(self, pusher: str, session: str = "") -> None:
         """As `Shard.renew`."""
         with self._changed:
-            self._shard.renew(pusher)
+            self._shard.renew(pusher, session)
 
-    def leave(self, pusher: str) -> None:
+    def leave(self, pusher: str, session: str = "") -> None:
         """As `Shard.leave`; pushes that waited for this pusher look again."""
         with self._changed:
-            self._shard.leave(pusher)
+            self._shard.leave(pusher, session)
             self._changed.notify_all()
 
     def write(self, folder: Path) -> Path:

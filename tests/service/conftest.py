@@ -14,15 +14,9 @@ import ray
 from adamserve import consistency, optim
 from adamserve.config import JobConfig
 from adamserve.consistency import Consistency
-from adamserve.service.cluster import connected, launch
+from adamserve.service.cluster import launch
 from adamserve.service.controller import ServiceConfig, initial_parts
 from adamserve.values import Array, TensorSpec
-
-
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    with connected(None, num_cpus=8):
-        yield
 
 
 @pytest.fixture(scope="session")

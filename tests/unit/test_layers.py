@@ -69,10 +69,26 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.service": row("numpy prometheus_client ray torch"),
     },
     {
-        "adamserve.rpc": row("google grpc numpy"),
+        "adamserve.v1": row("google grpc"),
     },
     {
-        "adamserve.optimizer": row("grpc numpy torch"),
+        "adamserve.rpc": row("google grpc numpy"),
+        "adamserve.rpc.wire": row(),
+        "adamserve.rpc.codec": row("numpy", siblings="adamserve.rpc adamserve.rpc.wire"),
+        "adamserve.rpc.status": row("grpc", siblings="adamserve.rpc adamserve.rpc.wire"),
+        "adamserve.rpc.security": row("grpc"),
+        "adamserve.rpc.client": row(
+            "grpc numpy",
+            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.status adamserve.rpc.wire",
+        ),
+    },
+    {
+        "adamserve.rpc.server": row("google grpc grpc_health grpc_reflection numpy ray"),
+        "adamserve.rpc.control": row("grpc numpy ray", siblings="adamserve.rpc.server"),
+        "adamserve.rpc.serving": row("ray", siblings="adamserve.rpc.control adamserve.rpc.server"),
+    },
+    {
+        "adamserve.optimizer": row("torch"),
     },
     {
         # The face: what it shows of the upper layers is loaded on first use.
@@ -106,7 +122,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     },
 )
 
-PLANNED = {"adamserve.regret", "adamserve.rpc", "adamserve.optimizer", "workers.experiments"}
+PLANNED = {"adamserve.regret", "workers.experiments"}
 """Rows of the design that are not written yet."""
 
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

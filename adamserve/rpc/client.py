@@ -1,0 +1,1059 @@
+"""`adamserve.connect`: push and pull from outside the cluster. Needs numpy, grpcio and protobuf only.
+
+Every call goes straight to the shards, each over a connection and in a thread of its own, and is tried again until its
+deadline: pushes are named by (job, pusher, seq), so a shard applies each once however often it comes. Calls to one
+shard keep their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, overload
+
+import grpc
+import numpy as np
+
+from adamserve import optim
+from adamserve.errors import (
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    RolledBack,
+    Unavailable,
+)
+from adamserve.rpc import codec, wire
+from adamserve.rpc.status import error_of
+from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
+from adamserve.values import (
+    Array,
+    Clocks,
+    Deadline,
+    JobReceipt,
+    Outcome,
+    Receipt,
+    Span,
+    Stamp,
+    TensorSpec,
+)
+
+SMALL_BYTES = 1 << 18
+"""A push of no more than this goes as one message, which gRPC handles as a plain call."""
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+"""Pause before a second try; it doubles with each, and a random share of it is waited."""
+
+ATTEMPT_S = 60.0
+"""Longest that one try may take before the call is made again on a new connection."""
+
+OPTIONS = [
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_retries", 0),
+]
+
+OUTCOMES: Mapping[int, Outcome] = {
+    shard_pb2.OUTCOME_APPLIED: Outcome.APPLIED,
+    shard_pb2.OUTCOME_DUPLICATE: Outcome.DUPLICATE,
+    shard_pb2.OUTCOME_STALE: Outcome.STALE,
+}
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Credentials:
+    """How to reach a service: plain text without `ca`, TLS with it, mutual TLS with `cert` and `key` too.
+
+    Attributes:
+        token: bearer token; "" sends none.
+        ca: PEM authorities that the server's certificate must come from.
+        cert, key: this client's own PEM certificate chain and key.
+        server_name: name to expect in the server's certificate in place of the endpoint's host.
+    """
+
+    token: str = field(default="", repr=False)
+    ca: bytes = field(default=b"", repr=False)
+    cert: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    server_name: str = ""
+
+    def channel(self, endpoint: str) -> grpc.Channel:
+        """A connection of its own to an endpoint; made when it is first used."""
+        if not self.ca:
+            return grpc.insecure_channel(endpoint, OPTIONS)
+        options = [*OPTIONS]
+        if self.server_name:
+            options.append(("grpc.ssl_target_name_override", self.server_name))  # type: ignore[arg-type]
+        secure = grpc.ssl_channel_credentials(self.ca, self.key or None, self.cert or None)
+        return grpc.secure_channel(endpoint, secure, options)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """What every call carries."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """How a job stands, as ControlService reports it."""
+
+    name: str
+    clocks: Clocks
+    healthy: bool
+    failed: str
+    live: tuple[str, ...]
+    rollbacks: int
+    checkpoint: int
+    loss: float | None
+
+
+class PushHandle:
+    """A push under way."""
+
+    def __init__(self, client: Client, clock: Clocks, shards: list[Future[Receipt]]) -> None:
+        self._client = client
+        self._clock = clock
+        self.futures = shards
+
+    def done(self) -> bool:
+        """Whether every shard has answered."""
+        return all(future.done() for future in self.futures)
+
+    def result(self) -> JobReceipt:
+        """Wait for every shard's answer; each has its deadline already.
+
+        Raises:
+            RolledBack: a shard was restored after the gradient's parameters were pulled.
+            AdamServeError: as `Client.push`.
+        """
+        return self._client._settle(self._clock, [_outcome(future) for future in self.futures])
+
+
+class _Aborted(Exception):
+    """A push was given up before its commit."""
+
+
+class Feed:
+    """The gradients of one push, as they become known; each shard's call reads them from the first, however often.
+
+    `Client.begin` makes it. Nothing is applied anywhere before `Client.finish`.
+    """
+
+    def __init__(self, clock: Clocks) -> None:
+        self.clock = clock
+        self.arrays: dict[str, Array] = {}
+        self.futures: list[Future[Receipt]] = []
+        self.tail: bytes | None = None
+        self.aborted = False
+        self._changed = threading.Condition()
+
+    def add(self, name: str, values: Array) -> None:
+        """One tensor's gradient, 1-D; it stays as it is until the push is over."""
+        with self._changed:
+            self.arrays[name] = values
+            self._changed.notify_all()
+
+    def end(self, tail: bytes | None) -> None:
+        """All gradients are here, and this is the last message; None gives the push up."""
+        with self._changed:
+            self.tail, self.aborted = tail, tail is None
+            self._changed.notify_all()
+
+    def parts(self, shard: _Shard) -> Iterator[tuple[Span, Array]]:
+        """A shard's spans of the gradients, each when it is known, until the end."""
+        spans = {span.tensor: span for span in shard.spans}
+        done = 0
+        while True:
+            with self._changed:
+                while self.tail is None and not self.aborted and len(self.arrays) == done:
+                    self._changed.wait()
+                if self.aborted:
+                    raise _Aborted
+                fresh = list(self.arrays.items())[done:]
+                ended = self.tail is not None
+            done += len(fresh)
+            for name, values in fresh:
+                span = spans.get(name)
+                if span is not None:
+                    yield span, values[span.start : span.stop]
+            if ended:
+                return
+
+    def small(self, shard: _Shard) -> bool:
+        """Whether everything for a shard is here and fits one message."""
+        if self.tail is None:
+            return False
+        owned = (self.arrays.get(span.tensor, _NOTHING)[span.start : span.stop] for span in shard.spans)
+        return sum(part.nbytes for part in owned) <= SMALL_BYTES
+
+
+_NOTHING: Array = np.empty(0, np.float32)
+
+
+class _Shard:
+    """The connection to one shard."""
+
+    def __init__(self, index: int, place: types_pb2.ShardPlace, credentials: Credentials) -> None:
+        self.index = index
+        self.spans = [Span(span.tensor, span.start, span.stop) for span in place.spans]
+        self.seen = Stamp(place.stamp.epoch, place.stamp.clock)
+        self.restored_clock = place.restored_clock
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"adamserve-shard-{index}")
+        self._credentials = credentials
+        self._endpoint = ""
+        self._channel: grpc.Channel | None = None
+        self.move(place.endpoint)
+
+    def move(self, endpoint: str) -> None:
+        """Talk to this endpoint from now on."""
+        if endpoint == self._endpoint:
+            return
+        self.disconnect()
+        self._endpoint = endpoint
+        channel: Any = self._credentials.channel(endpoint)
+        self._channel = channel
+        service = "/adamserve.v1.ShardService"
+        # One message on a stream is a plain call: the same bytes, fewer steps.
+        self.push_small = channel.unary_unary(f"{service}/Push")
+        self.push = channel.stream_unary(f"{service}/Push")
+        self.pull = channel.unary_stream(f"{service}/Pull")
+        self.push_pull = channel.stream_stream(f"{service}/PushPull")
+
+    def reconnect(self) -> None:
+        """Drop the connection and make another when it is needed."""
+        endpoint, self._endpoint = self._endpoint, ""
+        self.move(endpoint)
+
+    def disconnect(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+
+    def close(self) -> None:
+        self.thread.shutdown(wait=False, cancel_futures=True)
+        self.disconnect()
+
+
+class Client:
+    """Pushes and pulls for one pusher of one job; `adamserve.connect` makes it.
+
+    Thread-safe, but for `push`, `push_pull` and `pull` with training=True, which one thread at a time calls. A
+    heartbeat thread renews the lease while gradients are computed.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        job: str,
+        *,
+        pusher: str = "",
+        credentials: Credentials | None = None,
+        timeout_s: float = 120.0,
+        lease_s: float = 10.0,
+        wire_dtype: str = "float32",
+        max_in_flight: int = 4,
+    ) -> None:
+        if wire_dtype not in codec.ENCODINGS or wire_dtype == "float64":
+            known = ", ".join(name for name in codec.ENCODINGS if name != "float64")
+            raise InvalidArgument(
+                f"{wire_dtype!r} is not a wire dtype", field="wire_dtype", fix=f"one of {known}"
+            )
+        if not max_in_flight >= 1:
+            raise InvalidArgument(f"must be at least 1, got {max_in_flight}", field="max_in_flight")
+        self.job = job
+        self.pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._session = uuid.uuid4().hex
+        self._target = target
+        self._credentials = credentials or Credentials()
+        self._timeout_s = timeout_s
+        self._lease_s = lease_s
+        self._wire = wire_dtype
+        self._max_in_flight = max_in_flight
+        self._in_flight = threading.BoundedSemaphore(max_in_flight)
+        self._pending: list[PushHandle] = []
+        self._residual: dict[str, Array] = {}
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._channel: Any = self._credentials.channel(target)
+        self._control = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._shards: list[_Shard] = []
+        self._specs: dict[str, TensorSpec] = {}
+        self._seq = 0
+        self._joined = False
+        self._resync = False
+        self._lost: tuple[Clocks, Clocks] | None = None
+
+    # ---- the job
+
+    @property
+    def seq(self) -> int:
+        """The last seq used; the number of pushes that this pusher has made."""
+        return self._seq
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The job's tensors, in order."""
+        self._open(Deadline.after(self._timeout_s))
+        return tuple(self._specs.values())
+
+    def create(
+        self,
+        parameters: Mapping[str, Array],
+        rule: optim.Rule,
+        *,
+        consistency: str = "async",
+        tensor_rules: Mapping[str, optim.Rule] | None = None,
+        checkpoint_every_s: float | None = None,
+    ) -> bool:
+        """Start the job from these parameters. Idempotent; the values of a job that exists are left as they are.
+
+        Args:
+            parameters: float32 or float64 arrays by tensor, in the order in which they are laid out.
+            rule: how gradients become updates.
+            consistency: "async", "bsp", or "ssp:S".
+            tensor_rules: by tensor, a rule other than `rule`: of the same class and with the same slots.
+            checkpoint_every_s: seconds between checkpoints; None takes the service's default.
+
+        Returns:
+            Whether this call created it.
+
+        Raises:
+            Conflict: a job of that name exists with other tensors, another rule or mode.
+            InvalidArgument: a name, dtype, value or constant is wrong; names it.
+        """
+        arrays = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
+        for name, array in arrays.items():
+            TensorSpec(name, array.shape, str(array.dtype))
+        spec = control_pb2.JobSpec(
+            name=self.job,
+            tensors=[
+                types_pb2.TensorSpec(
+                    name=name,
+                    shape=np.shape(parameters[name]),
+                    dtype=codec.ENCODINGS[str(array.dtype)].number,  # type: ignore[arg-type]
+                )
+                for name, array in arrays.items()
+            ],
+            rule_json=json.dumps(optim.to_dict(rule)),
+            tensor_rules_json={n: json.dumps(optim.to_dict(r)) for n, r in (tensor_rules or {}).items()},
+            consistency=consistency,
+            checkpoint_every_s=checkpoint_every_s or 0.0,
+        )
+
+        def messages() -> Iterator[bytes]:
+            yield control_pb2.CreateJobRequest(start=spec).SerializeToString()
+            for name, array in arrays.items():
+                for parts in codec.encode(name, array.reshape(-1), 0, str(array.dtype)):
+                    yield b"".join(parts)
+
+        create = self._channel.stream_unary("/adamserve.v1.ControlService/CreateJob")
+        deadline = Deadline.after(self._timeout_s)
+        answer = self._retrying(
+            lambda s: create(messages(), timeout=s, metadata=self._credentials.metadata), deadline
+        )
+        return control_pb2.CreateJobResponse.FromString(answer).created
+
+    def pull(
+        self, *, into: Mapping[str, Array] | None = None, training: bool = True, at_least: int = 0
+    ) -> tuple[Mapping[str, Array], Clocks]:
+        """Fetch the parameters. Returns when every shard has answered; pushes made earlier go first.
+
+        Args:
+            into: writable contiguous arrays by tensor, of the tensors' shapes and dtypes, to fill. Without it new ones
+                are made. After an error they may hold anything.
+            training: the point where gradients are to be taken rather than w; ssp may hold the call back.
+            at_least: wait until every shard's clock has come this far.
+
+        Returns:
+            The arrays, and the stamp of each shard.
+
+        Raises:
+            RolledBack: a shard was restored, and updates that this client saw are lost. Pull again to go on.
+            Unavailable: a turn, a clock or a shard did not come within the timeout.
+        """
+        deadline = Deadline.after(self._timeout_s)
+        self._open(deadline, join=training)
+        arrays, flat = self._targets(into)
+        request = self._pull_request(training=training, at_least=at_least)
+        fetch = partial(self._pull_one, request=request, flat=flat, deadline=deadline)
+        stamps = self._everywhere(fetch)
+        self.raise_lost()
+        return arrays, Clocks(stamps)
+
+    @overload
+    def push(
+        self,
+        gradients: Mapping[str, Array],
+        clock: Clocks,
+        *,
+        lr: float | None = None,
+        rates: Mapping[str, float] | None = None,
+        wait: Literal[True] = True,
+    ) -> JobReceipt: ...
+    @overload
+    def push(
+        self,
+        gradients: Mapping[str, Array],
+        clock: Clocks,
+        *,
+        lr: float | None = None,
+        rates: Mapping[str, float] | None = None,
+        wait: Literal[False],
+    ) -> PushHandle: ...
+    def push(
+        self,
+        gradients: Mapping[str, Array],
+        clock: Clocks,
+        *,
+        lr: float | None = None,
+        rates: Mapping[str, float] | None = None,
+        wait: bool = True,
+    ) -> JobReceipt | PushHandle:
+        """Send gradients to the shards that own them.
+
+        Args:
+            gradients: by tensor, of the tensor's shape, float32 or float64; a tensor left out had no gradient.
+            clock: what the pull returned.
+            lr: rate for this push in place of the rule's.
+            rates: by tensor, a rate in place of `lr` and the rule's.
+            wait: return the receipt when every shard has answered. False copies the gradients and returns a handle at
+                once; it waits only while `max_in_flight` pushes are under way.
+
+        Raises:
+            InvalidArgument: a name, shape, dtype or value is wrong; nothing was sent.
+            RolledBack: a shard was restored after `clock`; the others have applied their part. Pull and go on.
+            Unavailable: a shard did not answer within the timeout.
+        """
+        flat = self._gradients(gradients, copy=not wait)
+        feed, _ = self.begin(clock)
+        handle = self._finish(feed, flat, lr, rates)
+        return handle.result() if wait else handle
+
+    def push_pull(
+        self,
+        gradients: Mapping[str, Array],
+        clock: Clocks,
+        *,
+        into: Mapping[str, Array] | None = None,
+        lr: float | None = None,
+        rates: Mapping[str, float] | None = None,
+    ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
+        """`push`, then `pull`, in one exchange with each shard."""
+        flat = self._gradients(gradients, copy=False)
+        arrays, _ = self._targets(into)
+        feed, stamps = self.begin(clock, into=arrays, pull=True)
+        receipt = self._finish(feed, flat, lr, rates).result()
+        self.raise_lost()
+        return receipt, arrays, Clocks(stamps)
+
+    def report(self, loss: float) -> None:
+        """Report a batch's training loss; it feeds the convergence metrics."""
+        request = control_pb2.ReportRequest(job=self.job, pusher=self.pusher, loss=loss)
+        self._call(self._control.Report, request)
+
+    def status(self) -> JobState:
+        """How the job stands."""
+        [found] = self._call(self._control.GetStatus, control_pb2.GetStatusRequest(job=self.job)).jobs
+        return JobState(
+            found.job,
+            Clocks(Stamp(s.epoch, s.clock) for s in found.stamps),
+            found.healthy,
+            found.failed,
+            tuple(found.live),
+            found.rollbacks,
+            found.checkpoint,
+            found.loss if found.HasField("loss") else None,
+        )
+
+    def checkpoint(self) -> int:
+        """Write a checkpoint now; returns its number, 0 where the service keeps none."""
+        number: int = self._call(self._control.Checkpoint, control_pb2.CheckpointRequest(job=self.job)).number
+        return number
+
+    def close(self) -> None:
+        """Wait for the pushes under way, stop counting as live, and disconnect. Never raises what a push has raised."""
+        if self._closed.is_set():
+            return
+        for handle in self._pending:
+            for future in handle.futures:
+                _outcome(future)
+        self._closed.set()
+        if self._joined:
+            request = control_pb2.LeaveRequest(job=self.job, pusher=self.pusher, session=self._session)
+            with suppress(grpc.RpcError):  # the lease runs out by itself
+                self._control.Leave(request, timeout=5.0, metadata=self._credentials.metadata)
+        for shard in self._shards:
+            shard.close()
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ---- pushes
+
+    def begin(
+        self, clock: Clocks, *, into: Mapping[str, Array] | None = None, pull: bool = False
+    ) -> tuple[Feed, list[Stamp]]:
+        """Open a push whose gradients are not all known yet: `Feed.add` them, then `finish` (or `abort`) it.
+
+        Args:
+            clock: what the pull returned.
+            pull: pull afterwards, in the same exchange, into `into`.
+
+        Returns:
+            The feed, and the stamps of that pull once the push is settled.
+        """
+        deadline = Deadline.after(self._timeout_s)
+        self._open(deadline, join=True)
+        if len(clock) != len(self._shards):
+            raise InvalidArgument(
+                f"has {len(clock)} stamps for {len(self._shards)} shards",
+                field="clock",
+                fix="give what pull returned",
+            )
+        self._settle_earlier(deadline)
+        if not self._in_flight.acquire(timeout=deadline.remaining()):
+            raise Unavailable(f"{self._max_in_flight} pushes are still under way", field="max_in_flight")
+        flat = self._targets(into)[1] if pull else {}
+        self._seq += 1
+        feed = Feed(clock)
+        stamps = [*clock]
+        left = [len(self._shards)]
+
+        def finished(_: Future[Receipt]) -> None:
+            with self._lock:
+                left[0] -= 1
+                last = left[0] == 0
+            if last:
+                self._in_flight.release()
+
+        for shard, stamp in zip(self._shards, clock, strict=True):
+            start = shard_pb2.PushStart(
+                job=self.job,
+                pusher=self.pusher,
+                session=self._session,
+                seq=self._seq,
+                pulled=types_pb2.Stamp(epoch=stamp.epoch, clock=stamp.clock),
+            )
+            head = shard_pb2.PushRequest(start=start).SerializeToString()
+            call = partial(self._push_pull_one, flat=flat, stamps=stamps) if pull else self._push_one
+            feed.futures.append(shard.thread.submit(call, shard, feed, head, deadline))
+        for future in feed.futures:
+            future.add_done_callback(finished)
+        return feed, stamps
+
+    def finish(
+        self, feed: Feed, *, lr: float | None = None, rates: Mapping[str, float] | None = None
+    ) -> PushHandle:
+        """Commit a push; returns its handle."""
+        commit = shard_pb2.PushCommit(lr=lr, rates=dict(rates or {}))
+        feed.end(shard_pb2.PushRequest(commit=commit).SerializeToString())
+        handle = PushHandle(self, feed.clock, feed.futures)
+        self._pending = [h for h in self._pending if not h.done()] + [handle]
+        return handle
+
+    def abort(self, feed: Feed) -> None:
+        """Give a push up that was begun and not finished: no shard has applied anything, and its seq is free."""
+        feed.end(None)
+        for future in feed.futures:
+            _outcome(future)
+        self._seq -= 1
+
+    def _push_one(self, shard: _Shard, feed: Feed, head: bytes, deadline: Deadline) -> Receipt:
+        """One shard's part of a push, tried until it is answered."""
+        metadata = self._credentials.metadata
+
+        def attempt(timeout: float) -> bytes:
+            if feed.small(shard):
+                message = b"".join(itertools.chain.from_iterable(self._messages(shard, feed, head)))
+                answer: bytes = shard.push_small(message, timeout=timeout, metadata=metadata)
+            else:
+                messages = map(b"".join, self._messages(shard, feed, head))
+                answer = shard.push(messages, timeout=timeout, metadata=metadata)
+            return answer
+
+        return _receipt(shard_pb2.PushResponse.FromString(self._retrying(attempt, deadline, shard, feed)))
+
+    def _push_pull_one(
+        self,
+        shard: _Shard,
+        feed: Feed,
+        head: bytes,
+        deadline: Deadline,
+        *,
+        flat: Mapping[str, Array],
+        stamps: list[Stamp],
+    ) -> Receipt:
+        request = shard_pb2.PushPullRequest(pull=self._pull_request(training=True, at_least=0))
+        pull = request.SerializeToString()
+
+        def attempt(timeout: float) -> Receipt:
+            pushed = (wire.embedded(1, message) for message in self._messages(shard, feed, head))
+            messages = (b"".join([pull, *message] if i == 0 else message) for i, message in enumerate(pushed))
+            answers = shard.push_pull(messages, timeout=timeout, metadata=self._credentials.metadata)
+            first = shard_pb2.PushPullResponse.FromString(next(answers))
+            stamps[shard.index] = self._take(shard, (wire.inside(answer, 2)[0] for answer in answers), flat)
+            return _receipt(first.push)
+
+        receipt: Receipt = self._retrying(attempt, deadline, shard, feed)
+        return receipt
+
+    def _messages(self, shard: _Shard, feed: Feed, head: bytes) -> Iterator[list[bytes | memoryview]]:
+        """A push as messages of about a chunk: head in the first, commit in the last; small tensors share one."""
+        message: list[bytes | memoryview] = [head]
+        size = 0
+        for span, values in feed.parts(shard):
+            spec = self._specs[span.tensor]
+            name = self._wire if spec.dtype == "float32" else str(values.dtype)
+            for parts in codec.encode(span.tensor, values, span.start, name):
+                message += parts
+                size += sum(map(len, parts))
+                if size >= codec.CHUNK_BYTES:
+                    yield message
+                    message, size = [], 0
+        yield [*message, feed.tail or b""]
+
+    def _settle(self, clock: Clocks, outcomes: list[Receipt | Exception]) -> JobReceipt:
+        """Make one answer of the shards' answers."""
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if errors:
+            self._resync = True  # some shards have counted this seq, and some not
+            raise errors[0]
+        receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+        if any(r.stamp.epoch > s.seen.epoch for s, r in zip(self._shards, receipts, strict=True)):
+            self._refresh(Deadline.after(self._timeout_s))
+        for shard, receipt in zip(self._shards, receipts, strict=True):
+            self._see(shard, receipt.stamp)
+        rolled = [
+            receipt
+            for receipt, pulled in zip(receipts, clock, strict=True)
+            if receipt.outcome is Outcome.STALE and receipt.stamp.epoch > pulled.epoch
+        ]
+        if rolled:
+            self._resync = True
+            self._lost = None
+            raise _rolled_back(rolled[0].reason, clock, Clocks(r.stamp for r in receipts))
+        return JobReceipt(tuple(receipts))
+
+    def _settle_earlier(self, deadline: Deadline) -> None:
+        """After a push that only some shards have counted: wait for those under way, then agree on seq anew."""
+        if not self._resync:
+            return
+        for handle in self._pending:
+            for future in handle.futures:
+                _outcome(future)
+        self._join(deadline, self._seq)
+        self._resync = False
+
+    def _gradients(self, gradients: Mapping[str, Array], *, copy: bool) -> dict[str, Array]:
+        """Every gradient as one contiguous run, all of them checked before anything is sent."""
+        self._open(Deadline.after(self._timeout_s), join=True)
+        return {name: self.gradient(name, gradient, copy=copy) for name, gradient in gradients.items()}
+
+    def _finish(
+        self, feed: Feed, flat: Mapping[str, Array], lr: float | None, rates: Mapping[str, float] | None
+    ) -> PushHandle:
+        for name, values in flat.items():
+            feed.add(name, self._with_residual(name, values) if self._wire == "int8" else values)
+        return self.finish(feed, lr=lr, rates=rates)
+
+    def gradient(self, name: str, gradient: Array, *, copy: bool) -> Array:
+        """A gradient as one contiguous run, checked before anything is sent."""
+        spec = self._specs.get(name)
+        if spec is None:
+            raise NotFound(
+                "the job has no such tensor", field=name, fix=f"it has {', '.join([*self._specs][:5])}"
+            )
+        gradient = np.asarray(gradient)
+        if gradient.shape != spec.shape:
+            raise InvalidArgument(f"a gradient of shape {gradient.shape} for {spec.shape}", field=name)
+        if str(gradient.dtype) == "float16":
+            gradient = gradient.astype(np.float32)
+        if str(gradient.dtype) not in ("float32", spec.dtype):
+            raise InvalidArgument(
+                f"a gradient of dtype {gradient.dtype} for a {spec.dtype} parameter", field=name
+            )
+        flat = (
+            np.array(gradient, order="C").reshape(-1) if copy else np.ascontiguousarray(gradient).reshape(-1)
+        )
+        # One shard refuses a push whole by itself; of several, some would apply their part and others not. The narrow
+        # encodings would change a NaN.
+        if (len(self._shards) > 1 or self._wire != "float32") and not _finite(flat):
+            raise InvalidArgument(
+                "the gradient holds NaN or infinity", field=name, fix="skip this batch, or clip the gradient"
+            )
+        return flat
+
+    def _with_residual(self, name: str, values: Array) -> Array:
+        """Error feedback: add what int8 lost of the last gradient, and keep what it loses of this one."""
+        if values.dtype != np.float32:
+            return values
+        total = values + self._residual.get(name, np.float32(0))
+        lost = self._residual[name] = np.empty_like(total)
+        for shard in self._shards:
+            for span in shard.spans:
+                if span.tensor == name:
+                    part = total[span.start : span.stop]
+                    codec.dequantize(*codec.quantize(part), out=lost[span.start : span.stop])
+        np.subtract(total, lost, out=lost)
+        return total
+
+    # ---- pulls
+
+    def _pull_request(self, *, training: bool, at_least: int) -> shard_pb2.PullRequest:
+        narrow = self._wire if self._wire in ("bfloat16", "float16") else "float32"
+        return shard_pb2.PullRequest(
+            job=self.job,
+            pusher=self.pusher if training else "",
+            session=self._session if training else "",
+            training=training,
+            at_least=at_least,
+            encoding=codec.ENCODINGS[narrow].number,  # type: ignore[arg-type]
+        )
+
+    def _pull_one(
+        self,
+        shard: _Shard,
+        *,
+        request: shard_pb2.PullRequest,
+        flat: Mapping[str, Array],
+        deadline: Deadline,
+    ) -> Stamp:
+        message = request.SerializeToString()
+
+        def attempt(timeout: float) -> Stamp:
+            return self._take(
+                shard, shard.pull(message, timeout=timeout, metadata=self._credentials.metadata), flat
+            )
+
+        stamp: Stamp = self._retrying(attempt, deadline, shard)
+        if stamp.epoch > shard.seen.epoch:
+            self._refresh(deadline)
+        self._see(shard, stamp)
+        return stamp
+
+    def _take(self, shard: _Shard, messages: Iterator[Any], flat: Mapping[str, Array]) -> Stamp:
+        """Write a pull's chunks to their places; all of the shard's elements, or an error."""
+        stamp: Stamp | None = None
+        missing = sum(span.numel for span in shard.spans)
+        for message in messages:
+            rest, chunks = wire.split(message)
+            if stamp is None:
+                found = shard_pb2.PullResponse.FromString(rest).stamp
+                stamp = Stamp(found.epoch, found.clock)
+            for chunk in chunks:
+                codec.decode(chunk, flat[chunk.tensor][chunk.start : chunk.start + chunk.length])
+                missing -= chunk.length
+        if stamp is None or missing:
+            raise Unavailable(f"shard {shard.index} sent {missing} elements too few")
+        return stamp
+
+    def _targets(self, into: Mapping[str, Array] | None) -> tuple[Mapping[str, Array], dict[str, Array]]:
+        self._open(Deadline.after(self._timeout_s))
+        if into is None:
+            into = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self._specs.values()}
+        for name, spec in self._specs.items():
+            array = into.get(name)
+            if array is None or array.shape != spec.shape or array.dtype != spec.dtype:
+                raise InvalidArgument(f"needs an array of {spec.dtype} {spec.shape}", field=name)
+            if not (array.flags.c_contiguous and array.flags.writeable):
+                raise InvalidArgument("is not writable and contiguous", field=name)
+        return into, {name: into[name].reshape(-1) for name in self._specs}
+
+    # ---- shards, seen and lost
+
+    def _open(self, deadline: Deadline, *, join: bool = False) -> None:
+        """Learn where the shards are, and join them, the first time."""
+        if self._closed.is_set():
+            raise InvalidArgument("the client is closed", field="client")
+        if not self._shards:
+            found = self._call(
+                self._control.GetTopology, control_pb2.GetTopologyRequest(job=self.job), deadline
+            )
+            self._specs = {
+                t.name: TensorSpec(t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name))
+                for t in found.job.tensors
+            }
+            self._shards = [_Shard(i, place, self._credentials) for i, place in enumerate(found.shards)]
+        if join and not self._joined:
+            self._seq = max(self._join(deadline, 0), default=0)
+            self._join(deadline, self._seq)
+            self._joined = True
+            threading.Thread(target=self._beat, name="adamserve-lease", daemon=True).start()
+
+    def _join(self, deadline: Deadline, last_seq: int) -> list[int]:
+        """Join every shard; returns the last seq that each knows."""
+        request = control_pb2.JoinRequest(
+            job=self.job, pusher=self.pusher, session=self._session, lease_s=self._lease_s, last_seq=last_seq
+        )
+        found = self._call(self._control.Join, request, deadline)
+        self._note(found.shards)
+        return [place.last_seq for place in found.shards]
+
+    def _refresh(self, deadline: Deadline) -> None:
+        """Learn anew where the shards are, and be live on those that were restored."""
+        if self._joined:
+            self._join(deadline, 0)
+        else:
+            request = control_pb2.GetTopologyRequest(job=self.job)
+            self._note(self._call(self._control.GetTopology, request, deadline).shards)
+
+    def _note(self, places: Any) -> None:
+        for shard, place in zip(self._shards, places, strict=False):
+            shard.move(place.endpoint)
+            if place.stamp.epoch > shard.seen.epoch:
+                shard.restored_clock = place.restored_clock
+                self._resync = True  # it may know of fewer pushes than were made
+                self._see(shard, Stamp(place.stamp.epoch, place.restored_clock))
+
+    def _see(self, shard: _Shard, stamp: Stamp) -> None:
+        """Note a shard's stamp; a new epoch that began before what was seen in the old one has lost updates."""
+        with self._lock:
+            if stamp.epoch > shard.seen.epoch and shard.restored_clock < shard.seen.clock:
+                before, after = self._lost or (None, None)
+                now = Clocks(s.seen for s in self._shards)
+                mended = Clocks(
+                    Stamp(stamp.epoch, shard.restored_clock) if s is shard else kept
+                    for s, kept in zip(self._shards, after or now, strict=True)
+                )
+                self._lost = (before or now, mended)
+            shard.seen = max(shard.seen, stamp)
+
+    def raise_lost(self) -> None:
+        """Say once that a shard was restored and updates that this client saw are lost.
+
+        Raises:
+            RolledBack: with the clocks before and after.
+        """
+        with self._lock:
+            lost, self._lost = self._lost, None
+        if lost is not None:
+            raise _rolled_back(
+                "a shard was restored from a checkpoint; updates that this client saw are lost", *lost
+            )
+
+    def _beat(self) -> None:
+        """Renew the lease three times in its length, until closed."""
+        while not self._closed.wait(self._lease_s / 3):
+            request = control_pb2.JoinRequest(
+                job=self.job, pusher=self.pusher, session=self._session, lease_s=self._lease_s
+            )
+            try:
+                self._control.Join(request, timeout=self._lease_s, metadata=self._credentials.metadata)
+            except (grpc.RpcError, ValueError):
+                continue  # the next push or pull says what is wrong; ValueError: the channel was closed meanwhile
+
+    # ---- calls
+
+    def _everywhere(self, call: Callable[[_Shard], Result]) -> list[Result]:
+        """Call every shard at once, in order after what it was called before; wait for all."""
+        outcomes = [_outcome(future) for future in [s.thread.submit(call, s) for s in self._shards]]
+        results: list[Result] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+            results.append(outcome)
+        return results
+
+    def _call(self, method: Any, request: Any, deadline: Deadline | None = None) -> Any:
+        deadline = deadline or Deadline.after(self._timeout_s)
+        return self._retrying(
+            lambda s: method(request, timeout=s, metadata=self._credentials.metadata), deadline
+        )
+
+    def _retrying(
+        self,
+        attempt: Callable[[float], Any],
+        deadline: Deadline,
+        shard: _Shard | None = None,
+        feed: Feed | None = None,
+    ) -> Any:
+        """Call until it is answered, the error is not one that time mends, or the deadline passes."""
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                return attempt(min(ATTEMPT_S, max(0.001, deadline.remaining())))
+            except grpc.RpcError as failed:
+                error = error_of(failed)
+            except Unavailable as failed:
+                error = failed
+            if feed is not None and feed.aborted:
+                raise _Aborted
+            # A restored shard knows neither job nor pusher for a moment.
+            restoring = shard is not None and isinstance(error, NotFound) and error.field in ("job", "pusher")
+            if not (restoring or isinstance(error, Unavailable)) or self._closed.is_set():
+                raise error
+            if deadline.remaining() < pause:
+                raise Unavailable(
+                    f"gave up after {self._timeout_s:g} s: {error.problem}", field=error.field, fix=error.fix
+                )
+            self._closed.wait(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            if shard is not None:
+                shard.reconnect()
+                try:
+                    self._refresh(Deadline.after(min(5.0, deadline.remaining())))
+                except (Unavailable, NotFound, LimitExceeded):
+                    continue  # the service is away too
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same methods, awaited."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def create(self, parameters: Mapping[str, Array], rule: optim.Rule, **options: Any) -> bool:
+        """As `Client.create`."""
+        return await asyncio.to_thread(self._client.create, parameters, rule, **options)
+
+    async def pull(self, **options: Any) -> tuple[Mapping[str, Array], Clocks]:
+        """As `Client.pull`."""
+        return await asyncio.to_thread(self._client.pull, **options)
+
+    async def push(self, gradients: Mapping[str, Array], clock: Clocks, **options: Any) -> JobReceipt:
+        """As `Client.push`."""
+        return await asyncio.to_thread(lambda: self._client.push(gradients, clock, **options))
+
+    async def push_pull(
+        self, gradients: Mapping[str, Array], clock: Clocks, **options: Any
+    ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
+        """As `Client.push_pull`."""
+        return await asyncio.to_thread(self._client.push_pull, gradients, clock, **options)
+
+    async def report(self, loss: float) -> None:
+        """As `Client.report`."""
+        await asyncio.to_thread(self._client.report, loss)
+
+    async def status(self) -> JobState:
+        """As `Client.status`."""
+        return await asyncio.to_thread(self._client.status)
+
+    async def checkpoint(self) -> int:
+        """As `Client.checkpoint`."""
+        return await asyncio.to_thread(self._client.checkpoint)
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+def connect(
+    target: str,
+    job: str,
+    *,
+    pusher: str = "",
+    token: str = "",
+    token_file: str | Path | None = None,
+    ca: str | Path | None = None,
+    cert: str | Path | None = None,
+    key: str | Path | None = None,
+    server_name: str = "",
+    timeout_s: float = 120.0,
+    lease_s: float = 10.0,
+    wire_dtype: str = "float32",
+    max_in_flight: int = 4,
+) -> Client:
+    """Connect to a service that `adamserve serve` started. Nothing is sent until the first call.
+
+    Args:
+        target: host:port of its ControlService.
+        job: the job's name; `Client.create` starts one.
+        pusher: this pusher's name, unique in the job and the same after a restart; "" makes one up.
+        token, token_file: bearer token, or the file that holds it.
+        ca: PEM file of the authorities that sign the server's certificate; without it the connection is plain text.
+        cert, key: PEM files of this client's own certificate, for mutual TLS.
+        server_name: name to expect in the server's certificate in place of the host.
+        timeout_s: longest that a call may take, all its tries together.
+        lease_s: seconds after which the shards stop counting a client that fell silent.
+        wire_dtype: how float32 gradients travel: "float32", "bfloat16", "float16" (parameters too), or "int8"
+            (gradients only, with error feedback).
+        max_in_flight: pushes under way at the same time.
+
+    Raises:
+        InvalidArgument: an argument is wrong, or a file cannot be read; names it.
+    """
+    if token_file is not None:
+        token = _read("token_file", token_file).decode().strip()
+    credentials = Credentials(
+        token=token,
+        ca=_read("ca", ca),
+        cert=_read("cert", cert),
+        key=_read("key", key),
+        server_name=server_name,
+    )
+    return Client(
+        target,
+        job,
+        pusher=pusher,
+        credentials=credentials,
+        timeout_s=timeout_s,
+        lease_s=lease_s,
+        wire_dtype=wire_dtype,
+        max_in_flight=max_in_flight,
+    )
+
+
+def connect_async(target: str, job: str, **options: Any) -> AsyncClient:
+    """As `connect`, for asyncio."""
+    return AsyncClient(connect(target, job, **options))
+
+
+def _read(name: str, path: str | Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror}", field=name) from None
+
+
+def _receipt(answer: shard_pb2.PushResponse) -> Receipt:
+    stamp = Stamp(answer.stamp.epoch, answer.stamp.clock)
+    return Receipt(OUTCOMES[answer.outcome], stamp, answer.staleness, answer.reason)
+
+
+def _outcome(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except Exception as error:
+        return error
+
+
+def _rolled_back(problem: str, before: Clocks, after: Clocks) -> RolledBack:
+    error = RolledBack(f"{problem} (clocks {before} before, {after} after)", fix="pull, and compute again")
+    error.before, error.after = tuple(before), tuple(after)
+    return error
+
+
+def _finite(values: Array) -> bool:
+    """Whether every element is finite: one fast sum, and a second look where it overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())

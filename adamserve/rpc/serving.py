@@ -1,0 +1,212 @@
+"""A whole service in one call: Ray, controller, shards with their endpoints, ControlService and metrics."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from adamserve import checkpoint
+from adamserve.errors import AdamServeError, InvalidArgument
+from adamserve.metrics import Exporter, Observed
+from adamserve.rpc import control, server
+from adamserve.rpc.security import Security, check_bind, is_loopback
+from adamserve.service.client import own_error
+from adamserve.service.cluster import connected, launch
+from adamserve.service.controller import CALL_TIMEOUT_S, ServiceConfig
+
+log = logging.getLogger("adamserve.rpc")
+
+OBSERVE_EVERY_S = 1.0
+"""How often the metrics are shown anew."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """What `adamserve serve` takes; see its options."""
+
+    name: str = "adamserve"
+    host: str = "127.0.0.1"
+    port: int = 50051
+    metrics_port: int = 0
+    shards: int = 1
+    checkpoint_dir: Path | None = None
+    security: Security = field(default_factory=Security)
+    insecure: bool = False
+    address: str | None = None
+    gpus_per_shard: float = 0.0
+    threads_per_shard: int = 0
+    grace_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("port", "metrics_port"):
+            if not 0 <= getattr(self, name) < 65536:
+                raise InvalidArgument(f"must be 0 to 65535, got {getattr(self, name)}", field=name)
+        if not self.grace_s >= 0:
+            raise InvalidArgument(f"must be at least 0 seconds, got {self.grace_s}", field="grace_s")
+        check_bind(self.host, self.security, insecure=self.insecure)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """How to reach a service that runs.
+
+    Attributes:
+        target: host:port of ControlService, for `adamserve.connect`.
+        shards: host:port of each ShardService.
+        metrics: URL for Prometheus.
+        tls, token: whether clients need an authority's certificate, and a token.
+        jobs: taken up from checkpoints.
+    """
+
+    target: str
+    shards: tuple[str, ...]
+    metrics: str
+    tls: bool
+    token: bool
+    jobs: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        options = (', ca="ca.pem"' if self.tls else "") + (', token_file="token"' if self.token else "")
+        lines = [
+            "adamserve is ready",
+            f"  control  {self.target}",
+            *(f"  shard {i}  {address}" for i, address in enumerate(self.shards)),
+            f"  metrics  {self.metrics}",
+            f"  jobs     {', '.join(self.jobs) or 'none yet'}",
+            f'  connect  adamserve.connect("{self.target}", job="NAME"{options})',
+        ]
+        return "\n".join(lines)
+
+
+def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
+    """Serve until SIGTERM or SIGINT; then drain, write a checkpoint of every job, and return."""
+    stopping = threading.Event()
+    # The signals come after Ray's start, which sets its own.
+    with connected(config.address), _signals(stopping), serving(config) as (ready, observe):
+        on_ready(ready)
+        while not stopping.wait(OBSERVE_EVERY_S):
+            observe()
+
+
+@contextmanager
+def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
+    """A service on the connected Ray, drained and stopped at the end.
+
+    Yields:
+        How to reach it, and a function that shows the metrics anew.
+    """
+    edge = server.ShardEdge(config.host, config.security)
+    service = ServiceConfig(
+        name=config.name,
+        shards=config.shards,
+        checkpoint_dir=config.checkpoint_dir,
+        gpus_per_shard=config.gpus_per_shard,
+        threads_per_shard=config.threads_per_shard,
+        edge=edge,
+    )
+    controller = launch(service)
+    try:
+        jobs = _resume(controller, config.checkpoint_dir)
+        endpoint = server.serve(
+            config.security.limits,
+            [control.ControlServicer(controller, config.shards, config.security).handler()],
+            [control.SERVICE],
+        )
+        advertise = (
+            config.host if is_loopback(config.host) else ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        )
+        endpoint.listen(config.host, config.port, config.security, advertise)
+        exporter = Exporter.serve(config.host, config.metrics_port)
+
+        def observe() -> None:
+            statuses = _ask(controller.status.remote())
+            exporter.show(*(Observed(status.name, status, status.loss, None) for status in statuses))
+
+        try:
+            observe()
+            endpoint.serve()
+            shards = tuple(process["endpoint"] for process in _ask(controller.processes.remote()))
+            yield (
+                Ready(
+                    endpoint.address,
+                    shards,
+                    f"http://{advertise}:{exporter.port}/metrics",
+                    bool(config.security.cert),
+                    bool(config.security.tokens.digests),
+                    jobs,
+                ),
+                observe,
+            )
+        finally:
+            endpoint.drain(config.grace_s)
+            exporter.close()
+            try:
+                _ask(controller.drain.remote(config.grace_s))
+            except (AdamServeError, RayError) as error:
+                log.error("the last checkpoint failed: %s", error)
+                raise
+    finally:
+        ray.get(controller.stop.remote(), timeout=CALL_TIMEOUT_S)
+        ray.kill(controller)
+
+
+def read_pem(path: Path | None, name: str) -> bytes:
+    """A PEM file's content; empty without a path.
+
+    Raises:
+        InvalidArgument: it cannot be read, or is not PEM.
+    """
+    if path is None:
+        return b""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror}", field=name) from None
+    if b"-----BEGIN" not in content:
+        raise InvalidArgument(f"{path} is not a PEM file", field=name)
+    return content
+
+
+def _resume(controller: Any, folder: Path | None) -> tuple[str, ...]:
+    """Take up every job that has a checkpoint."""
+    if folder is None or not folder.is_dir():
+        return ()
+    found = [
+        job.name for job in sorted(folder.iterdir()) if job.is_dir() and checkpoint.list_checkpoints(job)
+    ]
+    for name in found:
+        _ask(controller.resume.remote(name))
+    return tuple(found)
+
+
+def _ask(ref: Any) -> Any:
+    try:
+        return ray.get(ref, timeout=CALL_TIMEOUT_S)
+    except ray.exceptions.RayTaskError as error:
+        raise own_error(error) from None
+
+
+@contextmanager
+def _signals(stopping: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set the event."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in kept:
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -1,0 +1,151 @@
+from adamserve.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class JobSpec(_message.Message):
+    __slots__ = ("name", "tensors", "rule_json", "tensor_rules_json", "consistency", "checkpoint_every_s")
+    class TensorRulesJsonEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    RULE_JSON_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_RULES_JSON_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_EVERY_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    tensors: _containers.RepeatedCompositeFieldContainer[_types_pb2.TensorSpec]
+    rule_json: str
+    tensor_rules_json: _containers.ScalarMap[str, str]
+    consistency: str
+    checkpoint_every_s: float
+    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., rule_json: _Optional[str] = ..., tensor_rules_json: _Optional[_Mapping[str, str]] = ..., consistency: _Optional[str] = ..., checkpoint_every_s: _Optional[float] = ...) -> None: ...
+
+class GetTopologyRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class GetTopologyResponse(_message.Message):
+    __slots__ = ("job", "shards")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    job: JobSpec
+    shards: _containers.RepeatedCompositeFieldContainer[_types_pb2.ShardPlace]
+    def __init__(self, job: _Optional[_Union[JobSpec, _Mapping]] = ..., shards: _Optional[_Iterable[_Union[_types_pb2.ShardPlace, _Mapping]]] = ...) -> None: ...
+
+class CreateJobRequest(_message.Message):
+    __slots__ = ("start", "chunks")
+    START_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    start: JobSpec
+    chunks: _containers.RepeatedCompositeFieldContainer[_types_pb2.Chunk]
+    def __init__(self, start: _Optional[_Union[JobSpec, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[_types_pb2.Chunk, _Mapping]]] = ...) -> None: ...
+
+class CreateJobResponse(_message.Message):
+    __slots__ = ("created",)
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    created: bool
+    def __init__(self, created: bool = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("job", "pusher", "session", "lease_s", "last_seq")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    PUSHER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    pusher: str
+    session: str
+    lease_s: float
+    last_seq: int
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., lease_s: _Optional[float] = ..., last_seq: _Optional[int] = ...) -> None: ...
+
+class JoinResponse(_message.Message):
+    __slots__ = ("shards",)
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    shards: _containers.RepeatedCompositeFieldContainer[_types_pb2.ShardPlace]
+    def __init__(self, shards: _Optional[_Iterable[_Union[_types_pb2.ShardPlace, _Mapping]]] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("job", "pusher", "session")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    PUSHER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    pusher: str
+    session: str
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
+
+class LeaveResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReportRequest(_message.Message):
+    __slots__ = ("job", "pusher", "loss")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    PUSHER_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    pusher: str
+    loss: float
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., loss: _Optional[float] = ...) -> None: ...
+
+class ReportResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class JobStatus(_message.Message):
+    __slots__ = ("job", "stamps", "healthy", "failed", "live", "rollbacks", "checkpoint", "loss")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    STAMPS_FIELD_NUMBER: _ClassVar[int]
+    HEALTHY_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACKS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    stamps: _containers.RepeatedCompositeFieldContainer[_types_pb2.Stamp]
+    healthy: bool
+    failed: str
+    live: _containers.RepeatedScalarFieldContainer[str]
+    rollbacks: int
+    checkpoint: int
+    loss: float
+    def __init__(self, job: _Optional[str] = ..., stamps: _Optional[_Iterable[_Union[_types_pb2.Stamp, _Mapping]]] = ..., healthy: bool = ..., failed: _Optional[str] = ..., live: _Optional[_Iterable[str]] = ..., rollbacks: _Optional[int] = ..., checkpoint: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobStatus]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobStatus, _Mapping]]] = ...) -> None: ...
+
+class CheckpointRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class CheckpointResponse(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...

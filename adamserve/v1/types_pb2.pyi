@@ -1,0 +1,83 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENCODING_UNSPECIFIED: _ClassVar[Encoding]
+    ENCODING_FLOAT32: _ClassVar[Encoding]
+    ENCODING_FLOAT64: _ClassVar[Encoding]
+    ENCODING_BFLOAT16: _ClassVar[Encoding]
+    ENCODING_FLOAT16: _ClassVar[Encoding]
+    ENCODING_INT8_BLOCK: _ClassVar[Encoding]
+ENCODING_UNSPECIFIED: Encoding
+ENCODING_FLOAT32: Encoding
+ENCODING_FLOAT64: Encoding
+ENCODING_BFLOAT16: Encoding
+ENCODING_FLOAT16: Encoding
+ENCODING_INT8_BLOCK: Encoding
+
+class TensorSpec(_message.Message):
+    __slots__ = ("name", "shape", "dtype")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: Encoding
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("tensor", "start", "length", "encoding", "crc32", "data")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    tensor: str
+    start: int
+    length: int
+    encoding: Encoding
+    crc32: int
+    data: bytes
+    def __init__(self, tensor: _Optional[str] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., crc32: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Stamp(_message.Message):
+    __slots__ = ("epoch", "clock")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    clock: int
+    def __init__(self, epoch: _Optional[int] = ..., clock: _Optional[int] = ...) -> None: ...
+
+class Span(_message.Message):
+    __slots__ = ("tensor", "start", "stop")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    tensor: str
+    start: int
+    stop: int
+    def __init__(self, tensor: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class ShardPlace(_message.Message):
+    __slots__ = ("index", "endpoint", "stamp", "restored_clock", "last_seq", "spans")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_CLOCK_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    endpoint: str
+    stamp: Stamp
+    restored_clock: int
+    last_seq: int
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    def __init__(self, index: _Optional[int] = ..., endpoint: _Optional[str] = ..., stamp: _Optional[_Union[Stamp, _Mapping]] = ..., restored_clock: _Optional[int] = ..., last_seq: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,225 @@
+"""`adamserve.connect` against a real service."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+import adamserve
+from adamserve import optim
+from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.rpc.client import Client
+from adamserve.rpc.serving import Ready
+from adamserve.values import Outcome
+from tests.rpc.conftest import Connect, ones, zeros
+
+pytestmark = pytest.mark.ray
+
+
+def test_what_is_pushed_is_what_is_pulled(counting: Client) -> None:
+    before, clock = counting.pull()
+    rng = np.random.default_rng(0)
+    gradients = {name: rng.integers(-9, 9, a.shape).astype(a.dtype) for name, a in zeros().items()}
+    receipt = counting.push(gradients, clock)
+    after, clock = counting.pull()
+    assert receipt.outcome is Outcome.APPLIED
+    assert [stamp.clock for stamp in clock] == [1, 1]
+    for name, gradient in gradients.items():
+        np.testing.assert_array_equal(after[name], before[name] - gradient)
+
+
+def test_create_is_idempotent_and_refuses_another_rule(connect: Connect) -> None:
+    client = connect()
+    rule = optim.Adam(lr=1e-3)
+    assert client.create(zeros(), rule) is True
+    assert client.create(ones(), rule) is False
+    assert float(client.pull()[0]["w"].sum()) == 0.0
+    with pytest.raises(Conflict, match="another configuration"):
+        client.create(zeros(), optim.Adam(lr=1e-2))
+    with pytest.raises(Conflict, match="another configuration"):
+        client.create({"w": np.zeros(3, np.float32)}, rule)
+
+
+def test_pushes_that_are_not_waited_for_all_arrive_in_order(counting: Client) -> None:
+    _, clock = counting.pull()
+    handles = [counting.push(ones(2.0**i), clock, wait=False) for i in range(12)]
+    assert [handle.result().outcome for handle in handles] == [Outcome.APPLIED] * 12
+    assert all(handle.done() for handle in handles)
+    pulled, clock = counting.pull()
+    assert {float(array.min()) for array in pulled.values()} == {-4095.0}
+    assert {float(array.max()) for array in pulled.values()} == {-4095.0}
+
+
+def test_a_gradient_may_be_reused_while_its_push_is_under_way(counting: Client) -> None:
+    _, clock = counting.pull()
+    gradients = ones()
+    handle = counting.push(gradients, clock, wait=False)
+    for gradient in gradients.values():
+        gradient.fill(1000.0)
+    handle.result()
+    assert float(counting.pull()[0]["large"].min()) == -1.0
+
+
+def test_push_pull_is_a_push_and_a_pull(counting: Client) -> None:
+    into, clock = counting.pull()
+    receipt, arrays, clock = counting.push_pull(ones(), clock, into=into)
+    assert receipt.outcome is Outcome.APPLIED
+    assert arrays is into
+    assert [stamp.clock for stamp in clock] == [1, 1]
+    assert float(into["large"].min()) == float(into["large"].max()) == -1.0
+
+
+def test_rates_of_a_push_replace_the_rule_s(counting: Client) -> None:
+    _, clock = counting.pull()
+    counting.push(ones(), clock, lr=0.5, rates={"large": 4.0})
+    pulled, _ = counting.pull()
+    assert (float(pulled["w"][0, 0]), float(pulled["large"][0, 0]), float(pulled["s"])) == (-0.5, -4.0, -0.5)
+
+
+@pytest.mark.parametrize("wire_dtype", ["bfloat16", "float16", "int8"])
+def test_narrow_gradients_arrive_as_they_round(connect: Connect, wire_dtype: str) -> None:
+    """Integers of 7 bits are exact in each; int8 has 127 as every block's largest, so its scale is 1."""
+    client = connect(wire_dtype=wire_dtype)
+    client.create(zeros(), optim.SGD(lr=1.0, momentum=0.0))
+    _, clock = client.pull()
+    rng = np.random.default_rng(1)
+    gradients = {name: rng.integers(-127, 128, a.shape).astype(a.dtype) for name, a in zeros().items()}
+    for array in gradients.values():
+        array.reshape(-1)[::64] = 127
+    client.push(gradients, clock)
+    pulled, _ = client.pull()
+    for name, gradient in gradients.items():
+        np.testing.assert_array_equal(pulled[name], -gradient)
+
+
+def test_int8_feeds_its_error_back(connect: Connect) -> None:
+    """Of n equal gradients the sum is right to one quantum, not n of them."""
+    client = connect(wire_dtype="int8")
+    client.create({"w": np.zeros(256, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
+    gradient = np.linspace(-1, 1, 256, dtype=np.float32) ** 3
+    _, clock = client.pull()
+    for _ in range(50):
+        client.push({"w": gradient}, clock)
+    pulled, _ = client.pull()
+    quantum = 1 / 127
+    once = np.abs(np.rint(gradient * 127) / 127 - gradient).max() * 50
+    assert float(np.abs(pulled["w"] + 50 * gradient).max()) < 1.1 * quantum < once
+
+
+def test_a_live_name_belongs_to_its_session(connect: Connect, counting: Client) -> None:
+    _, clock = counting.pull()
+    counting.push(ones(), clock)
+    other = connect(pusher="a")
+    with pytest.raises(Conflict, match="another client's session"):
+        other.pull()
+    assert other.pull(training=False)[1] == counting.pull()[1]
+    counting.close()
+    assert other.pull()[1][0].clock == 1
+    assert other.seq == 1
+    other.push(ones(), other.pull()[1])
+    assert float(other.pull()[0]["s"]) == -2.0
+
+
+def test_a_taken_over_client_cannot_push(connect: Connect, counting: Client) -> None:
+    """A client whose lease ran out is fenced off once another has its name."""
+    first = connect(pusher="b", lease_s=0.3)
+    _, clock = first.pull()
+    first._closed.set()  # stop its heartbeat, as a hung process does
+    second = connect(pusher="b")
+    for _ in range(100):
+        try:
+            second.pull()
+            break
+        except Conflict:
+            continue
+    first._closed.clear()
+    with pytest.raises(Conflict, match="another client's session"):
+        first.push(ones(), clock)
+    assert float(second.pull()[0]["large"].max()) == 0.0
+
+
+def test_status_report_and_checkpoint(counting: Client) -> None:
+    _, clock = counting.pull()
+    counting.push(ones(), clock)
+    counting.report(2.0)
+    counting.report(1.0)
+    status = counting.status()
+    assert (status.healthy, status.loss, status.live) == (True, 1.5, ("a",))
+    assert [stamp.clock for stamp in status.clocks] == [1, 1]
+    assert counting.checkpoint() == status.checkpoint + 1
+    with pytest.raises(InvalidArgument, match="loss: must be finite"):
+        counting.report(float("nan"))
+
+
+def test_a_reader_needs_no_name_and_can_wait_for_a_clock(connect: Connect, counting: Client) -> None:
+    reader = connect()
+    _, clock = counting.pull()
+    handle = counting.push(ones(), clock, wait=False)
+    arrays, seen = reader.pull(training=False, at_least=1)
+    assert float(arrays["large"][0, 0]) == -1.0
+    assert [stamp.clock for stamp in seen] == [1, 1]
+    handle.result()
+    assert reader.status().live == ("a",)
+
+
+def test_asyncio(service: Ready, counting: Client) -> None:
+    async def train() -> float:
+        async with adamserve.connect_async(service.target, counting.job) as client:
+            _, clock = await client.pull()
+            await client.push(ones(), clock)
+            _, arrays, clock = await client.push_pull(ones(), clock)
+            await client.report(1.0)
+            assert (await client.status()).loss == 1.0
+            return float(arrays["s"])
+
+    assert asyncio.run(train()) == -2.0
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown tensor": ({"nope": np.zeros(3)}, "nope: the job has no such tensor"),
+    "shape": ({"w": np.zeros((5, 4), np.float32)}, r"w: a gradient of shape \(5, 4\) for \(4, 5\)"),
+    "dtype": ({"w": np.zeros((4, 5), np.int32)}, "w: a gradient of dtype int32"),
+    "wider": ({"w": np.zeros((4, 5))}, "w: a gradient of dtype float64"),
+    "NaN": ({"w": np.full((4, 5), np.nan, np.float32)}, "w: the gradient holds NaN"),
+}
+
+
+@pytest.mark.parametrize(("gradients", "says"), BAD.values(), ids=BAD)
+def test_bad_gradients_are_refused_before_anything_is_sent(
+    counting: Client, gradients: dict[str, Any], says: str
+) -> None:
+    _, clock = counting.pull()
+    with pytest.raises((InvalidArgument, NotFound), match=says):
+        counting.push({"large": ones()["large"], **gradients}, clock)
+    assert counting.seq == 0
+    assert float(counting.pull()[0]["large"].max()) == 0.0
+    counting.push(ones(), clock)
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "wire_dtype": ({"wire_dtype": "float4"}, "wire_dtype: 'float4' is not a wire dtype"),
+    "max_in_flight": ({"max_in_flight": 0}, "max_in_flight: must be at least 1"),
+    "ca": ({"ca": "/nope.pem"}, "ca: /nope.pem cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("options", "says"), OPTIONS.values(), ids=OPTIONS)
+def test_bad_options(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        adamserve.connect("127.0.0.1:1", "job", **options)
+
+
+def test_no_service_is_said_within_the_timeout() -> None:
+    with (
+        adamserve.connect("127.0.0.1:1", "job", timeout_s=1.0) as client,
+        pytest.raises(Unavailable, match="gave up after 1 s"),
+    ):
+        client.pull()
+
+
+def test_no_job(connect: Connect) -> None:
+    with pytest.raises(NotFound, match="job: the service has no job"):
+        connect(job="absent").pull()

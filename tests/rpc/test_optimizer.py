@@ -1,0 +1,342 @@
+"""RemoteOptimizer against torch.optim on the same model, data order and seed."""
+
+from __future__ import annotations
+
+import copy
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import StepLR
+
+from adamserve import RemoteOptimizer, optim
+from adamserve.errors import Conflict, InvalidArgument
+from adamserve.rpc.serving import Ready
+from adamserve.values import Outcome
+
+pytestmark = pytest.mark.ray
+
+Make = Callable[[Any], Optimizer]
+Remote = Callable[..., RemoteOptimizer]
+
+KINDS: dict[str, Make] = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=1e-3),
+    "SGD momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, dampening=0.1),
+    "SGD Nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "SGD maximize": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.5, weight_decay=0.1, maximize=True),
+    "Adam": lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=1e-3),
+    "Adam amsgrad": lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True, betas=(0.8, 0.99)),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+    "Adamax": lambda p: torch.optim.Adamax(p, lr=1e-2, weight_decay=1e-3),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, lr_decay=0.01),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3),
+    "RMSprop momentum centered": lambda p: torch.optim.RMSprop(
+        p, lr=1e-3, momentum=0.9, centered=True, eps=1e-6
+    ),
+}
+
+STEPS = 200
+
+FLOAT64 = 1e-10
+"""Both sides compute in float64, in other orders of the same operations: some 200 roundings of 1e-16."""
+
+FLOAT32 = 1e-5
+"""Of the parameters' norm; 200 roundings of 6e-8 that add up at worst, and the model's curvature."""
+
+
+@pytest.fixture
+def remote(service: Ready) -> Iterator[Remote]:
+    made: list[RemoteOptimizer] = []
+
+    def make(source: Any, *args: Any, **options: Any) -> RemoteOptimizer:
+        options = {"job": f"job-{uuid.uuid4().hex[:12]}", "timeout_s": 20.0, **options}
+        if isinstance(source, Optimizer):
+            made.append(RemoteOptimizer.wrap(source, service.target, **options))
+        else:
+            made.append(RemoteOptimizer(source, service.target, *args, **options))
+        return made[-1]
+
+    yield make
+    for optimizer in made:
+        optimizer.close()
+
+
+def model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(7)
+    return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 5)).to(dtype)
+
+
+def batches(dtype: torch.dtype = torch.float32, count: int = STEPS) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(count):
+        yield (
+            torch.randn(8, 12, dtype=dtype, generator=generator),
+            torch.randint(0, 5, (8,), generator=generator),
+        )
+
+
+def loss_of(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.cross_entropy(net(batch[0]), batch[1])
+
+
+def flat(net: nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+
+
+def groups(net: nn.Sequential) -> list[dict[str, Any]]:
+    return [
+        {"params": net[0].parameters()},
+        {"params": net[2].parameters(), "lr": 2e-3, "weight_decay": 0.01},
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_wrap_is_the_local_optimizer(remote: Remote, kind: Make, dtype: torch.dtype) -> None:
+    """With StepLR and with two groups, through two shards, in bsp."""
+    near, far = model(dtype), model(dtype)
+    local, wrapped = kind(groups(near)), remote(kind(groups(far)), consistency="bsp")
+    schedulers = [StepLR(local, 60, 0.5), StepLR(wrapped, 60, 0.5)]
+    for batch in batches(dtype):
+        for net, optimizer in ((near, local), (far, wrapped)):
+            optimizer.zero_grad()
+            loss_of(net, batch).backward()
+            optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert float((flat(near) - flat(model(dtype))).norm()) > 0.01, "the local model has not moved"
+    if dtype == torch.float64:
+        assert float((flat(near) - flat(far)).abs().max()) <= FLOAT64
+    else:
+        assert float((flat(near) - flat(far)).norm() / flat(near).norm()) <= FLOAT32
+
+
+def train(
+    net: nn.Module, optimizer: Optimizer, change: Callable[[nn.Module, Optimizer, Tensor], None]
+) -> Tensor:
+    for batch in batches(count=20):
+        optimizer.zero_grad()
+        change(net, optimizer, loss_of(net, batch))
+    return flat(net)
+
+
+def plain(net: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    loss.backward()
+    optimizer.step()
+
+
+def clipped(net: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    loss.backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+    optimizer.step()
+
+
+def changed_through_data(net: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    loss.backward()
+    for parameter in net.parameters():
+        assert parameter.grad is not None
+        parameter.grad.data.mul_(0.5)
+    optimizer.step()
+
+
+def accumulated(net: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    (loss / 2).backward(retain_graph=True)
+    (loss / 2).backward()
+    optimizer.step()
+
+
+def closure(net: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    def again() -> float:
+        loss.backward()
+        return 0.5
+
+    assert optimizer.step(again) == 0.5
+
+
+def some_without_a_gradient(net: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    loss.backward()
+    next(iter(net.parameters())).grad = None
+    optimizer.step()
+
+
+def frozen(net: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    list(net.parameters())[-1].requires_grad_(False)
+    plain(net, optimizer, loss)
+
+
+def skipped(net: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+    """Every other batch is dropped after its backward pass."""
+    loss.backward()
+    net.count = getattr(net, "count", 0) + 1  # type: ignore[assignment]
+    if net.count % 2:  # type: ignore[operator]
+        optimizer.step()
+
+
+CHANGES = [
+    plain,
+    clipped,
+    changed_through_data,
+    accumulated,
+    closure,
+    some_without_a_gradient,
+    frozen,
+    skipped,
+]
+
+
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "no overlap"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_whatever_is_done_to_gradients_is_what_counts(remote: Remote, change: Any, overlap: bool) -> None:
+    near, far = model(), model()
+    wrapped = remote(KINDS["Adam"](far.parameters()), overlap=overlap)
+    expected = train(near, KINDS["Adam"](near.parameters()), change)
+    found = train(far, wrapped, change)
+    assert float((found - expected).norm() / expected.norm()) <= FLOAT32
+    assert wrapped.receipt is not None
+    assert wrapped.receipt.outcome is Outcome.APPLIED
+    if change in (plain, closure, frozen):
+        assert wrapped._overlap is overlap, "nothing changed, so gradients still go early"
+
+
+def test_overlap_gives_the_same_bits(remote: Remote) -> None:
+    first, second = model(), model()
+    a = train(first, remote(first.parameters(), optim.Adam(lr=0.01), overlap=True), plain)
+    b = train(second, remote(second.parameters(), optim.Adam(lr=0.01), overlap=False), plain)
+    assert torch.equal(a, b)
+
+
+def test_grad_scaler_skips_and_unscales(remote: Remote) -> None:
+    def scaled(net: nn.Module, optimizer: Optimizer) -> tuple[Tensor, float]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=5)
+        for i, batch in enumerate(batches(count=20)):
+            optimizer.zero_grad()
+            loss = loss_of(net, batch) * (float("inf") if i == 7 else 1.0)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return flat(net), scaler.get_scale()
+
+    near, far = model(), model()
+    expected = scaled(near, KINDS["Adam"](near.parameters()))
+    found = scaled(far, remote(KINDS["Adam"](far.parameters())))
+    assert expected[1] == found[1]
+    assert float((found[0] - expected[0]).norm() / expected[0].norm()) <= FLOAT32
+
+
+def test_groups_may_differ_in_any_constant(remote: Remote) -> None:
+    near, far = model(), model()
+    rule = optim.Adam(lr=0.01, eps_inside_sqrt=False)
+    ours = remote(
+        [
+            {"params": far[0].parameters(), "beta1": 0.5, "weight_decay": 0.1},
+            {"params": far[2].parameters(), "beta2": 0.9},
+        ],
+        rule,
+    )
+    theirs = torch.optim.AdamW(
+        [
+            {"params": near[0].parameters(), "betas": (0.5, 0.999), "weight_decay": 0.1},
+            {"params": near[2].parameters(), "betas": (0.9, 0.9), "weight_decay": 0.0},
+        ],
+        lr=0.01,
+        eps=1e-8,
+    )
+    expected, found = train(near, theirs, plain), train(far, ours, plain)
+    assert float((found - expected).norm() / expected.norm()) <= FLOAT32
+
+
+def test_two_trainers_share_a_job(remote: Remote) -> None:
+    first, second = model(), copy.deepcopy(model())
+    for parameter in second.parameters():
+        parameter.data.zero_()
+    one = remote(first.parameters(), optim.SGD(lr=0.1), job="shared")
+    two = remote(second.parameters(), optim.SGD(lr=0.1), job="shared", pusher="two")
+    assert torch.equal(flat(first), flat(second)), "the first one's parameters start the job"
+    batch = next(batches())
+    loss_of(first, batch).backward()
+    one.step()
+    loss_of(second, batch).backward()
+    two.step()
+    assert two.receipt is not None
+    assert two.receipt.staleness == 1
+
+
+def test_state_dict_goes_through_a_file(remote: Remote, tmp_path: Any) -> None:
+    net = model()
+    optimizer = remote(net.parameters(), optim.Adam(lr=0.01))
+    scheduler = StepLR(optimizer, 1, 0.5)
+    loss_of(net, next(batches())).backward()
+    optimizer.step()
+    scheduler.step()
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt")
+    assert state["remote"]["job"] == optimizer.client.job
+    again = model()
+    resumed = remote(again.parameters(), optim.Adam(lr=0.01), job=optimizer.client.job)
+    resumed.load_state_dict(state)
+    assert resumed.param_groups[0]["lr"] == 0.005
+    assert torch.equal(flat(again), flat(net))
+    with pytest.raises(Conflict, match="the state is of job"):
+        remote(model().parameters(), optim.Adam(lr=0.01)).load_state_dict(state)
+
+
+def test_a_constant_that_changes_is_refused(remote: Remote) -> None:
+    net = model()
+    optimizer = remote(KINDS["Adam"](net.parameters()))
+    optimizer.param_groups[0]["betas"] = (0.5, 0.999)
+    loss_of(net, next(batches())).backward()
+    with pytest.raises(InvalidArgument, match=r"beta1: was changed from 0.9 to 0.5 \(only lr may change"):
+        optimizer.step()
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(remote: Remote) -> None:
+    net = model()
+    optimizer = remote(net.parameters(), optim.Adam(lr=0.01))
+    before = flat(net)
+    (loss_of(net, next(batches())) * float("nan")).backward()
+    with pytest.raises(InvalidArgument, match="NaN or infinity"):
+        optimizer.step()
+    assert torch.equal(flat(net), before)
+    optimizer.zero_grad()
+    loss_of(net, next(batches())).backward()
+    optimizer.step()
+    assert not torch.equal(flat(net), before)
+
+
+REFUSED: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
+    "NAdam": (lambda net: torch.optim.NAdam(net.parameters()), "optimizer: NAdam cannot be reproduced"),
+    "differentiable": (
+        lambda net: torch.optim.Adam(net.parameters(), differentiable=True),
+        "differentiable: cannot",
+    ),
+    "initial accumulator": (
+        lambda net: torch.optim.Adagrad(net.parameters(), initial_accumulator_value=0.1),
+        "initial_accumulator_value: cannot be reproduced",
+    ),
+    "half": (lambda net: torch.optim.SGD(net.half().parameters(), lr=0.1), "is a torch.float16 parameter"),
+    "slots": (
+        lambda net: torch.optim.Adam(
+            [{"params": net[0].parameters()}, {"params": net[2].parameters(), "amsgrad": True}]  # type: ignore[index]
+        ),
+        "give all tensors of a job one kind of rule",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "says"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_reproduced_is_refused_by_name(remote: Remote, make: Any, says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        remote(make(model()))
+
+
+def test_an_optimizer_that_has_stepped_is_refused(remote: Remote) -> None:
+    net = model()
+    optimizer = KINDS["Adam"](net.parameters())
+    loss_of(net, next(batches())).backward()
+    optimizer.step()
+    with pytest.raises(InvalidArgument, match="it has taken steps already"):
+        remote(optimizer)

@@ -1,0 +1,175 @@
+"""The hand-made wire format is protobuf's, and the codecs keep what they promise."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adamserve.errors import AdamServeError, InvalidArgument
+from adamserve.rpc import codec, status, wire
+from adamserve.v1 import shard_pb2, types_pb2
+
+NAMES = st.text(max_size=20)
+COUNTS = st.integers(0, 2**40)
+
+
+@given(NAMES, COUNTS, COUNTS, st.sampled_from([*codec.BY_NUMBER]), st.binary(max_size=300))
+def test_a_chunk_by_hand_is_a_chunk_by_protobuf(
+    tensor: str, start: int, length: int, kind: int, data: bytes
+) -> None:
+    crc = zlib.crc32(data)
+    head = wire.chunk_head(tensor, start, length, kind, crc, len(data))
+    parsed = shard_pb2.PushRequest.FromString(head + data)
+    assert parsed == shard_pb2.PushRequest(
+        chunks=[
+            types_pb2.Chunk(tensor=tensor, start=start, length=length, encoding=kind, crc32=crc, data=data)  # type: ignore[arg-type]
+        ]
+    )
+    for message in (head + data, parsed.SerializeToString()):
+        rest, [chunk] = wire.split(message)
+        assert rest == b""
+        assert chunk == wire.Chunk(tensor, start, length, kind, crc, memoryview(data))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_split_as_protobuf_reads_them_or_refused(message: bytes) -> None:
+    try:
+        rest, chunks = wire.split(message)
+    except InvalidArgument:
+        return
+    try:
+        expected = shard_pb2.PushRequest.FromString(message)
+    except DecodeError:
+        return  # what is left over is refused by protobuf in its turn
+    assert [(c.tensor, c.start, c.length, bytes(c.data)) for c in chunks] == [
+        (c.tensor, c.start, c.length, c.data) for c in expected.chunks
+    ]
+    left = shard_pb2.PushRequest.FromString(rest)
+    assert (left.start, left.commit) == (expected.start, expected.commit)
+
+
+def test_an_embedded_message_is_found_and_taken_out() -> None:
+    push = shard_pb2.PushRequest(start=shard_pb2.PushStart(job="a", seq=3)).SerializeToString()
+    pull = shard_pb2.PushPullRequest(pull=shard_pb2.PullRequest(job="b")).SerializeToString()
+    message = b"".join([pull, *wire.embedded(1, [push])])
+    assert shard_pb2.PushPullRequest.FromString(message).push.start.seq == 3
+    found, rest = wire.inside(message, 1)
+    assert (bytes(found), rest) == (push, pull)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+@given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
+def test_floats_round_to_nearest_even(name: str, bits: list[int]) -> None:
+    """Against torch's conversion, which numpy's arithmetic here does not share."""
+    import torch
+
+    values = np.array(bits, "<u4").view("<f4")
+    data = codec.items_of(values, name)
+    if name == "float32":
+        assert bytes(data) == values.tobytes()
+        return
+    expected = torch.from_numpy(values).to(getattr(torch, name)).float().numpy()
+    [parts] = list(codec.encode("w", values, 7, name))
+    _, [chunk] = wire.split(b"".join(parts))
+    out = np.empty(values.size, np.float32)
+    codec.decode(chunk, out)
+    np.testing.assert_array_equal(out, expected)
+    assert (chunk.start, chunk.length) == (7, values.size)
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
+def test_bfloat16_without_torch_is_the_same(bits: list[int]) -> None:
+    import sys
+
+    import torch
+
+    values = np.array(bits, "<u4").view("<f4")
+    kept = sys.modules.pop("torch")
+    try:
+        narrow = codec.narrow(values, "bfloat16")
+    finally:
+        sys.modules["torch"] = kept
+    expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
+    nan = np.isnan(values)
+    np.testing.assert_array_equal(narrow[~nan], expected[~nan])
+    assert np.isnan((narrow[nan].astype("<u4") << 16).view("<f4")).all()
+
+
+@given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False), min_size=1, max_size=600))
+def test_int8_is_right_to_half_a_scale(numbers: list[float]) -> None:
+    values = np.array(numbers, np.float32)
+    items, scales = codec.quantize(values)
+    out = np.empty_like(values)
+    codec.dequantize(items, scales, out)
+    half = np.repeat(scales, codec.BLOCK)[: values.size] * 0.5
+    # One rounding of the division and one of the product.
+    assert np.all(np.abs(out - values) <= half * (1 + 1e-5) + 1e-38)
+
+
+def test_a_wrong_checksum_size_or_encoding_is_refused() -> None:
+    out = np.empty(2, np.float32)
+    data = memoryview(np.ones(2, "<f4").tobytes())
+    crc = zlib.crc32(data)
+    codec.decode(wire.Chunk("w", 0, 2, 1, crc, data), out)
+    for chunk, says in (
+        (wire.Chunk("w", 0, 2, 1, crc + 1, data), "w: the checksum of elements 0 to 2"),
+        (wire.Chunk("w", 0, 3, 1, crc, data), "w: 3 elements of float32 take 12 bytes, got 8"),
+        (wire.Chunk("w", 0, 2, 9, crc, data), "w: 9 is not an encoding"),
+    ):
+        with pytest.raises(InvalidArgument, match=says):
+            codec.decode(chunk, out)
+
+
+class _Call:
+    def __init__(self, code: object, trailers: object) -> None:
+        self._code, self._trailers = code, trailers
+
+    def code(self) -> object:
+        return self._code
+
+    def details(self) -> str:
+        return "said"
+
+    def trailing_metadata(self) -> object:
+        return self._trailers
+
+
+@settings(max_examples=50)
+@given(st.sampled_from([*status.CODES]), st.text(max_size=50), st.text(max_size=20), st.text(max_size=20))
+def test_an_error_comes_back_as_it_went(
+    kind: type[AdamServeError], problem: str, field: str, fix: str
+) -> None:
+    error = kind(problem, field=field, fix=fix)
+    back = status.error_of(_Call(status.code_of(error), tuple(status.metadata(error))))
+    assert (type(back), back.problem, back.field, back.fix) == (kind, problem, field, fix)
+
+
+def test_the_details_are_google_rpc_s() -> None:
+    status_pb2 = pytest.importorskip("google.rpc.status_pb2")
+    details = pytest.importorskip("google.rpc.error_details_pb2")
+    found = status_pb2.Status.FromString(
+        status.details(InvalidArgument("is wrong", field="lr", fix="mend it"))
+    )
+    info, bad = details.ErrorInfo(), details.BadRequest()
+    assert found.details[0].Unpack(info)
+    assert found.details[1].Unpack(bad)
+    assert (found.code, info.reason, info.domain, info.metadata["fix"]) == (
+        3,
+        "InvalidArgument",
+        "adamserve",
+        "mend it",
+    )
+    assert [(v.field, v.description) for v in bad.field_violations] == [("lr", "is wrong")]
+
+
+@given(st.binary(max_size=100))
+def test_garbled_details_fall_back_to_the_status(trailer: bytes) -> None:
+    import grpc
+
+    back = status.error_of(_Call(grpc.StatusCode.NOT_FOUND, ((status.DETAILS, trailer),)))
+    assert isinstance(back, AdamServeError)
