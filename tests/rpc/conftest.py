@@ -28,7 +28,7 @@ def service(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         port=0,
         shards=2,
         checkpoint_dir=tmp_path_factory.mktemp("rpc"),
-        security=Security(limits=Limits(stall_s=STALL_S)),
+        security=Security(limits=Limits(stall_s=STALL_S, jobs=1000)),
         grace_s=1.0,
     )
     with serving(config) as (ready, _):

@@ -1,0 +1,199 @@
+"""Exactly once, through a network that fails and shards that die: integer gradients whose sum must be exact."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from adamserve import checkpoint, optim
+from adamserve.errors import RolledBack
+from adamserve.rpc import client as client_module
+from adamserve.rpc.client import Client, Credentials
+from adamserve.rpc.serving import Ready, ServeConfig, serving
+from adamserve.service.cluster import NAMESPACE
+from adamserve.service.controller import JobStatus
+from adamserve.values import Outcome, Receipt, Stamp
+from tests.faults.proxy import FAULTS, Proxy
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+
+TRAINERS = 4
+SIZE = 60_000
+"""Elements of the one tensor: 240 kB in two shards, so a push is many packets."""
+
+
+class Proxied(Credentials):
+    """Sends every connection to an endpoint through that endpoint's proxy."""
+
+    def __init__(self, proxies: dict[str, Proxy], seed: int) -> None:
+        super().__init__()
+        object.__setattr__(self, "proxies", proxies)
+        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "lock", threading.Lock())
+
+    def channel(self, endpoint: str) -> Any:
+        kept: Any = self
+        with kept.lock:
+            if endpoint not in kept.proxies:
+                kept.proxies[endpoint] = Proxy(endpoint, kept.seed + len(kept.proxies))
+        return super().channel(kept.proxies[endpoint].address)
+
+
+@pytest.fixture
+def one(local_ray: None, tmp_path: Path) -> Iterator[tuple[Ready, str, Path]]:
+    """A service of two shards that is this test's alone, and its controller's name."""
+    name = f"faults-{uuid.uuid4().hex[:8]}"
+    with serving(ServeConfig(name=name, port=0, shards=2, checkpoint_dir=tmp_path, grace_s=1.0)) as (
+        ready,
+        _,
+    ):
+        yield ready, name, tmp_path
+
+
+@pytest.fixture
+def proxies() -> Iterator[dict[str, Proxy]]:
+    found: dict[str, Proxy] = {}
+    yield found
+    for proxy in found.values():
+        proxy.close()
+
+
+def test_no_push_is_lost_or_doubled_over_500_faults(
+    one: tuple[Ready, str, Path], proxies: dict[str, Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.005)
+    ready, _, _ = one
+    with Client(ready.target, "sum", pusher="first") as first:
+        first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
+    credentials = Proxied(proxies, seed=5)
+    sums = np.zeros((TRAINERS, SIZE))
+    failed: list[BaseException] = []
+
+    def faults() -> int:
+        return sum(proxy.faults for proxy in list(proxies.values()))
+
+    def train(trainer: int) -> None:
+        rng = np.random.default_rng(trainer)
+        try:
+            with Client(
+                ready.target,
+                "sum",
+                pusher=f"trainer-{trainer}",
+                credentials=credentials,
+                timeout_s=60,
+                lease_s=60,
+            ) as client:
+                while faults() < 500:
+                    _, clock = client.pull()
+                    gradient = rng.integers(-8, 9, SIZE).astype(np.float32)
+                    receipt = client.push({"w": gradient}, clock)
+                    assert receipt.outcome is not Outcome.STALE
+                    sums[trainer] += gradient
+                    # A connection that works stays; a new one meets the next fault.
+                    for shard in client._shards:
+                        shard.reconnect()
+                for proxy in proxies.values():
+                    proxy.quiet.set()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=train, args=(i,)) for i in range(TRAINERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed
+    with Client(ready.target, "sum") as reader:
+        arrays, clock = reader.pull(training=False)
+    np.testing.assert_array_equal(arrays["w"], -sums.sum(axis=0))
+    happened = {kind: sum(proxy.happened[kind] for proxy in proxies.values()) for kind in FAULTS}
+    assert all(happened.values()), happened
+    print(f"{sum(happened.values())} faults {happened}, {clock.newest} updates a shard")
+
+
+def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, str, Path]) -> None:
+    """Receipts alone tell which pushes survive: those of an epoch up to the clock that the next began at."""
+    ready, name, folder = one
+    controller = ray.get_actor(name, namespace=NAMESPACE)
+    with Client(ready.target, "sum", pusher="first") as first:
+        first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
+    applied: list[tuple[int, Stamp, np.ndarray[Any, Any]]] = []
+    rolled: list[RolledBack] = []
+    failed: list[BaseException] = []
+    rounds = threading.Barrier(TRAINERS + 1)
+    kills = 3
+
+    def train(trainer: int) -> None:
+        rng = np.random.default_rng(trainer)
+        try:
+            with Client(ready.target, "sum", pusher=f"trainer-{trainer}", timeout_s=60, lease_s=60) as client:
+                for _ in range(kills):
+                    rounds.wait(60)
+                    done = 0
+                    while done < 12:
+                        try:
+                            _, clock = client.pull()
+                            gradient = rng.integers(-8, 9, SIZE).astype(np.float32)
+                            handle = client.push({"w": gradient}, clock, wait=False)
+                            answers = [_answer(future) for future in handle.futures]
+                            for shard, answer in enumerate(answers):
+                                span = client._shards[shard].spans[0]
+                                if answer.outcome is Outcome.STALE:
+                                    continue
+                                stamp = answer.stamp
+                                if (
+                                    stamp.epoch > clock[shard].epoch
+                                ):  # its answer was lost, and a checkpoint has it
+                                    stamp = Stamp(stamp.epoch, 0)
+                                applied.append((shard, stamp, gradient[span.start : span.stop]))
+                            handle.result()
+                            done += 1
+                        except RolledBack as error:
+                            rolled.append(error)
+        except BaseException as error:
+            failed.append(error)
+            rounds.abort()
+
+    threads = [threading.Thread(target=train, args=(i,)) for i in range(TRAINERS)]
+    for thread in threads:
+        thread.start()
+    for kill in range(kills):
+        rounds.wait(60)
+        if kill == 1:
+            ray.get(controller.checkpoint.remote("sum"), timeout=60)
+        victim: dict[str, Any] = ray.get(controller.processes.remote(), timeout=60)[kill % 2]
+        os.kill(victim["pid"], signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    assert not failed, failed
+    jobs: tuple[JobStatus, ...] = ray.get(controller.status_now.remote(), timeout=60)
+    [status] = [job for job in jobs if job.name == "sum"]
+    assert len(status.rollbacks) == kills
+    assert rolled, "a rollback was said to no trainer"
+    for said in rolled:
+        assert any(b[0] < a[0] for b, a in zip(said.before, said.after, strict=True)), said
+    ends: dict[tuple[int, int], int] = {(r.shard, r.epoch - 1): r.clock_after for r in status.rollbacks}
+    with Client(ready.target, "sum") as reader:
+        arrays, _ = reader.pull(training=False)
+        spans = [shard.spans[0] for shard in reader._shards]
+    expected = np.zeros(SIZE)
+    for shard, stamp, part in applied:
+        later = [end for (s, epoch), end in ends.items() if s == shard and epoch >= stamp.epoch]
+        if all(stamp.clock <= end for end in later):
+            expected[spans[shard].start : spans[shard].stop] -= part
+    np.testing.assert_array_equal(arrays["w"], expected)
+    assert checkpoint.list_checkpoints(folder / "sum")
+
+
+def _answer(future: Any) -> Receipt:
+    receipt: Receipt = future.result()
+    return receipt
