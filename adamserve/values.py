@@ -114,6 +114,7 @@ class Push:
             gradient: it does not move, and its update count stays.
         lr: rate for this push in place of the rule's own, or None.
         rates: by tensor, a rate in place of `lr`.
+        finite: whoever received the gradients has seen that all values are finite.
         session: the session that the pusher joined with; "" where its transport keeps names apart by itself.
     """
 
@@ -124,6 +125,7 @@ class Push:
     lr: float | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     session: str = ""
+    finite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

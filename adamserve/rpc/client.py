@@ -443,8 +443,8 @@ class Client:
             Unavailable: a shard did not answer within the timeout.
         """
         flat = self._gradients(gradients, copy=not wait)
-        feed, _ = self.begin(clock)
-        handle = self._finish(feed, flat, lr, rates)
+        feed, _, calls = self._opened(clock)
+        handle = self._complete(feed, calls, flat, lr, rates, wait=wait)
         return handle.result() if wait else handle
 
     def push_pull(
@@ -459,8 +459,8 @@ class Client:
         """`push`, then `pull`, in one exchange with each shard."""
         flat = self._gradients(gradients, copy=False)
         arrays, _ = self._targets(into)
-        feed, stamps = self.begin(clock, into=arrays, pull=True)
-        receipt = self._finish(feed, flat, lr, rates).result()
+        feed, stamps, calls = self._opened(clock, into=arrays, pull=True)
+        receipt = self._complete(feed, calls, flat, lr, rates, wait=True).result()
         self.raise_lost()
         return receipt, arrays, Clocks(stamps)
 
@@ -524,6 +524,15 @@ class Client:
         Returns:
             The feed, and the stamps of that pull once the push is settled.
         """
+        feed, stamps, calls = self._opened(clock, into=into, pull=pull)
+        feed.futures = [shard.thread.submit(call) for shard, call in zip(self._shards, calls, strict=True)]
+        self._release_after(feed)
+        return feed, stamps
+
+    def _opened(
+        self, clock: Clocks, *, into: Mapping[str, Array] | None = None, pull: bool = False
+    ) -> tuple[Feed, list[Stamp], list[Callable[[], Receipt]]]:
+        """A push with its seq and its place among those under way; and each shard's call, not made yet."""
         deadline = Deadline.after(self._timeout_s)
         self._open(deadline, join=True)
         if len(clock) != len(self._shards):
@@ -533,21 +542,13 @@ class Client:
                 fix="give what pull returned",
             )
         self._settle_earlier(deadline)
+        flat = self._targets(into)[1] if pull else {}
         if not self._in_flight.acquire(timeout=deadline.remaining()):
             raise Unavailable(f"{self._max_in_flight} pushes are still under way", field="max_in_flight")
-        flat = self._targets(into)[1] if pull else {}
         self._seq += 1
         feed = Feed(clock)
         stamps = [*clock]
-        left = [len(self._shards)]
-
-        def finished(_: Future[Receipt]) -> None:
-            with self._lock:
-                left[0] -= 1
-                last = left[0] == 0
-            if last:
-                self._in_flight.release()
-
+        calls: list[Callable[[], Receipt]] = []
         for shard, stamp in zip(self._shards, clock, strict=True):
             start = shard_pb2.PushStart(
                 job=self.job,
@@ -558,17 +559,59 @@ class Client:
             )
             head = shard_pb2.PushRequest(start=start).SerializeToString()
             call = partial(self._push_pull_one, flat=flat, stamps=stamps) if pull else self._push_one
-            feed.futures.append(shard.thread.submit(call, shard, feed, head, deadline))
+            calls.append(partial(call, shard, feed, head, deadline))
+        return feed, stamps, calls
+
+    def _complete(
+        self,
+        feed: Feed,
+        calls: list[Callable[[], Receipt]],
+        flat: Mapping[str, Array],
+        lr: float | None,
+        rates: Mapping[str, float] | None,
+        *,
+        wait: bool,
+    ) -> PushHandle:
+        """Make a push of gradients that are all here; where the caller waits, the last shard's call is its own."""
+        for name, values in flat.items():
+            feed.add(name, self._with_residual(name, values) if self._wire == "int8" else values)
+        feed.end(_commit(lr, rates))
+        own = len(calls) - 1 if wait and all(handle.done() for handle in self._pending) else len(calls)
+        feed.futures = [
+            shard.thread.submit(call) for shard, call in zip(self._shards[:own], calls[:own], strict=True)
+        ]
+        for call in calls[own:]:
+            future: Future[Receipt] = Future()
+            feed.futures.append(future)
+            try:
+                future.set_result(call())
+            except Exception as error:
+                future.set_exception(error)
+        self._release_after(feed)
+        return self._handle(feed)
+
+    def _release_after(self, feed: Feed) -> None:
+        """Give the push's place free when every shard has answered."""
+        left = [len(feed.futures)]
+
+        def finished(_: Future[Receipt]) -> None:
+            with self._lock:
+                left[0] -= 1
+                last = left[0] == 0
+            if last:
+                self._in_flight.release()
+
         for future in feed.futures:
             future.add_done_callback(finished)
-        return feed, stamps
 
     def finish(
         self, feed: Feed, *, lr: float | None = None, rates: Mapping[str, float] | None = None
     ) -> PushHandle:
         """Commit a push; returns its handle."""
-        commit = shard_pb2.PushCommit(lr=lr, rates=dict(rates or {}))
-        feed.end(shard_pb2.PushRequest(commit=commit).SerializeToString())
+        feed.end(_commit(lr, rates))
+        return self._handle(feed)
+
+    def _handle(self, feed: Feed) -> PushHandle:
         handle = PushHandle(self, feed.clock, feed.futures)
         self._pending = [h for h in self._pending if not h.done()] + [handle]
         return handle
@@ -671,13 +714,6 @@ class Client:
         self._open(Deadline.after(self._timeout_s), join=True)
         return {name: self.gradient(name, gradient, copy=copy) for name, gradient in gradients.items()}
 
-    def _finish(
-        self, feed: Feed, flat: Mapping[str, Array], lr: float | None, rates: Mapping[str, float] | None
-    ) -> PushHandle:
-        for name, values in flat.items():
-            feed.add(name, self._with_residual(name, values) if self._wire == "int8" else values)
-        return self.finish(feed, lr=lr, rates=rates)
-
     def gradient(self, name: str, gradient: Array, *, copy: bool) -> Array:
         """A gradient as one contiguous run, checked before anything is sent."""
         spec = self._specs.get(name)
@@ -699,7 +735,7 @@ class Client:
         )
         # One shard refuses a push whole by itself; of several, some would apply their part and others not. The narrow
         # encodings would change a NaN.
-        if (len(self._shards) > 1 or self._wire != "float32") and not _finite(flat):
+        if (len(self._shards) > 1 or self._wire != "float32") and not codec.finite(flat):
             raise InvalidArgument(
                 "the gradient holds NaN or infinity", field=name, fix="skip this batch, or clip the gradient"
             )
@@ -1035,6 +1071,12 @@ def _read(name: str, path: str | Path | None) -> bytes:
         raise InvalidArgument(f"{path} cannot be read: {error.strerror}", field=name) from None
 
 
+def _commit(lr: float | None, rates: Mapping[str, float] | None) -> bytes:
+    """A push's last message."""
+    commit = shard_pb2.PushCommit(lr=lr, rates=dict(rates or {}))
+    return shard_pb2.PushRequest(commit=commit).SerializeToString()
+
+
 def _receipt(answer: shard_pb2.PushResponse) -> Receipt:
     stamp = Stamp(answer.stamp.epoch, answer.stamp.clock)
     return Receipt(OUTCOMES[answer.outcome], stamp, answer.staleness, answer.reason)
@@ -1051,9 +1093,3 @@ def _rolled_back(problem: str, before: Clocks, after: Clocks) -> RolledBack:
     error = RolledBack(f"{problem} (clocks {before} before, {after} after)", fix="pull, and compute again")
     error.before, error.after = tuple(before), tuple(after)
     return error
-
-
-def _finite(values: Array) -> bool:
-    """Whether every element is finite: one fast sum, and a second look where it overflows."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())

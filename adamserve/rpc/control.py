@@ -20,7 +20,6 @@ from adamserve.rpc.security import Security
 from adamserve.rpc.server import Assembly, Buffers, Stalls, answers, parse
 from adamserve.service.client import own_error
 from adamserve.service.controller import CALL_TIMEOUT_S, JobStatus, Topology, initial_parts
-from adamserve.shard import borrow
 from adamserve.v1 import control_pb2, types_pb2
 from adamserve.values import Array, TensorSpec
 
@@ -101,9 +100,6 @@ class ControlServicer:
         parameters: Mapping[str, Array] = {
             spec.name: arrays[spec.name] if spec.numel else np.empty(0, spec.dtype) for spec in config.tensors
         }
-        for name, values in parameters.items():
-            if not optim.all_finite(borrow(values)):
-                raise InvalidArgument("the initial values hold NaN or infinity", field=name)
         self._ask(
             "create", config, [ray.put(part) for part in initial_parts(config, parameters, self._shards)]
         )

@@ -278,7 +278,14 @@ class Assembly:
         elif array.dtype != dtype:
             raise InvalidArgument(f"chunks of {name} and of {array.dtype}", field=chunk.tensor)
         self._note(chunk.tensor, begin, end)
-        codec.decode(chunk, array[begin - span.start : end - span.start])
+        out = array[begin - span.start : end - span.start]
+        codec.decode(chunk, out)
+        if not codec.finite(out):  # while it is in the cache
+            raise InvalidArgument(
+                f"elements {begin} to {end} hold NaN or infinity",
+                field=chunk.tensor,
+                fix="skip this batch, or clip the gradient",
+            )
 
     def finish(self) -> dict[str, Array]:
         """The arrays, every element of each received once.
@@ -410,6 +417,7 @@ class ShardServicer:
             # A rate for a tensor of another shard is that shard's to check.
             dict(commit.rates),
             start.session,
+            finite=True,
         )
         receipt = host.push(push, deadline=deadline_of(context, self._limits))
         assembly.release()

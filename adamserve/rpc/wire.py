@@ -27,11 +27,11 @@ class Chunk:
     start: int
     length: int
     encoding: int
-    crc32: int
+    sum32: int
     data: memoryview
 
 
-def chunk_head(tensor: str, start: int, length: int, encoding: int, crc32: int, nbytes: int) -> bytes:
+def chunk_head(tensor: str, start: int, length: int, encoding: int, sum32: int, nbytes: int) -> bytes:
     """What stands before a chunk's data in a message: the tag and length of the chunk, and its other fields."""
     name = tensor.encode()
     fields = b"".join(
@@ -40,7 +40,7 @@ def chunk_head(tensor: str, start: int, length: int, encoding: int, crc32: int, 
             b"\x10", varint(start),
             b"\x18", varint(length),
             b"\x20", varint(encoding),
-            b"\x2d", crc32.to_bytes(4, "little"),
+            b"\x2d", sum32.to_bytes(4, "little"),
             b"\x32", varint(nbytes),
         )
     )  # fmt: skip

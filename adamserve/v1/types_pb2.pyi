@@ -33,20 +33,20 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[Encoding, str]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("tensor", "start", "length", "encoding", "crc32", "data")
+    __slots__ = ("tensor", "start", "length", "encoding", "sum32", "data")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
-    CRC32_FIELD_NUMBER: _ClassVar[int]
+    SUM32_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     tensor: str
     start: int
     length: int
     encoding: Encoding
-    crc32: int
+    sum32: int
     data: bytes
-    def __init__(self, tensor: _Optional[str] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., crc32: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, tensor: _Optional[str] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., sum32: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Stamp(_message.Message):
     __slots__ = ("epoch", "clock")

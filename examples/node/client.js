@@ -22,18 +22,16 @@ const SIZE = 1000;
 const PUSHER = "node";
 const SESSION = crypto.randomUUID();
 
-function crc32(bytes) {
-  let crc = 0xffffffff;
-  for (const byte of bytes) {
-    crc ^= byte;
-    for (let i = 0; i < 8; i++) crc = (crc >>> 1) ^ (0xedb88320 & -(crc & 1));
-  }
-  return (crc ^ 0xffffffff) >>> 0;
+function sum32(bytes) {
+  const padded = Buffer.concat([bytes, Buffer.alloc(-bytes.length & 3)]);
+  let sum = 0;
+  for (let i = 0; i < padded.length; i += 4) sum = (sum + padded.readUInt32LE(i)) >>> 0;
+  return sum;
 }
 
 function chunk(values, start) {
   const data = Buffer.from(values.buffer, values.byteOffset, values.byteLength);
-  return { tensor: "w", start, length: values.length, encoding: "ENCODING_FLOAT32", crc32: crc32(data), data };
+  return { tensor: "w", start, length: values.length, encoding: "ENCODING_FLOAT32", sum32: sum32(data), data };
 }
 
 const deadline = () => ({ deadline: Date.now() + 30000 });
@@ -57,8 +55,8 @@ function pull(client, shard, into) {
     const call = client.Pull({ job, pusher: PUSHER, session: SESSION, training: true }, new grpc.Metadata(), deadline());
     call.on("data", (part) => {
       stamp = stamp || part.stamp;
-      for (const { start, length, data, crc32: sum } of part.chunks || []) {
-        if (crc32(data) !== sum) return reject(new Error("checksum"));
+      for (const { start, length, data, sum32: sum } of part.chunks || []) {
+        if (sum32(data) !== sum) return reject(new Error("checksum"));
         for (let i = 0; i < length; i++) into[start + i] = data.readFloatLE(4 * i);
       }
     });

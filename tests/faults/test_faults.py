@@ -175,8 +175,8 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
     for thread in threads:
         thread.join()
     assert not failed, failed
-    jobs: tuple[JobStatus, ...] = ray.get(controller.status_now.remote(), timeout=60)
-    [status] = [job for job in jobs if job.name == "sum"]
+    jobs: Any = ray.get(controller.status_now.remote(), timeout=60)
+    status: JobStatus = next(job for job in jobs if job.name == "sum")
     assert len(status.rollbacks) == kills
     assert rolled, "a rollback was said to no trainer"
     for said in rolled:

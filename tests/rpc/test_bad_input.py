@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -59,7 +58,7 @@ COMMIT = shard_pb2.PushRequest(commit=shard_pb2.PushCommit()).SerializeToString(
 def chunk(values: Any = (1, 2, 3, 4, 5, 6), start: int = 0, tensor: str = "w", **fields: Any) -> bytes:
     data = np.asarray(values, "<f4").tobytes()
     length = fields.pop("length", len(data) // 4)
-    known = {"encoding": 1, "crc32": zlib.crc32(fields.get("data", data)), "data": data}
+    known = {"encoding": 1, "sum32": codec.sum32(fields.get("data", data)), "data": data}
     part = types_pb2.Chunk(tensor=tensor, start=start, length=length, **{**known, **fields})
     return shard_pb2.PushRequest(chunks=[part]).SerializeToString()
 
@@ -90,7 +89,7 @@ BAD: dict[str, tuple[Messages, Code, str]] = {
     ),
     "no encoding": (lambda r: [r.start(), chunk(encoding=0), COMMIT], Code.INVALID_ARGUMENT, "w"),
     "unknown encoding": (lambda r: [r.start(), chunk(encoding=77), COMMIT], Code.INVALID_ARGUMENT, "w"),
-    "checksum": (lambda r: [r.start(), chunk(crc32=1), COMMIT], Code.INVALID_ARGUMENT, "w"),
+    "checksum": (lambda r: [r.start(), chunk(sum32=1), COMMIT], Code.INVALID_ARGUMENT, "w"),
     "NaN": (lambda r: [r.start(), chunk([1, np.nan, 3, 4, 5, 6]), COMMIT], Code.INVALID_ARGUMENT, "w"),
     "infinity": (lambda r: [r.start(), chunk([1, 2, 3, 4, 5, -np.inf]), COMMIT], Code.INVALID_ARGUMENT, "w"),
     "missing slice": (lambda r: [r.start(), chunk([1, 2, 3]), COMMIT], Code.INVALID_ARGUMENT, "w"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -22,18 +20,18 @@ COUNTS = st.integers(0, 2**40)
 def test_a_chunk_by_hand_is_a_chunk_by_protobuf(
     tensor: str, start: int, length: int, kind: int, data: bytes
 ) -> None:
-    crc = zlib.crc32(data)
-    head = wire.chunk_head(tensor, start, length, kind, crc, len(data))
+    total = codec.sum32(data)
+    head = wire.chunk_head(tensor, start, length, kind, total, len(data))
     parsed = shard_pb2.PushRequest.FromString(head + data)
     assert parsed == shard_pb2.PushRequest(
         chunks=[
-            types_pb2.Chunk(tensor=tensor, start=start, length=length, encoding=kind, crc32=crc, data=data)  # type: ignore[arg-type]
+            types_pb2.Chunk(tensor=tensor, start=start, length=length, encoding=kind, sum32=total, data=data)  # type: ignore[arg-type]
         ]
     )
     for message in (head + data, parsed.SerializeToString()):
         rest, [chunk] = wire.split(message)
         assert rest == b""
-        assert chunk == wire.Chunk(tensor, start, length, kind, crc, memoryview(data))
+        assert chunk == wire.Chunk(tensor, start, length, kind, total, memoryview(data))
 
 
 @given(st.binary(max_size=200))
@@ -114,12 +112,12 @@ def test_int8_is_right_to_half_a_scale(numbers: list[float]) -> None:
 def test_a_wrong_checksum_size_or_encoding_is_refused() -> None:
     out = np.empty(2, np.float32)
     data = memoryview(np.ones(2, "<f4").tobytes())
-    crc = zlib.crc32(data)
-    codec.decode(wire.Chunk("w", 0, 2, 1, crc, data), out)
+    total = codec.sum32(data)
+    codec.decode(wire.Chunk("w", 0, 2, 1, total, data), out)
     for chunk, says in (
-        (wire.Chunk("w", 0, 2, 1, crc + 1, data), "w: the checksum of elements 0 to 2"),
-        (wire.Chunk("w", 0, 3, 1, crc, data), "w: 3 elements of float32 take 12 bytes, got 8"),
-        (wire.Chunk("w", 0, 2, 9, crc, data), "w: 9 is not an encoding"),
+        (wire.Chunk("w", 0, 2, 1, total + 1, data), "w: the checksum of elements 0 to 2"),
+        (wire.Chunk("w", 0, 3, 1, total, data), "w: 3 elements of float32 take 12 bytes, got 8"),
+        (wire.Chunk("w", 0, 2, 9, total, data), "w: 9 is not an encoding"),
     ):
         with pytest.raises(InvalidArgument, match=says):
             codec.decode(chunk, out)

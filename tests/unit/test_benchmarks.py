@@ -42,3 +42,10 @@ def test_bench_roundtrip() -> None:
     result = run("benchmarks/bench_roundtrip.py", "--elements", "8000", "--repeats", "1")
     assert result["ratio"] > 0
     assert set(result["median_s"]) == {"adamserve", "push", "pull", "pattern", "pattern_lean"}
+
+
+@pytest.mark.ray
+def test_bench_grpc() -> None:
+    result = run("benchmarks/bench_grpc.py", "--elements", "8000", "--repeats", "1", "--calls", "3")
+    assert set(result["ratios"]) == set(result["targets"])
+    assert all(ratio > 0 for ratio in result["ratios"].values())
