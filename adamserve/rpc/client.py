@@ -50,7 +50,7 @@ from adamserve.values import (
 )
 
 SMALL_BYTES = 1 << 18
-"""A push of no more than this goes as one message, by PushUnary."""
+"""A push of no more than this goes as one message, which gRPC handles as a plain call."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 """Pause before a second try; it doubles with each, and a random share of it is waited."""
@@ -232,7 +232,8 @@ class _Shard:
         channel: Any = self._credentials.channel(endpoint)
         self._channel = channel
         service = "/adamserve.v1.ShardService"
-        self.push_small = channel.unary_unary(f"{service}/PushUnary")
+        # One message on a stream is a plain call: the same bytes, fewer steps.
+        self.push_small = channel.unary_unary(f"{service}/Push")
         self.push = channel.stream_unary(f"{service}/Push")
         self.pull = channel.unary_stream(f"{service}/Pull")
         self.push_pull = channel.stream_stream(f"{service}/PushPull")

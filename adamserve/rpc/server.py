@@ -327,7 +327,7 @@ class Assembly:
 
 
 class ShardServicer:
-    """Push, PushUnary, Pull and PushPull over the hosts of one process."""
+    """Push, Pull and PushPull over the hosts of one process."""
 
     def __init__(self, hosts: Hosts, security: Security) -> None:
         self._hosts = hosts
@@ -342,7 +342,6 @@ class ShardServicer:
             SERVICE,
             {
                 "Push": grpc.stream_unary_rpc_method_handler(self.push),
-                "PushUnary": grpc.unary_unary_rpc_method_handler(self.push_unary),
                 "Pull": grpc.unary_stream_rpc_method_handler(self.pull),
                 "PushPull": grpc.stream_stream_rpc_method_handler(self.push_pull),
             },
@@ -352,12 +351,6 @@ class ShardServicer:
     def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """As in shard.proto."""
         receipt, _ = self._push(((message, None) for message in messages), context)
-        return _response(receipt).SerializeToString()
-
-    @answers
-    def push_unary(self, message: bytes, context: grpc.ServicerContext) -> bytes:
-        """As in shard.proto; its messages have the fields, and so the bytes, of Push's."""
-        receipt, _ = self._push([(message, None)], context)
         return _response(receipt).SerializeToString()
 
     @streams

@@ -70,28 +70,6 @@ class PushResponse(_message.Message):
     reason: str
     def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., stamp: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ..., staleness: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
-class PushUnaryRequest(_message.Message):
-    __slots__ = ("start", "chunks", "commit")
-    START_FIELD_NUMBER: _ClassVar[int]
-    CHUNKS_FIELD_NUMBER: _ClassVar[int]
-    COMMIT_FIELD_NUMBER: _ClassVar[int]
-    start: PushStart
-    chunks: _containers.RepeatedCompositeFieldContainer[_types_pb2.Chunk]
-    commit: PushCommit
-    def __init__(self, start: _Optional[_Union[PushStart, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[_types_pb2.Chunk, _Mapping]]] = ..., commit: _Optional[_Union[PushCommit, _Mapping]] = ...) -> None: ...
-
-class PushUnaryResponse(_message.Message):
-    __slots__ = ("outcome", "stamp", "staleness", "reason")
-    OUTCOME_FIELD_NUMBER: _ClassVar[int]
-    STAMP_FIELD_NUMBER: _ClassVar[int]
-    STALENESS_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    outcome: Outcome
-    stamp: _types_pb2.Stamp
-    staleness: int
-    reason: str
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., stamp: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ..., staleness: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
-
 class PullRequest(_message.Message):
     __slots__ = ("job", "pusher", "session", "training", "at_least", "encoding")
     JOB_FIELD_NUMBER: _ClassVar[int]

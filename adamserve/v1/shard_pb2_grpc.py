@@ -40,11 +40,6 @@ class ShardServiceStub(object):
                 request_serializer=adamserve_dot_v1_dot_shard__pb2.PushRequest.SerializeToString,
                 response_deserializer=adamserve_dot_v1_dot_shard__pb2.PushResponse.FromString,
                 _registered_method=True)
-        self.PushUnary = channel.unary_unary(
-                '/adamserve.v1.ShardService/PushUnary',
-                request_serializer=adamserve_dot_v1_dot_shard__pb2.PushUnaryRequest.SerializeToString,
-                response_deserializer=adamserve_dot_v1_dot_shard__pb2.PushUnaryResponse.FromString,
-                _registered_method=True)
         self.Pull = channel.unary_stream(
                 '/adamserve.v1.ShardService/Pull',
                 request_serializer=adamserve_dot_v1_dot_shard__pb2.PullRequest.SerializeToString,
@@ -65,14 +60,6 @@ class ShardServiceServicer(object):
         """Applies one push, wholly or not at all, and exactly once for each (job, pusher, seq): sent again, it is answered
         with outcome DUPLICATE and the first answer's clock. The first message holds start, the last one commit, and one
         message may hold everything. Nothing is applied before commit has come and the stream has been closed.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def PushUnary(self, request, context):
-        """Push for what fits one message: start, every chunk and commit in it. The bytes and the rules are Push's; a plain
-        call is twice as fast as a stream of one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,11 +86,6 @@ def add_ShardServiceServicer_to_server(servicer, server):
                     servicer.Push,
                     request_deserializer=adamserve_dot_v1_dot_shard__pb2.PushRequest.FromString,
                     response_serializer=adamserve_dot_v1_dot_shard__pb2.PushResponse.SerializeToString,
-            ),
-            'PushUnary': grpc.unary_unary_rpc_method_handler(
-                    servicer.PushUnary,
-                    request_deserializer=adamserve_dot_v1_dot_shard__pb2.PushUnaryRequest.FromString,
-                    response_serializer=adamserve_dot_v1_dot_shard__pb2.PushUnaryResponse.SerializeToString,
             ),
             'Pull': grpc.unary_stream_rpc_method_handler(
                     servicer.Pull,
@@ -144,33 +126,6 @@ class ShardService(object):
             '/adamserve.v1.ShardService/Push',
             adamserve_dot_v1_dot_shard__pb2.PushRequest.SerializeToString,
             adamserve_dot_v1_dot_shard__pb2.PushResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def PushUnary(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/adamserve.v1.ShardService/PushUnary',
-            adamserve_dot_v1_dot_shard__pb2.PushUnaryRequest.SerializeToString,
-            adamserve_dot_v1_dot_shard__pb2.PushUnaryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,7 +40,6 @@ class Raw:
         self.session = client._session
         self.channel: Any = grpc.insecure_channel(service.shards[0])
         self.control: Any = control_pb2_grpc.ControlServiceStub(grpc.insecure_channel(service.target))
-        self.unary: Any = self.channel.unary_unary("/adamserve.v1.ShardService/PushUnary")
         self.method: Any = self.channel.stream_unary("/adamserve.v1.ShardService/Push")
 
     def start(self, **fields: Any) -> bytes:
@@ -158,24 +157,6 @@ def test_a_bad_push_is_refused_and_nothing_changes(
     assert arrays["w"].tobytes() + arrays["x"].tobytes() == bytes(48)
     assert [stamp.clock for stamp in clock] == [0, 0]
     raw.push(raw.start(), chunk(), COMMIT)
-    assert raw.client.pull()[0]["w"].tolist() == [-1, -2, -3, -4, -5, -6]
-
-
-STREAMS_ONLY = ("two starts", "after the commit", "nothing", "a long message")
-"""One message has one start and one commit, whatever order its bytes come in."""
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("case", [case for case in BAD if case not in STREAMS_ONLY])
-def test_a_bad_push_in_one_message_is_refused_too(raw: Raw, case: str) -> None:
-    """Joined, protobuf messages are one message."""
-    messages, code, field = BAD[case]
-    with pytest.raises(grpc.RpcError) as caught:
-        raw.unary(b"".join(messages(raw)), timeout=20)
-    error: Any = caught.value
-    assert error.code() is code
-    assert status.error_of(error).field in (field, "start")
-    raw.unary(raw.start() + chunk() + COMMIT, timeout=20)
     assert raw.client.pull()[0]["w"].tolist() == [-1, -2, -3, -4, -5, -6]
 
 
