@@ -166,7 +166,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self.receipt: JobReceipt | None = None
         """What became of the last push."""
         self._early: _Early | None = None
-        self._overlap = overlap
+        # What int8 loses of a gradient goes into the next one, which has to wait for it.
+        self._overlap = overlap = overlap and options.get("wire_dtype") != "int8"
         self._hooks: list[Any] = []
         try:
             self.client.create(self._host, common, consistency=consistency, tensor_rules=others)
@@ -205,23 +206,15 @@ class RemoteOptimizer(torch.optim.Optimizer):
             early, self._overlap = None, False
         try:
             if early is None:
-                arrays = {
-                    name: self.client.gradient(name, _array(g), copy=False) for name, g in gradients.items()
-                }
-                feed, stamps = self.client.begin(self._clock, into=self._host, pull=True)
-                for name, array in arrays.items():
-                    feed.add(name, array)
+                arrays = {name: _array(gradient) for name, gradient in gradients.items()}
+                self.receipt, _, self._clock = self.client.push_pull(
+                    arrays, self._clock, into=self._host, rates=rates
+                )
             else:
-                feed, stamps = early.feed, early.stamps
-                for name, gradient in gradients.items():
-                    if name not in early.sent:
-                        feed.add(name, self.client.gradient(name, _array(gradient), copy=False))
-            self.receipt = self.client.finish(feed, rates=rates).result()
-            self.client.raise_lost()
+                self.receipt, self._clock = self._finish(early, gradients, rates)
         except RolledBack:
             self._pull()
             raise
-        self._clock = Clocks(stamps)
         self._to_model()
         for name in gradients:
             self._updates[name] += 1
@@ -318,9 +311,31 @@ class RemoteOptimizer(torch.optim.Optimizer):
         early.sent[name] = copy
         early.feed.add(name, self.client.gradient(name, _array(copy), copy=False))
 
+    def _finish(
+        self, early: _Early, gradients: Mapping[str, Tensor], rates: Mapping[str, float]
+    ) -> tuple[JobReceipt, Clocks]:
+        """Add what was not sent early, and commit; a gradient that is refused gives the whole push up."""
+        try:
+            rest = {
+                name: self.client.gradient(name, _array(gradient), copy=False)
+                for name, gradient in gradients.items()
+                if name not in early.sent
+            }
+        except InvalidArgument:
+            self.client.abort(early.feed)
+            raise
+        for name, array in rest.items():
+            early.feed.add(name, array)
+        receipt = self.client.finish(early.feed, rates=rates).result()
+        self.client.raise_lost()
+        return receipt, Clocks(early.stamps)
+
     def _still(self, early: _Early, gradients: Mapping[str, Tensor]) -> bool:
-        """Whether what was sent early is what is to be sent now."""
-        return not early.void and all(
+        """Whether what was sent early is what is to be sent now, and is still on its way."""
+        ended = early.feed.aborted or any(
+            future.done() for future in early.feed.futures
+        )  # before its commit: its deadline passed
+        return not (ended or early.void) and all(
             name in gradients and torch.equal(sent, gradients[name]) for name, sent in early.sent.items()
         )
 

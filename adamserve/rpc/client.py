@@ -158,8 +158,9 @@ class Feed:
     `Client.begin` makes it. Nothing is applied anywhere before `Client.finish`.
     """
 
-    def __init__(self, clock: Clocks) -> None:
+    def __init__(self, clock: Clocks, deadline: Deadline) -> None:
         self.clock = clock
+        self._deadline = deadline
         self.arrays: dict[str, Array] = {}
         self.futures: list[Future[Receipt]] = []
         self.tail: bytes | None = None
@@ -175,7 +176,7 @@ class Feed:
     def end(self, tail: bytes | None) -> None:
         """All gradients are here, and this is the last message; None gives the push up."""
         with self._changed:
-            self.tail, self.aborted = tail, tail is None
+            self.tail, self.aborted = tail, self.aborted or tail is None
             self._changed.notify_all()
 
     def parts(self, shard: _Shard) -> Iterator[tuple[Span, Array]]:
@@ -185,9 +186,9 @@ class Feed:
         while True:
             with self._changed:
                 while self.tail is None and not self.aborted and len(self.arrays) == done:
-                    self._changed.wait()
+                    self.aborted = not self._changed.wait(self._deadline.remaining())
                 if self.aborted:
-                    raise _Aborted
+                    return  # without a commit, nothing is applied
                 fresh = list(self.arrays.items())[done:]
                 ended = self.tail is not None
             done += len(fresh)
@@ -458,7 +459,7 @@ class Client:
     ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
         """`push`, then `pull`, in one exchange with each shard."""
         flat = self._gradients(gradients, copy=False)
-        arrays, _ = self._targets(into)
+        arrays = into if into is not None else self._empty()
         feed, stamps, calls = self._opened(clock, into=arrays, pull=True)
         receipt = self._complete(feed, calls, flat, lr, rates, wait=True).result()
         self.raise_lost()
@@ -546,7 +547,7 @@ class Client:
         if not self._in_flight.acquire(timeout=deadline.remaining()):
             raise Unavailable(f"{self._max_in_flight} pushes are still under way", field="max_in_flight")
         self._seq += 1
-        feed = Feed(clock)
+        feed = Feed(clock, deadline)
         stamps = [*clock]
         calls: list[Callable[[], Receipt]] = []
         for shard, stamp in zip(self._shards, clock, strict=True):
@@ -675,7 +676,7 @@ class Client:
                 if size >= codec.CHUNK_BYTES:
                     yield message
                     message, size = [], 0
-        yield [*message, feed.tail or b""]
+        yield [*message, b"" if feed.aborted else feed.tail or b""]
 
     def _settle(self, clock: Clocks, outcomes: list[Receipt | Exception]) -> JobReceipt:
         """Make one answer of the shards' answers."""
@@ -808,7 +809,7 @@ class Client:
     def _targets(self, into: Mapping[str, Array] | None) -> tuple[Mapping[str, Array], dict[str, Array]]:
         self._open(Deadline.after(self._timeout_s))
         if into is None:
-            into = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self._specs.values()}
+            into = self._empty()
         for name, spec in self._specs.items():
             array = into.get(name)
             if array is None or array.shape != spec.shape or array.dtype != spec.dtype:
@@ -818,6 +819,9 @@ class Client:
         return into, {name: into[name].reshape(-1) for name in self._specs}
 
     # ---- shards, seen and lost
+
+    def _empty(self) -> dict[str, Array]:
+        return {spec.name: np.empty(spec.shape, spec.dtype) for spec in self._specs.values()}
 
     def _open(self, deadline: Deadline, *, join: bool = False) -> None:
         """Learn where the shards are, and join them, the first time."""

@@ -293,6 +293,33 @@ def test_a_constant_that_changes_is_refused(remote: Remote) -> None:
         optimizer.step()
 
 
+def test_int8_feeds_its_error_back_here_too(remote: Remote) -> None:
+    """Equal gradients: after 40 steps the sum is right to one quantum, not 40."""
+    weight = nn.Parameter(torch.zeros(256))
+    optimizer = remote([weight], optim.SGD(lr=1.0, momentum=0.0), wire_dtype="int8")
+    gradient = torch.linspace(-1, 1, 256) ** 3
+    for _ in range(40):
+        optimizer.zero_grad()
+        (weight * gradient).sum().backward()
+        optimizer.step()
+    assert float((weight.detach() + 40 * gradient).abs().max()) < 1.1 / 127
+
+
+def test_an_early_push_that_has_ended_is_sent_again(remote: Remote) -> None:
+    """A step that takes longer than a call may: the push begun in backward has given up by then."""
+    net = model()
+    optimizer = remote(net.parameters(), optim.SGD(lr=1.0, momentum=0.0), timeout_s=2.0)
+    before = flat(net)
+    loss_of(net, next(batches())).backward()
+    early = optimizer._early
+    assert early is not None
+    for future in early.feed.futures:
+        assert future.exception(timeout=20) is not None
+    optimizer.step()
+    gradient = torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])
+    torch.testing.assert_close(flat(net), before - gradient)
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing(remote: Remote) -> None:
     net = model()
     optimizer = remote(net.parameters(), optim.Adam(lr=0.01))
