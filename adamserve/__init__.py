@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from adamserve.errors import AdamServeError, RolledBack
     from adamserve.optimizer import RemoteOptimizer
-    from adamserve.rpc.client import AsyncClient, Client, connect, connect_async
+    from adamserve.rpc.client import Client
+    from adamserve.rpc.connect import AsyncClient, connect, connect_async
 
 __all__ = [
     "AdamServeError",
@@ -30,9 +31,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load a public name at its first use: importing the package loads neither numpy, grpc nor torch."""
     if name in ("AsyncClient", "Client", "connect", "connect_async"):
-        from adamserve.rpc import client
+        from adamserve.rpc import connect
 
-        return getattr(client, name)
+        return getattr(connect, name)
     if name in ("AdamServeError", "RolledBack"):
         from adamserve import errors
 

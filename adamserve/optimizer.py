@@ -15,7 +15,9 @@ from torch import Tensor
 
 from adamserve import optim
 from adamserve.errors import Conflict, InvalidArgument, RolledBack
-from adamserve.rpc.client import Client, Feed, connect
+from adamserve.rpc.client import Client
+from adamserve.rpc.connect import connect
+from adamserve.rpc.link import Feed
 from adamserve.values import Array, Clocks, JobReceipt, Stamp
 
 Group = dict[str, Any]

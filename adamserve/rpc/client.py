@@ -7,7 +7,6 @@ shard keep their order.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import os
@@ -16,11 +15,10 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
 import grpc
@@ -35,6 +33,7 @@ from adamserve.errors import (
     Unavailable,
 )
 from adamserve.rpc import codec, wire
+from adamserve.rpc.link import Credentials, Feed, Link
 from adamserve.rpc.status import error_of
 from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
 from adamserve.values import (
@@ -44,31 +43,15 @@ from adamserve.values import (
     JobReceipt,
     Outcome,
     Receipt,
-    Span,
     Stamp,
     TensorSpec,
 )
-
-SMALL_BYTES = 1 << 18
-"""A push of no more than this goes as one message, which gRPC handles as a plain call."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 """Pause before a second try; it doubles with each, and a random share of it is waited."""
 
 ATTEMPT_S = 60.0
 """Longest that one try may take before the call is made again on a new connection."""
-
-OPTIONS = [
-    ("grpc.max_receive_message_length", 8 << 20),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.enable_retries", 0),
-]
 
 OUTCOMES: Mapping[int, Outcome] = {
     shard_pb2.OUTCOME_APPLIED: Outcome.APPLIED,
@@ -77,39 +60,6 @@ OUTCOMES: Mapping[int, Outcome] = {
 }
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Credentials:
-    """How to reach a service: plain text without `ca`, TLS with it, mutual TLS with `cert` and `key` too.
-
-    Attributes:
-        token: bearer token; "" sends none.
-        ca: PEM authorities that the server's certificate must come from.
-        cert, key: this client's own PEM certificate chain and key.
-        server_name: name to expect in the server's certificate in place of the endpoint's host.
-    """
-
-    token: str = field(default="", repr=False)
-    ca: bytes = field(default=b"", repr=False)
-    cert: bytes = field(default=b"", repr=False)
-    key: bytes = field(default=b"", repr=False)
-    server_name: str = ""
-
-    def channel(self, endpoint: str) -> grpc.Channel:
-        """A connection of its own to an endpoint; made when it is first used."""
-        if not self.ca:
-            return grpc.insecure_channel(endpoint, OPTIONS)
-        options = [*OPTIONS]
-        if self.server_name:
-            options.append(("grpc.ssl_target_name_override", self.server_name))  # type: ignore[arg-type]
-        secure = grpc.ssl_channel_credentials(self.ca, self.key or None, self.cert or None)
-        return grpc.secure_channel(endpoint, secure, options)
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """What every call carries."""
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,107 +100,6 @@ class PushHandle:
 
 class _Aborted(Exception):
     """A push was given up before its commit."""
-
-
-class Feed:
-    """The gradients of one push, as they become known; each shard's call reads them from the first, however often.
-
-    `Client.begin` makes it. Nothing is applied anywhere before `Client.finish`.
-    """
-
-    def __init__(self, clock: Clocks, deadline: Deadline) -> None:
-        self.clock = clock
-        self._deadline = deadline
-        self.arrays: dict[str, Array] = {}
-        self.futures: list[Future[Receipt]] = []
-        self.tail: bytes | None = None
-        self.aborted = False
-        self._changed = threading.Condition()
-
-    def add(self, name: str, values: Array) -> None:
-        """One tensor's gradient, 1-D; it stays as it is until the push is over."""
-        with self._changed:
-            self.arrays[name] = values
-            self._changed.notify_all()
-
-    def end(self, tail: bytes | None) -> None:
-        """All gradients are here, and this is the last message; None gives the push up."""
-        with self._changed:
-            self.tail, self.aborted = tail, self.aborted or tail is None
-            self._changed.notify_all()
-
-    def parts(self, shard: _Shard) -> Iterator[tuple[Span, Array]]:
-        """A shard's spans of the gradients, each when it is known, until the end."""
-        spans = {span.tensor: span for span in shard.spans}
-        done = 0
-        while True:
-            with self._changed:
-                while self.tail is None and not self.aborted and len(self.arrays) == done:
-                    self.aborted = not self._changed.wait(self._deadline.remaining())
-                if self.aborted:
-                    return  # without a commit, nothing is applied
-                fresh = list(self.arrays.items())[done:]
-                ended = self.tail is not None
-            done += len(fresh)
-            for name, values in fresh:
-                span = spans.get(name)
-                if span is not None:
-                    yield span, values[span.start : span.stop]
-            if ended:
-                return
-
-    def small(self, shard: _Shard) -> bool:
-        """Whether everything for a shard is here and fits one message."""
-        if self.tail is None:
-            return False
-        owned = (self.arrays.get(span.tensor, _NOTHING)[span.start : span.stop] for span in shard.spans)
-        return sum(part.nbytes for part in owned) <= SMALL_BYTES
-
-
-_NOTHING: Array = np.empty(0, np.float32)
-
-
-class _Shard:
-    """The connection to one shard."""
-
-    def __init__(self, index: int, place: types_pb2.ShardPlace, credentials: Credentials) -> None:
-        self.index = index
-        self.spans = [Span(span.tensor, span.start, span.stop) for span in place.spans]
-        self.seen = Stamp(place.stamp.epoch, place.stamp.clock)
-        self.restored_clock = place.restored_clock
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"adamserve-shard-{index}")
-        self._credentials = credentials
-        self._endpoint = ""
-        self._channel: grpc.Channel | None = None
-        self.move(place.endpoint)
-
-    def move(self, endpoint: str) -> None:
-        """Talk to this endpoint from now on."""
-        if endpoint == self._endpoint:
-            return
-        self.disconnect()
-        self._endpoint = endpoint
-        channel: Any = self._credentials.channel(endpoint)
-        self._channel = channel
-        service = "/adamserve.v1.ShardService"
-        # One message on a stream is a plain call: the same bytes, fewer steps.
-        self.push_small = channel.unary_unary(f"{service}/Push")
-        self.push = channel.stream_unary(f"{service}/Push")
-        self.pull = channel.unary_stream(f"{service}/Pull")
-        self.push_pull = channel.stream_stream(f"{service}/PushPull")
-
-    def reconnect(self) -> None:
-        """Drop the connection and make another when it is needed."""
-        endpoint, self._endpoint = self._endpoint, ""
-        self.move(endpoint)
-
-    def disconnect(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-
-    def close(self) -> None:
-        self.thread.shutdown(wait=False, cancel_futures=True)
-        self.disconnect()
 
 
 class Client:
@@ -295,7 +144,7 @@ class Client:
         self._lock = threading.Lock()
         self._channel: Any = self._credentials.channel(target)
         self._control = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._shards: list[_Shard] = []
+        self._shards: list[Link] = []
         self._specs: dict[str, TensorSpec] = {}
         self._seq = 0
         self._joined = False
@@ -624,7 +473,7 @@ class Client:
             _outcome(future)
         self._seq -= 1
 
-    def _push_one(self, shard: _Shard, feed: Feed, head: bytes, deadline: Deadline) -> Receipt:
+    def _push_one(self, shard: Link, feed: Feed, head: bytes, deadline: Deadline) -> Receipt:
         """One shard's part of a push, tried until it is answered."""
         metadata = self._credentials.metadata
 
@@ -641,7 +490,7 @@ class Client:
 
     def _push_pull_one(
         self,
-        shard: _Shard,
+        shard: Link,
         feed: Feed,
         head: bytes,
         deadline: Deadline,
@@ -663,7 +512,7 @@ class Client:
         receipt: Receipt = self._retrying(attempt, deadline, shard, feed)
         return receipt
 
-    def _messages(self, shard: _Shard, feed: Feed, head: bytes) -> Iterator[list[bytes | memoryview]]:
+    def _messages(self, shard: Link, feed: Feed, head: bytes) -> Iterator[list[bytes | memoryview]]:
         """A push as messages of about a chunk: head in the first, commit in the last; small tensors share one."""
         message: list[bytes | memoryview] = [head]
         size = 0
@@ -771,7 +620,7 @@ class Client:
 
     def _pull_one(
         self,
-        shard: _Shard,
+        shard: Link,
         *,
         request: shard_pb2.PullRequest,
         flat: Mapping[str, Array],
@@ -790,7 +639,7 @@ class Client:
         self._see(shard, stamp)
         return stamp
 
-    def _take(self, shard: _Shard, messages: Iterator[Any], flat: Mapping[str, Array]) -> Stamp:
+    def _take(self, shard: Link, messages: Iterator[Any], flat: Mapping[str, Array]) -> Stamp:
         """Write a pull's chunks to their places; all of the shard's elements, or an error."""
         stamp: Stamp | None = None
         missing = sum(span.numel for span in shard.spans)
@@ -835,7 +684,7 @@ class Client:
                 t.name: TensorSpec(t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name))
                 for t in found.job.tensors
             }
-            self._shards = [_Shard(i, place, self._credentials) for i, place in enumerate(found.shards)]
+            self._shards = [Link(i, place, self._credentials) for i, place in enumerate(found.shards)]
         if join and not self._joined:
             self._seq = max(self._join(deadline, 0), default=0)
             self._join(deadline, self._seq)
@@ -867,7 +716,7 @@ class Client:
                 self._resync = True  # it may know of fewer pushes than were made
                 self._see(shard, Stamp(place.stamp.epoch, place.restored_clock))
 
-    def _see(self, shard: _Shard, stamp: Stamp) -> None:
+    def _see(self, shard: Link, stamp: Stamp) -> None:
         """Note a shard's stamp; a new epoch that began before what was seen in the old one has lost updates."""
         with self._lock:
             if stamp.epoch > shard.seen.epoch and shard.restored_clock < shard.seen.clock:
@@ -906,7 +755,7 @@ class Client:
 
     # ---- calls
 
-    def _everywhere(self, call: Callable[[_Shard], Result]) -> list[Result]:
+    def _everywhere(self, call: Callable[[Link], Result]) -> list[Result]:
         """Call every shard at once, in order after what it was called before; wait for all."""
         outcomes = [_outcome(future) for future in [s.thread.submit(call, s) for s in self._shards]]
         results: list[Result] = []
@@ -926,7 +775,7 @@ class Client:
         self,
         attempt: Callable[[float], Any],
         deadline: Deadline,
-        shard: _Shard | None = None,
+        shard: Link | None = None,
         feed: Feed | None = None,
     ) -> Any:
         """Call until it is answered, the error is not one that time mends, or the deadline passes."""
@@ -956,123 +805,6 @@ class Client:
                     self._refresh(Deadline.after(min(5.0, deadline.remaining())))
                 except (Unavailable, NotFound, LimitExceeded):
                     continue  # the service is away too
-
-
-class AsyncClient:
-    """`Client` for asyncio: the same methods, awaited."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def create(self, parameters: Mapping[str, Array], rule: optim.Rule, **options: Any) -> bool:
-        """As `Client.create`."""
-        return await asyncio.to_thread(self._client.create, parameters, rule, **options)
-
-    async def pull(self, **options: Any) -> tuple[Mapping[str, Array], Clocks]:
-        """As `Client.pull`."""
-        return await asyncio.to_thread(self._client.pull, **options)
-
-    async def push(self, gradients: Mapping[str, Array], clock: Clocks, **options: Any) -> JobReceipt:
-        """As `Client.push`."""
-        return await asyncio.to_thread(lambda: self._client.push(gradients, clock, **options))
-
-    async def push_pull(
-        self, gradients: Mapping[str, Array], clock: Clocks, **options: Any
-    ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
-        """As `Client.push_pull`."""
-        return await asyncio.to_thread(self._client.push_pull, gradients, clock, **options)
-
-    async def report(self, loss: float) -> None:
-        """As `Client.report`."""
-        await asyncio.to_thread(self._client.report, loss)
-
-    async def status(self) -> JobState:
-        """As `Client.status`."""
-        return await asyncio.to_thread(self._client.status)
-
-    async def checkpoint(self) -> int:
-        """As `Client.checkpoint`."""
-        return await asyncio.to_thread(self._client.checkpoint)
-
-    async def close(self) -> None:
-        """As `Client.close`."""
-        await asyncio.to_thread(self._client.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
-
-
-def connect(
-    target: str,
-    job: str,
-    *,
-    pusher: str = "",
-    token: str = "",
-    token_file: str | Path | None = None,
-    ca: str | Path | None = None,
-    cert: str | Path | None = None,
-    key: str | Path | None = None,
-    server_name: str = "",
-    timeout_s: float = 120.0,
-    lease_s: float = 10.0,
-    wire_dtype: str = "float32",
-    max_in_flight: int = 4,
-) -> Client:
-    """Connect to a service that `adamserve serve` started. Nothing is sent until the first call.
-
-    Args:
-        target: host:port of its ControlService.
-        job: the job's name; `Client.create` starts one.
-        pusher: this pusher's name, unique in the job and the same after a restart; "" makes one up.
-        token, token_file: bearer token, or the file that holds it.
-        ca: PEM file of the authorities that sign the server's certificate; without it the connection is plain text.
-        cert, key: PEM files of this client's own certificate, for mutual TLS.
-        server_name: name to expect in the server's certificate in place of the host.
-        timeout_s: longest that a call may take, all its tries together.
-        lease_s: seconds after which the shards stop counting a client that fell silent.
-        wire_dtype: how float32 gradients travel: "float32", "bfloat16", "float16" (parameters too), or "int8"
-            (gradients only, with error feedback).
-        max_in_flight: pushes under way at the same time.
-
-    Raises:
-        InvalidArgument: an argument is wrong, or a file cannot be read; names it.
-    """
-    if token_file is not None:
-        token = _read("token_file", token_file).decode().strip()
-    credentials = Credentials(
-        token=token,
-        ca=_read("ca", ca),
-        cert=_read("cert", cert),
-        key=_read("key", key),
-        server_name=server_name,
-    )
-    return Client(
-        target,
-        job,
-        pusher=pusher,
-        credentials=credentials,
-        timeout_s=timeout_s,
-        lease_s=lease_s,
-        wire_dtype=wire_dtype,
-        max_in_flight=max_in_flight,
-    )
-
-
-def connect_async(target: str, job: str, **options: Any) -> AsyncClient:
-    """As `connect`, for asyncio."""
-    return AsyncClient(connect(target, job, **options))
-
-
-def _read(name: str, path: str | Path | None) -> bytes:
-    if path is None:
-        return b""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidArgument(f"{path} cannot be read: {error.strerror}", field=name) from None
 
 
 def _commit(lr: float | None, rates: Mapping[str, float] | None) -> bytes:

@@ -16,8 +16,9 @@ from adamserve.config import JobConfig
 from adamserve.errors import InvalidArgument, LimitExceeded, NotFound, Unavailable
 from adamserve.partition import partition
 from adamserve.rpc import codec, wire
+from adamserve.rpc.assembly import Assembly, Buffers
+from adamserve.rpc.endpoint import Stalls, answers, parse
 from adamserve.rpc.security import Security
-from adamserve.rpc.server import Assembly, Buffers, Stalls, answers, parse
 from adamserve.service.client import own_error
 from adamserve.service.controller import CALL_TIMEOUT_S, JobStatus, Topology, initial_parts
 from adamserve.v1 import control_pb2, types_pb2
@@ -37,7 +38,7 @@ class ControlServicer:
         self._shards = shards
         self._tokens = security.tokens
         self._limits = security.limits
-        self._stalls = Stalls(security.limits.stall_s)
+        self.stalls = Stalls(security.limits.stall_s)
         self._pushers: dict[str, set[str]] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -75,7 +76,7 @@ class ControlServicer:
         self, messages: Iterator[bytes], context: grpc.ServicerContext
     ) -> control_pb2.CreateJobResponse:
         """As in control.proto. A job that is there already is answered before its parameters have come."""
-        with self._stalls.watching(context) as moved:
+        with self.stalls.watching(context) as moved:
             first = parse(control_pb2.CreateJobRequest, next(messages, b""))
             if not first.HasField("start") or first.chunks:
                 raise InvalidArgument("the first message holds start, and no chunks", field="start")

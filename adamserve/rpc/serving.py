@@ -17,8 +17,10 @@ from ray.exceptions import RayError
 from adamserve import checkpoint
 from adamserve.errors import AdamServeError, InvalidArgument
 from adamserve.metrics import Exporter, Observed
-from adamserve.rpc import control, server
+from adamserve.rpc import control
+from adamserve.rpc.endpoint import serve
 from adamserve.rpc.security import Security, check_bind, is_loopback
+from adamserve.rpc.server import ShardEdge
 from adamserve.service.client import own_error
 from adamserve.service.cluster import connected, launch
 from adamserve.service.controller import CALL_TIMEOUT_S, ServiceConfig
@@ -108,7 +110,7 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
     Yields:
         How to reach it, and a function that shows the metrics anew.
     """
-    edge = server.ShardEdge(config.host, config.security)
+    edge = ShardEdge(config.host, config.security)
     service = ServiceConfig(
         name=config.name,
         shards=config.shards,
@@ -120,11 +122,8 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
     controller = launch(service)
     try:
         jobs = _resume(controller, config.checkpoint_dir)
-        endpoint = server.serve(
-            config.security.limits,
-            [control.ControlServicer(controller, config.shards, config.security).handler()],
-            [control.SERVICE],
-        )
+        servicer = control.ControlServicer(controller, config.shards, config.security)
+        endpoint = serve(config.security.limits, control.SERVICE, servicer.handler(), servicer.stalls)
         advertise = (
             config.host if is_loopback(config.host) else ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         )

@@ -17,7 +17,8 @@ import ray
 from adamserve import checkpoint, optim
 from adamserve.errors import RolledBack
 from adamserve.rpc import client as client_module
-from adamserve.rpc.client import Client, Credentials
+from adamserve.rpc.client import Client
+from adamserve.rpc.link import Credentials
 from adamserve.rpc.serving import Ready, ServeConfig, serving
 from adamserve.service.cluster import NAMESPACE
 from adamserve.service.controller import JobStatus

@@ -16,8 +16,9 @@ from adamserve import optim
 from adamserve.errors import AdamServeError
 from adamserve.partition import partition
 from adamserve.rpc import codec, status, wire
+from adamserve.rpc.assembly import Assembly, Buffers
 from adamserve.rpc.client import Client
-from adamserve.rpc.server import Assembly, Buffers, parse
+from adamserve.rpc.endpoint import parse
 from adamserve.rpc.serving import Ready
 from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
 from adamserve.values import TensorSpec

@@ -77,15 +77,23 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.rpc.codec": row("numpy", siblings="adamserve.rpc adamserve.rpc.wire"),
         "adamserve.rpc.status": row("grpc", siblings="adamserve.rpc adamserve.rpc.wire"),
         "adamserve.rpc.security": row("grpc"),
+        "adamserve.rpc.link": row("grpc numpy"),
         "adamserve.rpc.client": row(
             "grpc numpy",
-            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.status adamserve.rpc.wire",
+            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.link adamserve.rpc.status adamserve.rpc.wire",
         ),
+        "adamserve.rpc.connect": row(siblings="adamserve.rpc.client adamserve.rpc.link"),
     },
     {
-        "adamserve.rpc.server": row("google grpc grpc_health grpc_reflection numpy ray"),
-        "adamserve.rpc.control": row("grpc numpy ray", siblings="adamserve.rpc.server"),
-        "adamserve.rpc.serving": row("ray", siblings="adamserve.rpc.control adamserve.rpc.server"),
+        "adamserve.rpc.assembly": row("numpy"),
+        "adamserve.rpc.endpoint": row("google grpc grpc_health grpc_reflection"),
+        "adamserve.rpc.server": row("grpc ray", siblings="adamserve.rpc.assembly adamserve.rpc.endpoint"),
+        "adamserve.rpc.control": row(
+            "grpc numpy ray", siblings="adamserve.rpc.assembly adamserve.rpc.endpoint"
+        ),
+        "adamserve.rpc.serving": row(
+            "ray", siblings="adamserve.rpc.control adamserve.rpc.endpoint adamserve.rpc.server"
+        ),
     },
     {
         "adamserve.optimizer": row("torch"),

@@ -1,0 +1,139 @@
+"""Tensors put together from the chunks of a message stream."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from adamserve.errors import InvalidArgument, LimitExceeded, NotFound
+from adamserve.partition import Partition
+from adamserve.rpc import codec, wire
+from adamserve.values import Array
+
+RANGES = 65_536
+"""Separate runs of one tensor that a push may arrive in."""
+
+KEPT_BUFFERS = 4
+"""Buffers of at least a chunk's size that an endpoint keeps for the next push: fresh memory costs page faults."""
+
+
+class Buffers:
+    """Arrays to receive into; large ones are kept for the next push."""
+
+    def __init__(self) -> None:
+        self._kept: list[Array] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int, dtype: str) -> Array:
+        """An array with anything in it."""
+        with self._lock:
+            for i, array in enumerate(self._kept):
+                if array.size == size and array.dtype == dtype:
+                    return self._kept.pop(i)
+        return np.empty(size, dtype)
+
+    def give(self, array: Array) -> None:
+        """Give an array back that nobody reads any more."""
+        if array.nbytes >= codec.CHUNK_BYTES:
+            with self._lock:
+                self._kept = [*self._kept[-KEPT_BUFFERS + 1 :], array]
+
+
+class Assembly:
+    """The tensors of one message stream, put together from chunks that may come in any order.
+
+    Args:
+        partition: the job's.
+        shard: whose spans are expected.
+        buffers: where arrays come from.
+        parameters: the chunks are parameters, in the tensors' own dtypes, rather than gradients.
+    """
+
+    def __init__(
+        self, partition: Partition, shard: int, buffers: Buffers, *, parameters: bool = False
+    ) -> None:
+        self._partition = partition
+        self._shard = shard
+        self._spans = {span.tensor: span for span in partition.shards[shard]}
+        self._buffers = buffers
+        self._parameters = parameters
+        self._arrays: dict[str, Array] = {}
+        self._ranges: dict[str, list[tuple[int, int]]] = {}
+
+    def add(self, chunk: wire.Chunk) -> None:
+        """Check a chunk and copy it to its place.
+
+        Raises:
+            NotFound: the shard owns no such tensor.
+            InvalidArgument: elements outside the span or sent twice, an encoding that the tensor does not take, a wrong
+                number of bytes or checksum.
+            LimitExceeded: the tensor comes in too many pieces.
+        """
+        span = self._spans.get(chunk.tensor)
+        spec = self._partition.spec(chunk.tensor)
+        if span is None:
+            raise NotFound(
+                f"shard {self._shard} owns no part of it", field=chunk.tensor, fix="ask the topology"
+            )
+        begin, end = chunk.start, chunk.start + chunk.length
+        if chunk.length < 0 or begin < span.start or end > span.stop:
+            raise InvalidArgument(
+                f"elements {begin} to {end}, but the shard owns {span.start} to {span.stop}",
+                field=chunk.tensor,
+            )
+        name = codec.encoding_name(chunk.encoding, field=chunk.tensor)
+        encoding = codec.ENCODINGS[name]
+        if spec.dtype not in encoding.gradients or (self._parameters and name != spec.dtype):
+            what = "parameter" if self._parameters else "gradient of a"
+            raise InvalidArgument(f"{name} for a {spec.dtype} {what}", field=chunk.tensor)
+        dtype = "float64" if name == "float64" else "float32"
+        array = self._arrays.get(chunk.tensor)
+        if array is None:
+            array = self._arrays[chunk.tensor] = self._buffers.take(span.numel, dtype)
+        elif array.dtype != dtype:
+            raise InvalidArgument(f"chunks of {name} and of {array.dtype}", field=chunk.tensor)
+        self._note(chunk.tensor, begin, end)
+        out = array[begin - span.start : end - span.start]
+        codec.decode(chunk, out)
+        if not codec.finite(out):  # while it is in the cache
+            raise InvalidArgument(
+                f"elements {begin} to {end} hold NaN or infinity",
+                field=chunk.tensor,
+                fix="skip this batch, or clip the gradient",
+            )
+
+    def finish(self) -> dict[str, Array]:
+        """The arrays, every element of each received once.
+
+        Raises:
+            InvalidArgument: elements are missing, or came twice.
+        """
+        for name, ranges in self._ranges.items():
+            at = self._spans[name].start
+            for begin, end in sorted(ranges):
+                if begin != at:
+                    problem = "are missing" if begin > at else "came twice"
+                    raise InvalidArgument(
+                        f"elements {min(begin, at)} to {max(begin, at)} {problem}", field=name
+                    )
+                at = end
+            if at != self._spans[name].stop:
+                raise InvalidArgument(f"elements {at} to {self._spans[name].stop} are missing", field=name)
+        return self._arrays
+
+    def release(self) -> None:
+        """Give the arrays back."""
+        for array in self._arrays.values():
+            self._buffers.give(array)
+
+    def _note(self, tensor: str, begin: int, end: int) -> None:
+        ranges = self._ranges.setdefault(tensor, [])
+        if ranges and ranges[-1][1] == begin:
+            ranges[-1] = (ranges[-1][0], end)
+            return
+        if any(a < end and begin < b for a, b in ranges[-1:]):
+            raise InvalidArgument(f"elements {begin} to {end} came twice", field=tensor)
+        if len(ranges) >= RANGES:
+            raise LimitExceeded(f"more than {RANGES} separate runs", field=tensor, fix="send larger chunks")
+        ranges.append((begin, end))
