@@ -76,6 +76,20 @@ class Rule(ABC):
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         """The equation: (what is added to w, the new slots), from gradient, slots and constants."""
 
+    @abstractmethod
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        """By slot, what an update with a zero gradient multiplies it by, given that update's constants.
+
+        A slot left out keeps its value. A slot may also be cut off from below in an update (AdaMax's eps).
+        """
+
+    @abstractmethod
+    def _moves(self) -> tuple[float, float]:
+        """How w goes on moving without gradients: (a, b), both 0 if it does not.
+
+        a: no move is larger than a times the one before, at constant rates. b: the factor of the slot that moves w.
+        """
+
     def init(self, w: Tensor) -> dict[str, Tensor]:
         """Make the slots of a parameter before its first update: zeros like `w`, contiguous.
 

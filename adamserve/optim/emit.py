@@ -12,6 +12,7 @@ from adamserve.optim.arith import Real
 from adamserve.optim.trace import Node, Program
 
 ENTRY = "adamserve_update"
+ROWS_ENTRY = "adamserve_rows"
 
 GRADIENT_TYPES = {
     "float32": "float",
@@ -70,25 +71,126 @@ FN {T} mantissa({T} x) {{
     return u.f;
 }}"""
 
+_IVDEP = "#if defined(__clang__)\n#pragma clang loop vectorize(assume_safety)\n#else\n#pragma GCC ivdep\n#endif\n"
+
+# A row is looked at every 8th update for whether it moves still. `runs` are runs of updates with the same constants;
+# of each are known its first update, the constants, and by array the logarithm of what an update without a gradient
+# multiplies it by (`logs`) and the sum of these over all updates before the run (`sums`).
+_ROWS = """
+static inline long long run_of(long long runs, const long long *first, long long t) {{
+    long long low = 0, high = runs;
+    while (high - low > 1) {{
+        const long long middle = (low + high) / 2;
+        if (first[middle] <= t) low = middle; else high = middle;
+    }}
+    return low;
+}}
+
+static double sum_to(long long runs, const long long *first, const double *logs, const double *sums,
+                     long long stride, long long t) {{
+    const long long r = run_of(runs, first, t);
+    return sums[r * stride] + (double)(t - first[r] + 1) * logs[r * stride];
+}}
+
+static double span(long long runs, const long long *first, const double *logs, const double *sums,
+                   long long stride, long long from, long long to) {{
+    return sum_to(runs, first, logs, sums, stride, to) - sum_to(runs, first, logs, sums, stride, from);
+}}
+
+static void fade(long long n, double factor, {T} *x) {{
+    for (long long i = 0; i < n; i++) {{
+        const {T} y = ({T})(x[i] * factor);
+        x[i] = fabs(y) < {tiny} ? 0 : y;
+    }}
+}}
+
+void {entry}(long long n, long long width, const long long *rows, int *last, long long now, long long horizon,
+             int may_rest, long long runs, const long long *first, const double *constants, const double *logs,
+             const double *sums, const double *given, const {G} *g, const {G} *zeros, {arrays}) {{
+    double factor;
+    for (long long i = 0; i < n; i++) {{
+        const long long row = rows ? rows[i] : i, at = row * width;
+        if (rows && i + 4 < n) __builtin_prefetch(a_w + rows[i + 4] * width);
+        if (last) {{
+            long long done = last[row];
+            last[row] = (int)(given ? now + 1 : now);
+            if (done < now) {{
+                const long long stop = now - done > horizon ? done + horizon : now;
+                long long r = run_of(runs, first, done + 1);
+                int moving = 1;
+                while (done < stop && moving) {{
+                    done++;
+                    while (r + 1 < runs && first[r + 1] <= done) r++;
+                    if (may_rest && done % 8 == 0)
+                        moving = moving_update(width, constants + r * {width}, {zero});
+                    else
+                        update(width, constants + r * {width}, {zero});
+                }}
+                if (done < now - 1) {{
+{scale}                }}
+                if (done < now) {{
+                    r = run_of(runs, first, now);
+                    update(width, constants + r * {width}, {zero});
+                }}
+            }}
+        }}
+        if (given) update(width, given, {given});
+    }}
+}}
+"""
+
 
 def c_source(program: Program, gradient: str) -> str:
     """The kernel in C99: `void adamserve_update(long long n, const double *constants, arrays...)`.
 
     Arrays may be the same array (never shifted ones), hence `ivdep` and not `restrict`.
     """
-    body, real = _body(program, gradient), program.real
-    constants = "".join(
-        f"    const {real.c_type} c{k} = ({real.c_type})constants[{k}];\n" for k in _used(program)
-    )
     return (
         _head(program, gradient, "static inline")
         + f"\nvoid {ENTRY}(long long n, const double *constants, {_parameters(program, gradient)}) {{\n"
-        + constants
-        + "#if defined(__clang__)\n#pragma clang loop vectorize(assume_safety)\n#else\n#pragma GCC ivdep\n#endif\n"
+        + _rounded(program)
+        + _IVDEP
         + "    for (long long i = 0; i < n; i++) {\n"
-        + body
+        + _body(program, gradient)
         + "    }\n}\n"
     )
+
+
+def rows_source(program: Program, gradient: str) -> str:
+    """The kernel of rows that missed updates (rows.py), in C99: `void adamserve_rows(...)`.
+
+    It replays a row's missed updates one by one with a zero gradient, the very loop that a dense update runs; then,
+    after `horizon` of them or when the row has come to rest, it scales the row by what all but the last would have
+    done, replays the last, and applies the row's own gradient.
+    """
+    width = len(program.constants)
+    slots = [name for name in program.arrays if name != "g"]
+    passed = ", ".join(f"a_{name} + at" if name != "g" else "{g}" for name in program.arrays)
+    rest = f"x{program.stores['w']} != a_w[i] - (({program.real.c_type})constants[{program.constants.index('decay')}]) * a_w[i]"
+    loop = _rounded(program) + _IVDEP + "    for (long long i = 0; i < n; i++) {\n"
+    parameters = _parameters(program, gradient)
+    scale = "".join(
+        f"                factor = exp(span(runs, first, logs + {k}, sums + {k}, {len(slots)}, done, now - 1));\n"
+        f"                fade(width, factor, a_{name} + at);\n"
+        for k, name in enumerate(slots)
+    )
+    return (
+        _head(program, gradient, "static inline")
+        + f"\nstatic void update(long long n, const double *constants, {parameters}) {{\n"
+        + loop
+        + _body(program, gradient)
+        + "    }\n}\n"
+        + f"\nstatic int moving_update(long long n, const double *constants, {parameters}) {{\n"
+        + "    int moved = 0;\n"
+        + loop
+        + _body(program, gradient, before_stores=f"        moved |= {rest};\n")
+        + "    }\n    return moved;\n}\n"
+        + _ROWS.format(
+            T=program.real.c_type, G=GRADIENT_TYPES[gradient], tiny=_literal(program.real.tiny, program.real),
+            width=width, entry=ROWS_ENTRY, zero=passed.format(g="zeros"), given=passed.format(g="g + i * width"),
+            arrays=", ".join(f"{program.real.c_type} *a_{name}" for name in slots), scale=scale,
+        )
+    )  # fmt: skip
 
 
 def cuda_source(program: Program, gradient: str) -> str:
@@ -157,7 +259,13 @@ def _parameters(program: Program, gradient: str) -> str:
     return ", ".join(parts)
 
 
-def _body(program: Program, gradient: str) -> str:
+def _rounded(program: Program) -> str:
+    """The constants, rounded once to the format."""
+    real = program.real.c_type
+    return "".join(f"    const {real} c{k} = ({real})constants[{k}];\n" for k in _used(program))
+
+
+def _body(program: Program, gradient: str, before_stores: str = "") -> str:
     """The loop's body: loads and assignments in order, then the stores."""
     live = _live(program)
     lines = []
@@ -165,6 +273,7 @@ def _body(program: Program, gradient: str) -> str:
         if k in live and node.op not in ("constant", "number"):
             c_type = "int" if node.is_bool else program.real.c_type
             lines.append(f"        const {c_type} x{k} = {_expression(program, node, gradient)};\n")
+    lines.append(before_stores)
     lines += [f"        a_{name}[i] = {_operand(program, k)};\n" for name, k in program.stores.items()]
     return "".join(lines)
 

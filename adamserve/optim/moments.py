@@ -7,6 +7,7 @@ https://arxiv.org/abs/1412.6980, in the form of the seminar slides (Cohen 2015).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -85,6 +86,12 @@ class Adam(Rule):
             "b1": b1, "a1": 1.0 - b1, "b2": self.beta2, "a2": 1.0 - self.beta2,
             "step": rate / c1, "correct": 1.0 / c2, "eps": self.eps,
         }  # fmt: skip
+
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"m": c["b1"]} if self.beta2 == 1.0 else {"m": c["b1"], "v": c["b2"]}
+
+    def _moves(self) -> tuple[float, float]:
+        return _persistence(self.beta1, 1.0 if self.amsgrad else math.sqrt(self.beta2))
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         m = c["b1"] * s["m"] + c["a1"] * g
@@ -188,6 +195,12 @@ class LpAdam(Rule):
             "p": p, "1/p": 1.0 / p,
         }  # fmt: skip
 
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"m": c["b1"], "u": c["b2"]}
+
+    def _moves(self) -> tuple[float, float]:
+        return _persistence(self.beta1, self.beta2)
+
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         m = c["b1"] * s["m"] + c["a1"] * g
         u = norm_p(op, c["b2"] * s["u"], c["take"] * op.abs(g), self.p, c["p"], c["1/p"])
@@ -259,6 +272,12 @@ class AdaMax(Rule):
             "eps": self.eps,
         }
 
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"m": c["b1"], "u": c["b2"]}
+
+    def _moves(self) -> tuple[float, float]:
+        return _persistence(self.beta1, self.beta2)
+
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         m = c["b1"] * s["m"] + c["a1"] * g
         size = op.abs(g) + c["eps"] if self.eps else op.abs(g)
@@ -270,6 +289,13 @@ class AdaMax(Rule):
             return None
         a = (1.0 - self.beta1) / (one_minus_power(self.beta1, t) if self.bias_correction else 1.0)
         return moment_bound(a, 1.0, self.beta1 / self.beta2 if self.beta1 else 0.0, 1.0, t)
+
+
+def _persistence(beta1: float, root_beta2: float) -> tuple[float, float]:
+    """`Rule._moves` where m / root moves w, both decaying."""
+    if not beta1:
+        return 0.0, 0.0
+    return (beta1 / root_beta2 if root_beta2 else math.inf), beta1
 
 
 def _log(x: float) -> float:

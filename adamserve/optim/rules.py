@@ -7,6 +7,7 @@ The rules with two moments (Adam and its kin) are in moments.py. Equations are t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -41,6 +42,12 @@ class SGD(Rule):
 
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         return {"momentum": self.momentum, "rate": rate}
+
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"velocity": c["momentum"]} if self.momentum else {}
+
+    def _moves(self) -> tuple[float, float]:
+        return self.momentum, self.momentum
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         if not self.momentum:
@@ -83,6 +90,12 @@ class Nesterov(Rule):
     def _point(self, w: Value, s: Values, c: Values) -> Value:
         return w + c["momentum"] * s["velocity"]
 
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"velocity": c["momentum"]}
+
+    def _moves(self) -> tuple[float, float]:
+        return self.momentum, self.momentum
+
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         v = c["momentum"] * s["velocity"] - c["rate"] * g
         return v, {"velocity": v}
@@ -120,6 +133,12 @@ class AdaGrad(Rule):
 
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         return {"rate": rate, "eps": _eps(self)}
+
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {}
+
+    def _moves(self) -> tuple[float, float]:
+        return 0.0, 0.0
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         root = norm2(op, s["root"], op.abs(g))
@@ -160,6 +179,12 @@ class RMSProp(Rule):
 
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         return {"rate": rate, "keep": self.decay, "take": 1.0 - self.decay, "eps": _eps(self)}
+
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"root": math.sqrt(c["keep"])}
+
+    def _moves(self) -> tuple[float, float]:
+        return 0.0, 0.0
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         root = norm2(op, s["root"], op.abs(g), c["keep"], c["take"])
@@ -208,6 +233,12 @@ class NesterovRMSProp(Rule):
 
     def _point(self, w: Value, s: Values, c: Values) -> Value:
         return w + c["momentum"] * s["velocity"]
+
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"root": math.sqrt(c["keep"]), "velocity": c["momentum"]}
+
+    def _moves(self) -> tuple[float, float]:
+        return self.momentum, self.momentum
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         root = norm2(op, s["root"], op.abs(g), c["keep"], c["take"])

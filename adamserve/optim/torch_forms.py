@@ -7,6 +7,7 @@ and a centred second moment. The other PyTorch optimizers are the slides' rules 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -46,6 +47,12 @@ class TorchSGD(Rule):
 
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         return {"momentum": self.momentum, "take": 1.0 if t == 1 else 1.0 - self.dampening, "rate": rate}
+
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"momentum_buffer": c["momentum"]} if self.momentum else {}
+
+    def _moves(self) -> tuple[float, float]:
+        return self.momentum, self.momentum
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         if not self.momentum:
@@ -93,6 +100,12 @@ class TorchRMSprop(Rule):
             "keep": self.decay, "take": 1.0 - self.decay, "eps": self.eps,
             "momentum": self.momentum, "rate": rate, "zero": 0.0,
         }  # fmt: skip
+
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"square": c["keep"], "mean": c["keep"], "momentum_buffer": c["momentum"]}
+
+    def _moves(self) -> tuple[float, float]:
+        return self.momentum, self.momentum
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         square = c["keep"] * s["square"] + c["take"] * (g * g)

@@ -1,0 +1,315 @@
+"""Rows that get gradients now and then, exactly as if the others' zeros had been sent.
+
+A dense update changes every element, also those with a zero gradient: moments decay, momentum moves w on, weight decay
+shrinks it. `Rows` leaves untouched rows alone, remembers at which update each of them stands, and brings a row up to
+date when it is needed. What a row missed is replayed update by update while it still moves, and the rest, in which
+slots only decay, is one multiplication.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamserve.optim import build, emit
+from adamserve.optim.base import Rule
+from adamserve.optim.kernels import DTYPES, kernel, library, program
+from adamserve.optim.threads import share
+
+REST = 2.0**-33
+"""Replay ends when all moves still to come are together below this part of the first one missed."""
+
+FORGOTTEN = 1e-300
+"""Stands for 0 where a logarithm is kept."""
+
+MAX_RUNS = 1 << 17
+"""Runs of updates kept, at about 100 bytes each; then all rows are brought up to date, and it starts again."""
+
+_Function = Callable[..., None]
+_functions: dict[tuple[Rule, torch.dtype, torch.dtype], _Function | None] = {}
+
+
+class History:
+    """What the updates since some origin do to a row without a gradient.
+
+    Updates with the same constants make one run, so that training at a steady rate needs no more room as it goes on.
+
+    Attributes:
+        now: updates since the origin.
+        runs: the number of runs.
+        first: by run, its first update, counted from 1 at the origin.
+        constants: by run, the kernel's constants, rounded to the parameters' dtype.
+        logs: by run, and by w and each slot, the logarithm of the factor of one update.
+        sums: the same, summed over all updates before the run.
+    """
+
+    def __init__(self, rule: Rule, dtype: str) -> None:
+        self._rule = rule
+        self._dtype = np.dtype(dtype)
+        self._arrays = ("w", *rule.slot_names)
+        self.first = np.zeros(16, np.int64)
+        width = len(rule._all_constants(1, rule.lr))
+        self.constants = np.zeros((16, width))
+        self.logs = np.zeros((16, len(self._arrays)))
+        self.sums = np.zeros((16, len(self._arrays)))
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin again at a new origin."""
+        self.now = self.runs = 0
+        self._replay_all = self._rule.l2 > 0.0
+        self._steady = True
+        self._rate = math.inf
+        self._least = math.inf
+        self._most = 0.0
+        self._keep = 1.0
+
+    def append(self, t: int, rate: float) -> np.ndarray[Any, Any]:
+        """Add the rule's update `t` at a rate; returns its constants as the kernel takes them."""
+        named = self._rule._all_constants(t, rate)
+        constants = np.array(list(named.values()), self._dtype).astype(np.float64)
+        self._steady = self._steady and rate <= self._rate
+        self._rate, self._least, self._most = rate, min(self._least, rate), max(self._most, rate)
+        self.now += 1
+        k = self.runs - 1
+        if k >= 0 and np.array_equal(self.constants[k], constants):
+            return constants
+        if k + 1 == len(self.first):
+            self._grow()
+        rounded = dict(zip(named, constants.tolist(), strict=True))
+        fades = {"w": 1.0 - rounded["decay"], **self._rule._fades(rounded)}
+        if fades["w"] < 0.0:
+            self._replay_all = True  # w changes its sign at every update
+        self._keep = min(self._keep, fades["w"])
+        if k >= 0:
+            self.sums[k + 1] = self.sums[k] + (self.now - self.first[k]) * self.logs[k]
+        else:
+            self.sums[0] = 0.0
+        self.first[k + 1] = self.now
+        self.constants[k + 1] = constants
+        self.logs[k + 1] = [math.log(max(fades.get(name, 1.0), FORGOTTEN)) for name in self._arrays]
+        self.runs += 1
+        return constants
+
+    def horizon(self) -> tuple[int, bool]:
+        """How many of a row's missed updates must be replayed at most, and whether a row that came to rest stays."""
+        if self._replay_all:
+            return self.now, False
+        ratio, fade = self._rule._moves()
+        if not fade or not self.runs:
+            return 0, True
+        ratio = ratio / self._keep if self._keep > 0.0 else math.inf
+        if ratio < 1.0 and self._least > 0.0:
+            growth = self._most / self._least
+            return math.ceil(math.log(REST * (1.0 - ratio) / growth) / math.log(ratio)), self._steady
+        # Moves may grow for a while; they end when the slot itself is below the smallest number.
+        info = np.finfo(self._dtype)
+        return math.ceil(math.log(float(info.tiny) / float(info.max)) / math.log(fade)), False
+
+    def _grow(self) -> None:
+        for name in ("first", "constants", "logs", "sums"):
+            array = getattr(self, name)
+            setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+
+
+class Rows:
+    """The rows of one table under one rule.
+
+    Not thread-safe.
+
+    Args:
+        rule: the rule.
+        arrays: "w" and each slot, of shape (rows, width) and contiguous; changed in place.
+        t: updates that all rows have had.
+        exact: rows without a gradient change as in a dense update. False: they stay as they are (lazily), and only
+            the update count is shared.
+    """
+
+    def __init__(self, rule: Rule, arrays: Mapping[str, Tensor], t: int, *, exact: bool = True) -> None:
+        self._rule = rule
+        self._arrays = [arrays[name] for name in ("w", *rule.slot_names)]
+        self._w = self._arrays[0]
+        self._exact = exact
+        self._history = History(rule, DTYPES[self._w.dtype])
+        self._last: np.ndarray[Any, Any] | None = None
+        self.t = t
+
+    @property
+    def behind(self) -> bool:
+        """Whether some row may have missed updates."""
+        return self._last is not None
+
+    def step_(self, rows: np.ndarray[Any, Any], g: Tensor, *, lr: float | None, lr_scale: float) -> None:
+        """Make update t + 1, whose gradient is zero but for some rows.
+
+        Args:
+            rows: their numbers, int64, increasing.
+            g: their gradients, of shape (len(rows), width), of w's dtype or half precision, on w's device.
+            lr: rate in place of the rule's.
+            lr_scale: factor on the rate.
+        """
+        rate = self._rule.rate(self.t + 1, lr) * lr_scale
+        if not self._exact:
+            constants = np.array(list(self._rule._all_constants(self.t + 1, rate).values()))
+            self._run(rows, constants, g)
+            self.t += 1
+            return
+        if self._history.runs >= MAX_RUNS or self._history.now >= 1 << 30:
+            self.catch_up()
+        if self._last is None:
+            self._last = np.zeros(self._w.shape[0], np.int32)
+        # The history holds the missed updates; this one joins it afterwards.
+        now = self._history.now
+        constants = self._history.append(self.t + 1, rate)
+        self._run(rows, constants, g, now)
+        self.t += 1
+
+    def catch_up(self, rows: np.ndarray[Any, Any] | None = None) -> None:
+        """Bring rows up to date: those given (int64, increasing), or all."""
+        if self._last is None:
+            return
+        self._run(rows, None, None, self._history.now)
+        if rows is None:
+            self._last = None
+            self._history.clear()
+
+    def _run(
+        self,
+        rows: np.ndarray[Any, Any] | None,
+        constants: np.ndarray[Any, Any] | None,
+        g: Tensor | None,
+        now: int = 0,
+    ) -> None:
+        n = self._w.shape[0] if rows is None else len(rows)
+        if n == 0 or self._w.shape[1] == 0:
+            return
+        dtype = self._w.dtype if g is None else g.dtype
+        function = _function(self._rule, self._w.dtype, dtype) if self._w.device.type == "cpu" else None
+        if function is None:
+            self._run_by_torch(rows, constants, g, now)
+        else:
+            self._run_compiled(function, dtype, rows, constants, g, now)
+
+    def _run_compiled(
+        self,
+        function: _Function,
+        dtype: torch.dtype,
+        rows: np.ndarray[Any, Any] | None,
+        constants: np.ndarray[Any, Any] | None,
+        g: Tensor | None,
+        now: int,
+    ) -> None:
+        history, width, size = self._history, self._w.shape[1], self._w.element_size()
+        zeros = torch.zeros(width, dtype=dtype)
+        horizon, rests = history.horizon()
+        item = zeros.element_size()
+        pointers = [a.data_ptr() for a in self._arrays]
+        shared = (horizon, int(rests), history.runs, *map(_pointer, (history.first, history.constants)))
+        shared += (_pointer(history.logs), _pointer(history.sums), _pointer(constants))
+
+        def part(start: int, stop: int) -> None:
+            # Without a list of rows, row i of a part is row start + i of the table.
+            skip = start if rows is None else 0
+            function(
+                stop - start, width,
+                _pointer(rows, start), _pointer(self._last, skip), now, *shared,
+                g.data_ptr() + start * width * item if g is not None else None, zeros.data_ptr(),
+                *[p + skip * width * size for p in pointers],
+            )  # fmt: skip
+
+        n = self._w.shape[0] if rows is None else len(rows)
+        share(n * width, lambda a, b: part(-(-a // width), -(-b // width)))
+
+    def _run_by_torch(
+        self,
+        rows: np.ndarray[Any, Any] | None,
+        constants: np.ndarray[Any, Any] | None,
+        g: Tensor | None,
+        now: int,
+    ) -> None:
+        """The same by dense updates of blocks of rows, for a GPU or where there is no compiler.
+
+        Sorted by where they stand, the rows that need a replay of update t are neighbours.
+        """
+        if rows is None:
+            rows = np.arange(self._w.shape[0])
+        since = self._last[rows].astype(np.int64) if self._last is not None else np.full(len(rows), now)
+        order = np.argsort(since, kind="stable")
+        since = since[order]
+        index = torch.from_numpy(rows[order]).to(self._w.device)
+        blocks = [a.index_select(0, index) for a in self._arrays]
+        zeros = torch.zeros_like(blocks[0])
+        horizon, _ = self._history.horizon()
+        t = int(since[0]) + 1
+        while t <= now:
+            low = int(np.searchsorted(since, t - horizon, "left"))
+            high = int(np.searchsorted(since, t, "left"))
+            if low < high:
+                self._dense(blocks, zeros, self._constants(t), low, high)
+            elif high == len(since) or low == len(since):
+                break
+            else:
+                t = max(t, int(since[low]))
+            t += 1
+        long = int(np.searchsorted(since, now - horizon, "left"))
+        if long:
+            sums = self._sums(np.full(1, now - 1)) - self._sums(np.minimum(since[:long] + horizon, now - 1))
+            for block, factors in zip(blocks, np.exp(sums).T, strict=True):
+                block[:long] *= torch.from_numpy(factors).to(block)[:, None]
+            self._dense(blocks, zeros, self._constants(now), 0, long)
+        if g is not None and constants is not None:
+            self._dense(blocks, g.index_select(0, torch.from_numpy(order).to(g.device)), constants, 0, len(rows))
+        for array, block in zip(self._arrays, blocks, strict=True):
+            array.index_copy_(0, index, block)
+        if self._last is not None:
+            self._last[rows] = now if g is None else now + 1
+
+    def _dense(
+        self, blocks: list[Tensor], g: Tensor, constants: np.ndarray[Any, Any], low: int, high: int
+    ) -> None:
+        w, *slots = (block[low:high] for block in blocks)
+        run = kernel(self._rule, "step", w.dtype, g.dtype, w.device).run
+        run([w, g[low:high], *slots], constants.tolist())
+
+    def _constants(self, t: int) -> np.ndarray[Any, Any]:
+        history = self._history
+        return history.constants[np.searchsorted(history.first[: history.runs], t, "right") - 1]
+
+    def _sums(self, t: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """By update, the logarithms of the factors of all updates up to it."""
+        history = self._history
+        run = np.maximum(np.searchsorted(history.first[: history.runs], t, "right") - 1, 0)
+        return history.sums[run] + (t - history.first[run] + 1)[:, None] * history.logs[run]
+
+
+def _pointer(array: np.ndarray[Any, Any] | None, skip: int = 0) -> int | None:
+    return None if array is None else int(array.ctypes.data) + skip * int(array.itemsize)
+
+
+def _function(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> _Function | None:
+    """The compiled kernel, or None where there is no compiler."""
+    key = (rule, dtype, gradient)
+    if key not in _functions:
+        function = None
+        if os.environ.get("ADAMSERVE_KERNELS") != "eager":
+            with contextlib.suppress(build.BuildError):
+                source = emit.rows_source(program(rule, "step", DTYPES[dtype]), DTYPES[gradient])
+                function = getattr(library(source).library, emit.ROWS_ENTRY)
+                whole, pointer = ctypes.c_longlong, ctypes.c_void_p
+                function.restype = None
+                function.argtypes = [
+                    whole, whole, pointer, pointer, whole, whole, ctypes.c_int, whole,
+                    *[pointer] * (7 + 1 + len(rule.slot_names)),
+                ]  # fmt: skip
+        if len(_functions) >= 4096:
+            _functions.clear()
+        _functions[key] = function
+    return _functions[key]
