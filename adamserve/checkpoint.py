@@ -60,6 +60,7 @@ class Manifest:
         shards: in shard order.
         tensor_rules: by tensor, a rule other than the job's.
         extra: free JSON of whoever created the job.
+        sparse: as in `JobConfig`.
     """
 
     number: int
@@ -71,6 +72,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     extra: Config = field(default_factory=dict)
     tensor_rules: Mapping[str, Config] = field(default_factory=dict)
+    sparse: str = "exact"
     format: int = FORMAT
 
 

@@ -10,6 +10,9 @@ from adamserve.errors import InvalidArgument
 from adamserve.values import Config, TensorSpec
 
 
+SPARSE_MODES = ("exact", "lazy")
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """What a job is: its tensors, its rule and its consistency mode, and how it is kept.
@@ -23,6 +26,8 @@ class JobConfig:
         rule: as `optim.to_dict` writes it.
         consistency: as `consistency.to_dict` writes it.
         tensor_rules: by tensor, a rule other than the job's: of the same class and with the same slots.
+        sparse: "exact" or "lazy": what a gradient of some rows does to the other rows. Exact: what a zero gradient
+            would do (moments decay, momentum and weight decay go on). Lazy: nothing.
         checkpoint_every_s: seconds between checkpoints while the clock moves; None writes only on demand.
         checkpoints_kept: complete checkpoints kept.
         extra: free JSON kept with every checkpoint (what the training run needs to resume).
@@ -33,6 +38,7 @@ class JobConfig:
     rule: Config
     consistency: Config
     tensor_rules: Mapping[str, Config] = field(default_factory=dict)
+    sparse: str = "exact"
     checkpoint_every_s: float | None = 30.0
     checkpoints_kept: int = 3
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -45,6 +51,8 @@ class JobConfig:
                 field="job",
                 fix="use up to 64 letters, digits, '-', '_' and '.', not starting with '.'",
             )
+        if self.sparse not in SPARSE_MODES:
+            raise InvalidArgument(f"must be {' or '.join(SPARSE_MODES)}, got {self.sparse!r}", field="sparse")
         if self.checkpoint_every_s is not None and not self.checkpoint_every_s > 0:
             raise InvalidArgument(
                 f"must be positive, got {self.checkpoint_every_s!r}", field="checkpoint_every_s"

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from adamserve import optim
+from adamserve import optim, sparse
 from adamserve.consistency import Async, Consistency, Decision, Leases, Verdict, admit, may_start
 from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFound
+from adamserve.optim.rows import Rows
 from adamserve.partition import Partition
 from adamserve.values import (
     GRADIENT_DTYPES,
@@ -33,6 +34,7 @@ from adamserve.values import (
     Segment,
     ShardState,
     Span,
+    SparseRows,
     Stamp,
 )
 
@@ -44,11 +46,19 @@ STALENESS_CAP = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class RowGradient:
+    """The gradients of some rows of a shard's span: increasing row numbers in the tensor, and values (n, width)."""
+
+    rows: Array
+    values: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class CheckedPush:
     """A push that passed `Shard.check`, with its gradients as tensors on the shard's device."""
 
     push: Push
-    gradients: Mapping[str, torch.Tensor]
+    gradients: Mapping[str, torch.Tensor | RowGradient]
     nbytes: int
 
 
@@ -78,12 +88,22 @@ class ShardStatistics:
 
 @dataclass(slots=True)
 class _Piece:
-    """A segment in the buffers: views of its parameters and slots, and its own update count."""
+    """A segment in the buffers: views of its parameters and slots, and its own update count.
+
+    `table` is there while some of its rows may have missed updates.
+    """
 
     span: Span
     updates: int
     w: torch.Tensor
     slots: dict[str, torch.Tensor]
+    table: Rows | None = None
+
+    def catch_up(self) -> None:
+        """Bring all rows up to date."""
+        if self.table is not None:
+            self.table.catch_up()
+            self.table = None
 
 
 @dataclass(slots=True)
@@ -107,6 +127,7 @@ class Shard:
         rule: the update rule.
         tensor_rules: by tensor, a rule other than `rule`, as `optim.rules_of` checks them.
         consistency: decides when a push may be applied.
+        exact: a row without a gradient changes as a zero gradient would change it; False leaves it as it is.
         device: where the buffers live, as torch names it.
         now: clock in seconds, for leases.
     """
@@ -119,6 +140,7 @@ class Shard:
         rule: optim.Rule,
         consistency: Consistency,
         tensor_rules: Mapping[str, optim.Rule] | None = None,
+        exact: bool = True,
         device: str = "cpu",
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -128,6 +150,7 @@ class Shard:
         self.stamp = state.stamp
         self.restored_clock = state.stamp.clock
         self._tensor_rules = dict(tensor_rules or {})
+        self._exact = exact
         self._partition = partition
         self._device = torch.device(device)
         self._spans = {span.tensor: span for span in partition.shards[self.index]}
@@ -166,10 +189,13 @@ class Shard:
             self._partition.spec(name)
             if not 0.0 <= rate < math.inf:
                 raise InvalidArgument(f"must be finite and at least 0, got {rate!r}", field=f"rates[{name}]")
-        gradients: dict[str, torch.Tensor] = {}
+        gradients: dict[str, torch.Tensor | RowGradient] = {}
         nbytes = 0
         for name, gradient in push.gradients.items():
-            gradients[name] = self._check_gradient(name, gradient, finite=push.finite)
+            if isinstance(gradient, SparseRows):
+                gradients[name] = self._check_rows(name, gradient, finite=push.finite)
+            else:
+                gradients[name] = self._check_gradient(name, gradient, finite=push.finite)
             nbytes += gradient.nbytes
         return CheckedPush(push, gradients, nbytes)
 
@@ -304,12 +330,60 @@ class Shard:
         """
         return {dtype: values.cpu().numpy() for dtype, values in self._point(training=training).items()}
 
-    def note_pull(self, pusher: str | None) -> None:
+    def read_rows(self, wanted: Mapping[str, Array], *, training: bool = True) -> dict[str, Array]:
+        """Some rows of some tensors, and the other tensors whole. At the cost of what is read.
+
+        Args:
+            wanted: by tensor, row numbers in the whole tensor, int64, in any order.
+            training: as for `read`.
+
+        Returns:
+            Copies, by tensor: values of shape (n, width) for those in `wanted`, and 1-D the shard's span for others.
+
+        Raises:
+            NotFound, InvalidArgument: a tensor is not this shard's, or a row is not; nothing has changed.
+        """
+        for name, rows in wanted.items():
+            span, spec = self._span(name), self._partition.specs[name]
+            sparse.check_table(spec)
+            sparse.check_indices(spec, rows, *sparse.rows_of(span, spec.width))
+        found: dict[str, Array] = {}
+        for name, span in self._spans.items():
+            spec, rule = self._partition.specs[name], self._tensor_rules.get(name, self.rule)
+            flat = torch.empty(span.numel, dtype=getattr(torch, spec.dtype)) if name not in wanted else None
+            values = torch.empty((len(wanted.get(name, ())), spec.width), dtype=getattr(torch, spec.dtype))
+            for piece in self._pieces[name]:
+                if flat is not None:
+                    piece.catch_up()
+                    arrays = self._arrays_of(piece)
+                    at = slice(piece.span.start - span.start, piece.span.stop - span.start)
+                    flat[at] = rule.lookahead(arrays.pop("w"), arrays) if training else piece.w
+                else:
+                    first, stop = sparse.rows_of(piece.span, spec.width)
+                    chosen = np.flatnonzero((wanted[name] >= first) & (wanted[name] < stop))
+                    rows = wanted[name][chosen] - first
+                    if piece.table is not None:
+                        piece.table.catch_up(np.unique(rows))
+                    index = torch.from_numpy(rows).to(self._device)
+                    arrays = {
+                        slot: a.view(-1, spec.width).index_select(0, index)
+                        for slot, a in self._arrays_of(piece).items()
+                        if slot == "w" or rule.has_lookahead
+                    }
+                    w = arrays.pop("w")
+                    values[torch.from_numpy(chosen)] = (
+                        rule.lookahead(w, arrays) if training and rule.has_lookahead else w
+                    ).cpu()
+            found[name] = (values if flat is None else flat).numpy()
+        return found
+
+    def note_pull(self, pusher: str | None, nbytes: int | None = None) -> None:
         """Account for a pull; with delay compensation keep the parameters pulled, for the pusher's next push.
 
         Pullers of one clock share one kept copy.
         """
-        self._bytes_out += sum(buffers["w"].nbytes for buffers in self._buffers.values())
+        whole = sum(buffers["w"].nbytes for buffers in self._buffers.values())
+        self._bytes_out += whole if nbytes is None else nbytes
         if (
             pusher is None
             or not isinstance(self.consistency, Async)
@@ -324,6 +398,7 @@ class Shard:
 
     def state(self) -> ShardState:
         """Everything that a restart needs; on the CPU views of the live buffers."""
+        self._catch_up_rows()
         slots = ("w", *self.rule.slot_names)
         arrays: dict[str, dict[str, Array]] = {slot: {} for slot in slots}
         for span, dtype, offset in self._partition.layout(self.index):
@@ -378,7 +453,7 @@ class Shard:
                 piece = _Piece(Span(cut.tensor, cut.start, cut.stop), cut.updates, views.pop("w"), views)
                 self._pieces[span.tensor].append(piece)
 
-    def _check_gradient(self, name: str, gradient: Array, *, finite: bool) -> torch.Tensor:
+    def _span(self, name: str) -> Span:
         span = self._spans.get(name)
         if span is None:
             self._partition.spec(name)
@@ -387,6 +462,19 @@ class Shard:
                 field=name,
                 fix="send each shard its own spans",
             )
+        return span
+
+    def _check_rows(self, name: str, gradient: SparseRows, *, finite: bool) -> RowGradient:
+        span, spec = self._span(name), self._partition.specs[name]
+        first, stop = sparse.rows_of(span, spec.width)
+        found = sparse.checked(spec, gradient, first=first, stop=stop, finite=finite)
+        values = borrow(found.values)
+        if values.dtype is torch.float32 and spec.dtype == "float64":
+            values = values.double()
+        return RowGradient(found.indices, values.to(self._device))
+
+    def _check_gradient(self, name: str, gradient: Array, *, finite: bool) -> torch.Tensor:
+        span = self._span(name)
         dtype = self._partition.specs[name].dtype
         if str(gradient.dtype) not in GRADIENT_DTYPES[dtype]:
             raise InvalidArgument(
@@ -459,14 +547,19 @@ class Shard:
         self._round = {}
         pushes = [members[name] for name in sorted(members)]
         began = time.perf_counter()
-        gradients = self._compensated(checked) if len(pushes) == 1 else _mean(pushes)
+        gradients = self._compensated(checked) if len(pushes) == 1 else _mean(pushes, self._spans)
         for name, gradient in gradients.items():
             rule = self._tensor_rules.get(name, self.rule)
             lr = _mean_rate(pushes, name)
             for piece in self._pieces[name]:
-                begin = piece.span.start - self._spans[name].start
-                part = gradient[begin : begin + piece.span.numel]
-                rule.step_(piece.w, part, piece.slots, piece.updates + 1, lr=lr, lr_scale=decision.lr_scale)
+                if isinstance(gradient, RowGradient):
+                    self._step_rows(rule, piece, gradient, lr, decision.lr_scale)
+                else:
+                    piece.catch_up()
+                    begin = piece.span.start - self._spans[name].start
+                    part = gradient[begin : begin + piece.span.numel]
+                    t = piece.updates + 1
+                    rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=decision.lr_scale)
                 piece.updates += 1
         self._apply_seconds += time.perf_counter() - began
         before, self.stamp = self.stamp, Stamp(self.stamp.epoch, self.stamp.clock + 1)
@@ -476,14 +569,37 @@ class Shard:
             self._record(member.push, Receipt(Outcome.APPLIED, self.stamp, staleness, decision.reason))
         return self._pushers[checked.push.pusher].receipts[checked.push.seq]
 
+    def _step_rows(
+        self, rule: optim.Rule, piece: _Piece, gradient: RowGradient, lr: float | None, lr_scale: float
+    ) -> None:
+        """One update of a piece from the rows of a gradient that are in it."""
+        width = self._partition.specs[piece.span.tensor].width
+        if piece.table is None:
+            arrays = {slot: a.view(-1, width) for slot, a in self._arrays_of(piece).items()}
+            piece.table = Rows(rule, arrays, piece.updates, exact=self._exact)
+        part = sparse.within(gradient.rows, piece.span, width)
+        rows = gradient.rows[part] - sparse.rows_of(piece.span, width)[0]
+        piece.table.step_(rows, gradient.values[part], lr=lr, lr_scale=lr_scale)
+
+    @staticmethod
+    def _arrays_of(piece: _Piece) -> dict[str, torch.Tensor]:
+        return {"w": piece.w, **piece.slots}
+
+    def _catch_up_rows(self) -> None:
+        """Bring every row up to date."""
+        for pieces in self._pieces.values():
+            for piece in pieces:
+                piece.catch_up()
+
     def _point(self, *, training: bool) -> dict[str, torch.Tensor]:
+        self._catch_up_rows()
         point = {}
         for dtype, buffers in self._buffers.items():
             slots = {slot: buffer for slot, buffer in buffers.items() if slot != "w"}
             point[dtype] = self.rule.lookahead(buffers["w"], slots) if training else buffers["w"]
         return point
 
-    def _compensated(self, checked: CheckedPush) -> Mapping[str, torch.Tensor]:
+    def _compensated(self, checked: CheckedPush) -> Mapping[str, torch.Tensor | RowGradient]:
         """g + lambda*g*g*(w - w_pulled), where the job asks for it and the pulled parameters are known."""
         weight = self.consistency.delay_compensation if isinstance(self.consistency, Async) else 0.0
         stamp, pulled = self._pulled.get(checked.push.pusher, (None, {}))
@@ -495,31 +611,67 @@ class Shard:
             gradient = checked.gradients.get(span.tensor)
             if gradient is None:
                 continue
-            g = gradient.to(point[dtype].dtype)
-            drift = point[dtype][offset : offset + span.numel] - pulled[dtype][offset : offset + span.numel]
-            corrected = g + weight * g * g * drift
-            compensated[span.tensor] = torch.where(corrected.isfinite(), corrected, g)
+            now, then = (values[dtype][offset : offset + span.numel] for values in (point, pulled))
+            if isinstance(gradient, RowGradient):
+                width = self._partition.specs[span.tensor].width
+                own = torch.from_numpy(gradient.rows - sparse.rows_of(span, width)[0]).to(self._device)
+                now, then = (values.view(-1, width)[own] for values in (now, then))
+                corrected = _corrected(gradient.values, now - then, weight)
+                compensated[span.tensor] = RowGradient(gradient.rows, corrected)
+            else:
+                compensated[span.tensor] = _corrected(gradient, now - then, weight)
         return compensated
 
 
-def _mean(pushes: list[CheckedPush]) -> dict[str, torch.Tensor]:
+def _corrected(gradient: torch.Tensor, drift: torch.Tensor, weight: float) -> torch.Tensor:
+    """g + weight g^2 drift, and g where that is not finite."""
+    g = gradient.to(drift.dtype)
+    corrected = g + weight * g * g * drift
+    return torch.where(corrected.isfinite(), corrected, g)
+
+
+def _mean(pushes: list[CheckedPush], spans: Mapping[str, Span]) -> dict[str, torch.Tensor | RowGradient]:
     """The mean gradient of one push of every member, summed in the order of their names.
 
     A fixed order makes the mean independent of the order of arrival, bit for bit. A tensor that some
-    members left out counts as zero there.
+    members left out counts as zero there, and so does a row. If all members send a tensor by rows, so is its mean.
     """
-    total: dict[str, torch.Tensor] = {}
-    for checked in pushes:
-        for name, gradient in checked.gradients.items():
-            if name not in total:
-                total[name] = gradient.to(
-                    torch.float64 if gradient.dtype == torch.float64 else torch.float32, copy=True
-                )
-            else:
-                total[name].add_(gradient)
-    for gradient in total.values():
-        gradient.div_(len(pushes))
+    total: dict[str, torch.Tensor | RowGradient] = {}
+    for name in dict.fromkeys(name for checked in pushes for name in checked.gradients):
+        gradients = [checked.gradients[name] for checked in pushes if name in checked.gradients]
+        by_rows = [gradient for gradient in gradients if isinstance(gradient, RowGradient)]
+        if len(by_rows) == len(gradients):
+            rows = np.unique(np.concatenate([gradient.rows for gradient in by_rows]))
+            parts = [(np.searchsorted(rows, gradient.rows), gradient.values) for gradient in by_rows]
+            mean = _sum_rows(len(rows), parts).div_(len(pushes))
+            total[name] = RowGradient(rows, mean)
+            continue
+        mean = _dense(gradients[0], spans[name])
+        for gradient in gradients[1:]:
+            mean.add_(_dense(gradient, spans[name]) if isinstance(gradient, RowGradient) else gradient)
+        total[name] = mean.div_(len(pushes))
     return total
+
+
+def _dense(gradient: torch.Tensor | RowGradient, span: Span) -> torch.Tensor:
+    """A new dense gradient of at least single precision."""
+    if isinstance(gradient, RowGradient):
+        first, stop = sparse.rows_of(span, gradient.values.shape[1])
+        return _sum_rows(stop - first, [(gradient.rows - first, gradient.values)]).view(-1)
+    return gradient.to(_at_least_float32(gradient), copy=True)
+
+
+def _sum_rows(n: int, parts: list[tuple[Array, torch.Tensor]]) -> torch.Tensor:
+    """The sum, in order, of gradients that each name some of n rows, each row once."""
+    like = parts[0][1]
+    total = torch.zeros((n, like.shape[1]), dtype=_at_least_float32(like), device=like.device)
+    for rows, values in parts:
+        total.index_add_(0, torch.from_numpy(rows).to(like.device), values.to(total.dtype))
+    return total
+
+
+def _at_least_float32(gradient: torch.Tensor) -> torch.dtype:
+    return torch.float64 if gradient.dtype == torch.float64 else torch.float32
 
 
 def _mean_rate(pushes: list[CheckedPush], tensor: str) -> float | None:

@@ -55,9 +55,35 @@ class TensorSpec:
         return math.prod(self.shape)
 
     @property
+    def width(self) -> int:
+        """Elements of a row: of one index of the first dimension; a scalar counts as one row."""
+        return math.prod(self.shape[1:])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the parameter itself, without slots."""
         return self.numel * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseRows:
+    """A gradient that is zero but for some rows (a row: one index of the first dimension).
+
+    Attributes:
+        indices: int32 or int64, of shape (n,): the rows, in any order; rows named twice are summed.
+        values: their gradients, of shape (n, *tensor.shape[1:]).
+    """
+
+    indices: Array
+    values: Array
+
+    @property
+    def nbytes(self) -> int:
+        return self.indices.nbytes + self.values.nbytes
+
+
+Gradient = Array | SparseRows
+"""A gradient of a whole tensor, or of some of its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +136,9 @@ class Push:
         pusher: who pushes. (job, pusher, seq) names this push for ever.
         seq: the pusher's own counter, from 1, one more with each push.
         pulled: the shard's stamp that the gradient's parameters were pulled at.
-        gradients: by tensor, the shard's span of it, 1-D and contiguous. A tensor left out had no
-            gradient: it does not move, and its update count stays.
+        gradients: by tensor, the shard's span of it, 1-D and contiguous; or rows of it, by their numbers in the whole
+            tensor, with values of shape (n, width). A tensor left out had no gradient: it does not move, and its
+            update count stays.
         lr: rate for this push in place of the rule's own, or None.
         rates: by tensor, a rate in place of `lr`.
         finite: whoever received the gradients has seen that all values are finite.
@@ -121,7 +148,7 @@ class Push:
     pusher: str
     seq: int
     pulled: Stamp
-    gradients: Mapping[str, Array]
+    gradients: Mapping[str, Gradient]
     lr: float | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     session: str = ""

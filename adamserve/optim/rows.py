@@ -8,11 +8,11 @@ slots only decay, is one multiplication.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,6 @@ MAX_RUNS = 1 << 17
 """Runs of updates kept, at about 100 bytes each; then all rows are brought up to date, and it starts again."""
 
 _Function = Callable[..., None]
-_functions: dict[tuple[Rule, torch.dtype, torch.dtype], _Function | None] = {}
 
 
 class History:
@@ -112,7 +111,7 @@ class History:
             return math.ceil(math.log(REST * (1.0 - ratio) / growth) / math.log(ratio)), self._steady
         # Moves may grow for a while; they end when the slot itself is below the smallest number.
         info = np.finfo(self._dtype)
-        return math.ceil(math.log(float(info.tiny) / float(info.max)) / math.log(fade)), False
+        return math.ceil((math.log(info.tiny) - math.log(info.max)) / math.log(fade)), False
 
     def _grow(self) -> None:
         for name in ("first", "constants", "logs", "sums"):
@@ -296,20 +295,22 @@ def _pointer(array: np.ndarray[Any, Any] | None, skip: int = 0) -> int | None:
 
 def _function(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> _Function | None:
     """The compiled kernel, or None where there is no compiler."""
-    key = (rule, dtype, gradient)
-    if key not in _functions:
-        function = None
-        if os.environ.get("ADAMSERVE_KERNELS") != "eager":
-            with contextlib.suppress(build.BuildError):
-                source = emit.rows_source(program(rule, "step", DTYPES[dtype]), DTYPES[gradient])
-                function = getattr(library(source).library, emit.ROWS_ENTRY)
-                whole, pointer = ctypes.c_longlong, ctypes.c_void_p
-                function.restype = None
-                function.argtypes = [
-                    whole, whole, pointer, pointer, whole, whole, ctypes.c_int, whole,
-                    *[pointer] * (7 + 1 + len(rule.slot_names)),
-                ]  # fmt: skip
-        if len(_functions) >= 4096:
-            _functions.clear()
-        _functions[key] = function
-    return _functions[key]
+    if os.environ.get("ADAMSERVE_KERNELS") == "eager":
+        return None
+    source = _source(rule, dtype, gradient)
+    try:
+        function: _Function = getattr(library(source).library, emit.ROWS_ENTRY)
+    except build.BuildError:
+        return None
+    whole, pointer = ctypes.c_longlong, ctypes.c_void_p
+    function.restype = None  # type: ignore[attr-defined]
+    function.argtypes = [  # type: ignore[attr-defined]
+        whole, whole, pointer, pointer, whole, whole, ctypes.c_int, whole,
+        *[pointer] * (7 + 1 + len(rule.slot_names)),
+    ]  # fmt: skip
+    return function
+
+
+@lru_cache(maxsize=4096)
+def _source(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> str:
+    return emit.rows_source(program(rule, "step", DTYPES[dtype]), DTYPES[gradient])

@@ -96,6 +96,7 @@ class ShardActor:
             rule=rule,
             tensor_rules=tensor_rules,
             consistency=consistency.from_dict(config.consistency),
+            exact=config.sparse == "exact",
             device=self._device,
         )
         self._hosts[config.name] = ShardHost(parts, shard)
@@ -115,6 +116,22 @@ class ShardActor:
         deadline = Deadline.after(timeout_s)
         return self._host(job).pull(
             publish, deadline=deadline, pusher=pusher, training=training, at_least=at_least
+        )
+
+    @ray.method(concurrency_group="pull")
+    def pull_rows(
+        self,
+        job: str,
+        rows: Mapping[str, Array],
+        pusher: str | None,
+        training: bool,
+        at_least: int,
+        timeout_s: float,
+    ) -> tuple[Stamp, dict[str, Array]]:
+        """As `ShardHost.pull_rows`."""
+        deadline = Deadline.after(timeout_s)
+        return self._host(job).pull_rows(
+            rows, deadline=deadline, pusher=pusher, training=training, at_least=at_least
         )
 
     @ray.method(concurrency_group="control")

@@ -220,6 +220,7 @@ class Controller:
                 checkpoint_every_s=checkpoint_every_s,
                 extra=manifest.extra,
                 tensor_rules=manifest.tensor_rules,
+                sparse=manifest.sparse,
             )
             epoch = max(entry.stamp.epoch for entry in manifest.shards) + 1
             opened = [actor.open.remote(config, epoch, folder=newest) for actor in self._actors]
@@ -308,6 +309,7 @@ class Controller:
                         shards=tuple(entries),
                         extra=known.config.extra,
                         tensor_rules=known.config.tensor_rules,
+                        sparse=known.config.sparse,
                     ),
                 )
             except Exception:

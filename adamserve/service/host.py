@@ -91,19 +91,7 @@ class ShardHost:
             Unavailable: the clock, or the pusher's turn, did not come in time.
         """
         with self._changed:
-            if pusher is not None:
-                self._shard.renew(pusher, session)
-            while True:
-                reason = f"clock {at_least}, it is at {self._shard.stamp.clock}"
-                ready = self._shard.stamp.clock >= at_least
-                if ready and pusher is not None:
-                    decision = self._shard.may_start(pusher)
-                    ready, reason = decision.verdict is Verdict.APPLY, decision.reason
-                if ready:
-                    break
-                deadline.check(reason)
-                self._wait(deadline)
-            stamp = self._shard.stamp
+            stamp = self._await_turn(deadline, pusher, session, at_least)
             self._shard.note_pull(pusher)
             ahead = training and self._shard.rule.has_lookahead
             kept = self._published.get((publish, ahead))
@@ -111,6 +99,38 @@ class ShardHost:
                 kept = (stamp, publish(self._shard.read(training=ahead)))
                 self._published[publish, ahead] = kept
             return kept
+
+    def pull_rows(
+        self,
+        rows: Mapping[str, Array],
+        *,
+        deadline: Deadline,
+        pusher: str | None = None,
+        session: str = "",
+        training: bool = True,
+        at_least: int = 0,
+    ) -> tuple[Stamp, dict[str, Array]]:
+        """As `pull`, of some rows of some tensors and of the others whole; see `Shard.read_rows`."""
+        with self._changed:
+            stamp = self._await_turn(deadline, pusher, session, at_least)
+            found = self._shard.read_rows(rows, training=training)
+            self._shard.note_pull(pusher, sum(values.nbytes for values in found.values()))
+            return stamp, found
+
+    def _await_turn(self, deadline: Deadline, pusher: str | None, session: str, at_least: int) -> Stamp:
+        """Wait until a pull may be answered; returns the moment that it is answered from."""
+        if pusher is not None:
+            self._shard.renew(pusher, session)
+        while True:
+            reason = f"clock {at_least}, it is at {self._shard.stamp.clock}"
+            ready = self._shard.stamp.clock >= at_least
+            if ready and pusher is not None:
+                decision = self._shard.may_start(pusher)
+                ready, reason = decision.verdict is Verdict.APPLY, decision.reason
+            if ready:
+                return self._shard.stamp
+            deadline.check(reason)
+            self._wait(deadline)
 
     def join(self, pusher: str, *, lease_s: float, last_seq: int = 0, session: str = "") -> Joined:
         """As `Shard.join`."""
