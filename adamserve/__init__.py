@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adamserve.optimizer import RemoteOptimizer
     from adamserve.rpc.client import Client
     from adamserve.rpc.connect import AsyncClient, connect, connect_async
+    from adamserve.values import SparseRows
 
 __all__ = [
     "AdamServeError",
@@ -22,6 +23,7 @@ __all__ = [
     "Client",
     "RemoteOptimizer",
     "RolledBack",
+    "SparseRows",
     "__version__",
     "connect",
     "connect_async",
@@ -38,6 +40,10 @@ def __getattr__(name: str) -> Any:
         from adamserve import errors
 
         return getattr(errors, name)
+    if name == "SparseRows":
+        from adamserve.values import SparseRows
+
+        return SparseRows
     if name == "RemoteOptimizer":
         from adamserve.optimizer import RemoteOptimizer
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from adamserve.errors import InvalidArgument
 from adamserve.partition import BLOCK_BYTES
-from adamserve.values import GRADIENT_DTYPES, ITEM_BYTES, Array, Span, SparseRows, TensorSpec
+from adamserve.values import GRADIENT_DTYPES, ITEM_BYTES, Array, Gradient, Span, SparseRows, TensorSpec
 
 
 def as_rows(name: str, gradient: Any) -> SparseRows | None:
@@ -139,7 +139,39 @@ def within(rows: Array, span: Span, width: int) -> slice:
     return slice(int(low), int(high))
 
 
-def cut(gradient: SparseRows, span: Span) -> SparseRows:
-    """A span's part of a checked gradient; views."""
-    part = within(gradient.indices, span, gradient.values.shape[1])
-    return SparseRows(gradient.indices[part], gradient.values[part])
+class Wanted:
+    """Rows of one tensor that a pull asks for, and the array that they come back in.
+
+    Args:
+        spec: the tensor.
+        rows: their numbers, int32 or int64, in any order, also more than once.
+    """
+
+    def __init__(self, spec: TensorSpec, rows: Any) -> None:
+        total = check_table(spec)
+        named = check_indices(spec, np.asarray(rows), 0, total)
+        self._width = spec.width
+        self.rows, self._places = np.unique(named, return_inverse=True)
+        self._shape = (len(named), *spec.shape[1:])
+        self.values: Array = np.empty((len(self.rows), spec.width), spec.dtype)
+
+    def within(self, span: Span) -> Array:
+        """Those of a span, increasing."""
+        return self.rows[within(self.rows, span, self._width)]
+
+    def put(self, rows: Array, values: Array) -> int:
+        """Write what has come for some of the rows; returns the number of elements."""
+        self.values[np.searchsorted(self.rows, rows)] = values
+        return int(values.size)
+
+    def result(self) -> Array:
+        """The rows in the order in which they were asked for."""
+        return self.values[self._places].reshape(self._shape)
+
+
+def part(gradient: Gradient, span: Span) -> Gradient:
+    """A span's part of a gradient that is one run of elements, or checked rows; views."""
+    if not isinstance(gradient, SparseRows):
+        return gradient[span.start : span.stop]
+    own = within(gradient.indices, span, gradient.values.shape[1])
+    return SparseRows(gradient.indices[own], gradient.values[own])

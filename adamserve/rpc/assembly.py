@@ -9,7 +9,8 @@ import numpy as np
 from adamserve.errors import InvalidArgument, LimitExceeded, NotFound
 from adamserve.partition import Partition
 from adamserve.rpc import codec, wire
-from adamserve.values import Array
+from adamserve.sparse import check_table
+from adamserve.values import Array, Gradient, SparseRows
 
 RANGES = 65_536
 """Separate runs of one tensor that a push may arrive in."""
@@ -60,6 +61,7 @@ class Assembly:
         self._parameters = parameters
         self._arrays: dict[str, Array] = {}
         self._ranges: dict[str, list[tuple[int, int]]] = {}
+        self._rows: dict[str, list[tuple[Array, Array]]] = {}
 
     def add(self, chunk: wire.Chunk) -> None:
         """Check a chunk and copy it to its place.
@@ -76,17 +78,26 @@ class Assembly:
             raise NotFound(
                 f"shard {self._shard} owns no part of it", field=chunk.tensor, fix="ask the topology"
             )
+        if (chunk.rows is not None and chunk.tensor in self._arrays) or (
+            chunk.rows is None and chunk.tensor in self._rows
+        ):
+            raise InvalidArgument("comes by rows and by elements", field=chunk.tensor)
+        name = codec.encoding_name(chunk.encoding, field=chunk.tensor)
+        encoding = codec.ENCODINGS[name]
+        if spec.dtype not in encoding.gradients or (self._parameters and name != spec.dtype):
+            what = "parameter" if self._parameters else "gradient of a"
+            raise InvalidArgument(f"{name} for a {spec.dtype} {what}", field=chunk.tensor)
+        if chunk.rows is not None:
+            if self._parameters:
+                raise InvalidArgument("parameters come by elements, not by rows", field=chunk.tensor)
+            self._add_rows(chunk, check_table(spec), spec.width)
+            return
         begin, end = chunk.start, chunk.start + chunk.length
         if chunk.length < 0 or begin < span.start or end > span.stop:
             raise InvalidArgument(
                 f"elements {begin} to {end}, but the shard owns {span.start} to {span.stop}",
                 field=chunk.tensor,
             )
-        name = codec.encoding_name(chunk.encoding, field=chunk.tensor)
-        encoding = codec.ENCODINGS[name]
-        if spec.dtype not in encoding.gradients or (self._parameters and name != spec.dtype):
-            what = "parameter" if self._parameters else "gradient of a"
-            raise InvalidArgument(f"{name} for a {spec.dtype} {what}", field=chunk.tensor)
         dtype = "float64" if name == "float64" else "float32"
         array = self._arrays.get(chunk.tensor)
         if array is None:
@@ -96,14 +107,26 @@ class Assembly:
         self._note(chunk.tensor, begin, end)
         out = array[begin - span.start : end - span.start]
         codec.decode(chunk, out)
-        if not codec.finite(out):  # while it is in the cache
-            raise InvalidArgument(
-                f"elements {begin} to {end} hold NaN or infinity",
-                field=chunk.tensor,
-                fix="skip this batch, or clip the gradient",
+        _check_finite(chunk, out)  # while it is in the cache
+
+    def _add_rows(self, chunk: wire.Chunk, total: int, width: int) -> None:
+        parts = self._rows.setdefault(chunk.tensor, [])
+        parts.append(codec.decode_rows(chunk, width))
+        _check_finite(chunk, parts[-1][1])
+        if sum(len(rows) for rows, _ in parts) > total or len(parts) > RANGES:
+            raise LimitExceeded(
+                f"more rows than its {total}", field=chunk.tensor, fix="sum rows that are named twice"
             )
 
-    def finish(self) -> dict[str, Array]:
+    def gradients(self) -> dict[str, Gradient]:
+        """`arrays`, and the gradients that came by rows, in the order in which they came."""
+        gradients: dict[str, Gradient] = {**self.arrays()}
+        for name, parts in self._rows.items():
+            indices, values = zip(*parts, strict=True)
+            gradients[name] = SparseRows(np.concatenate(indices), np.concatenate(values))
+        return gradients
+
+    def arrays(self) -> dict[str, Array]:
         """The arrays, every element of each received once.
 
         Raises:
@@ -137,3 +160,11 @@ class Assembly:
         if len(ranges) >= RANGES:
             raise LimitExceeded(f"more than {RANGES} separate runs", field=tensor, fix="send larger chunks")
         ranges.append((begin, end))
+
+
+def _check_finite(chunk: wire.Chunk, values: Array) -> None:
+    if not codec.finite(values):
+        what = "rows" if chunk.rows is not None else f"elements {chunk.start} to {chunk.start + chunk.length}"
+        raise InvalidArgument(
+            f"{what} hold NaN or infinity", field=chunk.tensor, fix="skip this batch, or clip the gradient"
+        )

@@ -24,7 +24,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 import grpc
 import numpy as np
 
-from adamserve import optim
+from adamserve import optim, sparse
 from adamserve.errors import (
     InvalidArgument,
     LimitExceeded,
@@ -35,14 +35,17 @@ from adamserve.errors import (
 from adamserve.rpc import codec, wire
 from adamserve.rpc.link import Credentials, Feed, Link
 from adamserve.rpc.status import error_of
+from adamserve.rpc.target import Target
 from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
 from adamserve.values import (
     Array,
     Clocks,
     Deadline,
+    Gradient,
     JobReceipt,
     Outcome,
     Receipt,
+    SparseRows,
     Stamp,
     TensorSpec,
 )
@@ -171,6 +174,7 @@ class Client:
         *,
         consistency: str = "async",
         tensor_rules: Mapping[str, optim.Rule] | None = None,
+        sparse: str = "exact",
         checkpoint_every_s: float | None = None,
     ) -> bool:
         """Start the job from these parameters. Idempotent; the values of a job that exists are left as they are.
@@ -180,6 +184,7 @@ class Client:
             rule: how gradients become updates.
             consistency: "async", "bsp", or "ssp:S".
             tensor_rules: by tensor, a rule other than `rule`: of the same class and with the same slots.
+            sparse: "exact" or "lazy", what `SparseRows` do to the other rows: what a zero gradient would, or nothing.
             checkpoint_every_s: seconds between checkpoints; None takes the service's default.
 
         Returns:
@@ -206,6 +211,7 @@ class Client:
             tensor_rules_json={n: json.dumps(optim.to_dict(r)) for n, r in (tensor_rules or {}).items()},
             consistency=consistency,
             checkpoint_every_s=checkpoint_every_s or 0.0,
+            sparse=sparse,
         )
 
         def messages() -> Iterator[bytes]:
@@ -222,13 +228,20 @@ class Client:
         return control_pb2.CreateJobResponse.FromString(answer).created
 
     def pull(
-        self, *, into: Mapping[str, Array] | None = None, training: bool = True, at_least: int = 0
+        self,
+        *,
+        into: Mapping[str, Array] | None = None,
+        rows: Mapping[str, Array] | None = None,
+        training: bool = True,
+        at_least: int = 0,
     ) -> tuple[Mapping[str, Array], Clocks]:
         """Fetch the parameters. Returns when every shard has answered; pushes made earlier go first.
 
         Args:
             into: writable contiguous arrays by tensor, of the tensors' shapes and dtypes, to fill. Without it new ones
                 are made. After an error they may hold anything.
+            rows: by tensor, the numbers of the rows wanted; only those travel, and come back in this order as an array
+                of shape (n, *shape[1:]), never in `into`. Other tensors come whole.
             training: the point where gradients are to be taken rather than w; ssp may hold the call back.
             at_least: wait until every shard's clock has come this far.
 
@@ -241,17 +254,18 @@ class Client:
         """
         deadline = Deadline.after(self._timeout_s)
         self._open(deadline, join=training)
-        arrays, flat = self._targets(into)
-        request = self._pull_request(training=training, at_least=at_least)
-        fetch = partial(self._pull_one, request=request, flat=flat, deadline=deadline)
+        target = self._target(into, rows)
+        fetch = partial(
+            self._pull_one, training=training, at_least=at_least, target=target, deadline=deadline
+        )
         stamps = self._everywhere(fetch)
         self.raise_lost()
-        return arrays, Clocks(stamps)
+        return target.result(), Clocks(stamps)
 
     @overload
     def push(
         self,
-        gradients: Mapping[str, Array],
+        gradients: Mapping[str, Gradient],
         clock: Clocks,
         *,
         lr: float | None = None,
@@ -261,7 +275,7 @@ class Client:
     @overload
     def push(
         self,
-        gradients: Mapping[str, Array],
+        gradients: Mapping[str, Gradient],
         clock: Clocks,
         *,
         lr: float | None = None,
@@ -270,7 +284,7 @@ class Client:
     ) -> PushHandle: ...
     def push(
         self,
-        gradients: Mapping[str, Array],
+        gradients: Mapping[str, Gradient],
         clock: Clocks,
         *,
         lr: float | None = None,
@@ -280,7 +294,8 @@ class Client:
         """Send gradients to the shards that own them.
 
         Args:
-            gradients: by tensor, of the tensor's shape, float32 or float64; a tensor left out had no gradient.
+            gradients: by tensor, of the tensor's shape, float32 or float64, or `SparseRows` (also torch.sparse_coo and
+                scipy matrices); a tensor left out had no gradient.
             clock: what the pull returned.
             lr: rate for this push in place of the rule's.
             rates: by tensor, a rate in place of `lr` and the rule's.
@@ -299,20 +314,21 @@ class Client:
 
     def push_pull(
         self,
-        gradients: Mapping[str, Array],
+        gradients: Mapping[str, Gradient],
         clock: Clocks,
         *,
         into: Mapping[str, Array] | None = None,
+        rows: Mapping[str, Array] | None = None,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
     ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
         """`push`, then `pull`, in one exchange with each shard."""
         flat = self._gradients(gradients, copy=False)
-        arrays = into if into is not None else self._empty()
-        feed, stamps, calls = self._opened(clock, into=arrays, pull=True)
+        target = self._target(into, rows)
+        feed, stamps, calls = self._opened(clock, target=target)
         receipt = self._complete(feed, calls, flat, lr, rates, wait=True).result()
         self.raise_lost()
-        return receipt, arrays, Clocks(stamps)
+        return receipt, target.result(), Clocks(stamps)
 
     def report(self, loss: float) -> None:
         """Report a batch's training loss; it feeds the convergence metrics."""
@@ -374,13 +390,13 @@ class Client:
         Returns:
             The feed, and the stamps of that pull once the push is settled.
         """
-        feed, stamps, calls = self._opened(clock, into=into, pull=pull)
+        feed, stamps, calls = self._opened(clock, target=self._target(into, None) if pull else None)
         feed.futures = [shard.thread.submit(call) for shard, call in zip(self._shards, calls, strict=True)]
         self._release_after(feed)
         return feed, stamps
 
     def _opened(
-        self, clock: Clocks, *, into: Mapping[str, Array] | None = None, pull: bool = False
+        self, clock: Clocks, *, target: Target | None = None
     ) -> tuple[Feed, list[Stamp], list[Callable[[], Receipt]]]:
         """A push with its seq and its place among those under way; and each shard's call, not made yet."""
         deadline = Deadline.after(self._timeout_s)
@@ -392,7 +408,6 @@ class Client:
                 fix="give what pull returned",
             )
         self._settle_earlier(deadline)
-        flat = self._targets(into)[1] if pull else {}
         if not self._in_flight.acquire(timeout=deadline.remaining()):
             raise Unavailable(f"{self._max_in_flight} pushes are still under way", field="max_in_flight")
         self._seq += 1
@@ -408,7 +423,7 @@ class Client:
                 pulled=types_pb2.Stamp(epoch=stamp.epoch, clock=stamp.clock),
             )
             head = shard_pb2.PushRequest(start=start).SerializeToString()
-            call = partial(self._push_pull_one, flat=flat, stamps=stamps) if pull else self._push_one
+            call = partial(self._push_pull_one, target=target, stamps=stamps) if target else self._push_one
             calls.append(partial(call, shard, feed, head, deadline))
         return feed, stamps, calls
 
@@ -416,7 +431,7 @@ class Client:
         self,
         feed: Feed,
         calls: list[Callable[[], Receipt]],
-        flat: Mapping[str, Array],
+        flat: Mapping[str, Gradient],
         lr: float | None,
         rates: Mapping[str, float] | None,
         *,
@@ -424,7 +439,9 @@ class Client:
     ) -> PushHandle:
         """Make a push of gradients that are all here; where the caller waits, the last shard's call is its own."""
         for name, values in flat.items():
-            feed.add(name, self._with_residual(name, values) if self._wire == "int8" else values)
+            if self._wire == "int8" and not isinstance(values, SparseRows):
+                values = self._with_residual(name, values)
+            feed.add(name, values)
         feed.end(_commit(lr, rates))
         own = len(calls) - 1 if wait and all(handle.done() for handle in self._pending) else len(calls)
         feed.futures = [
@@ -495,10 +512,11 @@ class Client:
         head: bytes,
         deadline: Deadline,
         *,
-        flat: Mapping[str, Array],
+        target: Target,
         stamps: list[Stamp],
     ) -> Receipt:
-        request = shard_pb2.PushPullRequest(pull=self._pull_request(training=True, at_least=0))
+        asked = self._pull_request(shard, target, training=True, at_least=0)
+        request = shard_pb2.PushPullRequest(pull=asked)
         pull = request.SerializeToString()
 
         def attempt(timeout: float) -> Receipt:
@@ -506,7 +524,7 @@ class Client:
             messages = (b"".join([pull, *message] if i == 0 else message) for i, message in enumerate(pushed))
             answers = shard.push_pull(messages, timeout=timeout, metadata=self._credentials.metadata)
             first = shard_pb2.PushPullResponse.FromString(next(answers))
-            stamps[shard.index] = self._take(shard, (wire.inside(answer, 2)[0] for answer in answers), flat)
+            stamps[shard.index] = self._take(shard, (wire.inside(answer, 2)[0] for answer in answers), target)
             return _receipt(first.push)
 
         receipt: Receipt = self._retrying(attempt, deadline, shard, feed)
@@ -517,9 +535,14 @@ class Client:
         message: list[bytes | memoryview] = [head]
         size = 0
         for span, values in feed.parts(shard):
-            spec = self._specs[span.tensor]
-            name = self._wire if spec.dtype == "float32" else str(values.dtype)
-            for parts in codec.encode(span.tensor, values, span.start, name):
+            name = self._wire if self._specs[span.tensor].dtype == "float32" else str(_dtype(values))
+            if isinstance(values, SparseRows):
+                # int8 needs the error of the last gradient of the same rows.
+                name = "float32" if name == "int8" else name
+                fields = codec.encode_rows(span.tensor, values.indices, values.values, name)
+            else:
+                fields = codec.encode(span.tensor, values, span.start, name)
+            for parts in fields:
                 message += parts
                 size += sum(map(len, parts))
                 if size >= codec.CHUNK_BYTES:
@@ -559,18 +582,23 @@ class Client:
         self._join(deadline, self._seq)
         self._resync = False
 
-    def _gradients(self, gradients: Mapping[str, Array], *, copy: bool) -> dict[str, Array]:
+    def _gradients(self, gradients: Mapping[str, Gradient], *, copy: bool) -> dict[str, Gradient]:
         """Every gradient as one contiguous run, all of them checked before anything is sent."""
         self._open(Deadline.after(self._timeout_s), join=True)
         return {name: self.gradient(name, gradient, copy=copy) for name, gradient in gradients.items()}
 
-    def gradient(self, name: str, gradient: Array, *, copy: bool) -> Array:
-        """A gradient as one contiguous run, checked before anything is sent."""
+    def gradient(self, name: str, gradient: Gradient, *, copy: bool) -> Gradient:
+        """A gradient as one contiguous run, or as increasing rows; checked before anything is sent."""
         spec = self._specs.get(name)
         if spec is None:
             raise NotFound(
                 "the job has no such tensor", field=name, fix=f"it has {', '.join([*self._specs][:5])}"
             )
+        rows = sparse.as_rows(name, gradient)
+        if rows is not None:
+            found = sparse.checked(spec, rows)
+            values = found.values if found.values.dtype != np.float16 else found.values.astype(np.float32)
+            return SparseRows(found.indices, values.copy() if copy else values)
         gradient = np.asarray(gradient)
         if gradient.shape != spec.shape:
             raise InvalidArgument(f"a gradient of shape {gradient.shape} for {spec.shape}", field=name)
@@ -607,7 +635,9 @@ class Client:
 
     # ---- pulls
 
-    def _pull_request(self, *, training: bool, at_least: int) -> shard_pb2.PullRequest:
+    def _pull_request(
+        self, shard: Link, target: Target, *, training: bool, at_least: int
+    ) -> shard_pb2.PullRequest:
         narrow = self._wire if self._wire in ("bfloat16", "float16") else "float32"
         return shard_pb2.PullRequest(
             job=self.job,
@@ -616,21 +646,27 @@ class Client:
             training=training,
             at_least=at_least,
             encoding=codec.ENCODINGS[narrow].number,  # type: ignore[arg-type]
+            rows=[
+                shard_pb2.RowSet(tensor=span.tensor, rows=numbers.astype("<u4").tobytes())
+                for span, numbers in target.asked(shard.spans)
+            ],
         )
 
     def _pull_one(
         self,
         shard: Link,
         *,
-        request: shard_pb2.PullRequest,
-        flat: Mapping[str, Array],
+        training: bool,
+        at_least: int,
+        target: Target,
         deadline: Deadline,
     ) -> Stamp:
+        request = self._pull_request(shard, target, training=training, at_least=at_least)
         message = request.SerializeToString()
 
         def attempt(timeout: float) -> Stamp:
             return self._take(
-                shard, shard.pull(message, timeout=timeout, metadata=self._credentials.metadata), flat
+                shard, shard.pull(message, timeout=timeout, metadata=self._credentials.metadata), target
             )
 
         stamp: Stamp = self._retrying(attempt, deadline, shard)
@@ -639,38 +675,26 @@ class Client:
         self._see(shard, stamp)
         return stamp
 
-    def _take(self, shard: Link, messages: Iterator[Any], flat: Mapping[str, Array]) -> Stamp:
+    def _take(self, shard: Link, messages: Iterator[Any], target: Target) -> Stamp:
         """Write a pull's chunks to their places; all of the shard's elements, or an error."""
         stamp: Stamp | None = None
-        missing = sum(span.numel for span in shard.spans)
+        missing = target.expected(shard.spans)
         for message in messages:
             rest, chunks = wire.split(message)
             if stamp is None:
                 found = shard_pb2.PullResponse.FromString(rest).stamp
                 stamp = Stamp(found.epoch, found.clock)
             for chunk in chunks:
-                codec.decode(chunk, flat[chunk.tensor][chunk.start : chunk.start + chunk.length])
-                missing -= chunk.length
+                missing -= target.put(chunk)
         if stamp is None or missing:
             raise Unavailable(f"shard {shard.index} sent {missing} elements too few")
         return stamp
 
-    def _targets(self, into: Mapping[str, Array] | None) -> tuple[Mapping[str, Array], dict[str, Array]]:
+    def _target(self, into: Mapping[str, Array] | None, rows: Mapping[str, Array] | None) -> Target:
         self._open(Deadline.after(self._timeout_s))
-        if into is None:
-            into = self._empty()
-        for name, spec in self._specs.items():
-            array = into.get(name)
-            if array is None or array.shape != spec.shape or array.dtype != spec.dtype:
-                raise InvalidArgument(f"needs an array of {spec.dtype} {spec.shape}", field=name)
-            if not (array.flags.c_contiguous and array.flags.writeable):
-                raise InvalidArgument("is not writable and contiguous", field=name)
-        return into, {name: into[name].reshape(-1) for name in self._specs}
+        return Target(self._specs, into, rows or {})
 
     # ---- shards, seen and lost
-
-    def _empty(self) -> dict[str, Array]:
-        return {spec.name: np.empty(spec.shape, spec.dtype) for spec in self._specs.values()}
 
     def _open(self, deadline: Deadline, *, join: bool = False) -> None:
         """Learn where the shards are, and join them, the first time."""
@@ -805,6 +829,10 @@ class Client:
                     self._refresh(Deadline.after(min(5.0, deadline.remaining())))
                 except (Unavailable, NotFound, LimitExceeded):
                     continue  # the service is away too
+
+
+def _dtype(gradient: Gradient) -> np.dtype[Any]:
+    return gradient.values.dtype if isinstance(gradient, SparseRows) else gradient.dtype
 
 
 def _commit(lr: float | None, rates: Mapping[str, float] | None) -> bytes:

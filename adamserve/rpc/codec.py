@@ -152,6 +152,48 @@ def encode(tensor: str, values: Array, start: int, name: str) -> Iterator[list[b
         yield [head, data]
 
 
+def encode_rows(
+    tensor: str, rows: Array, values: Array, name: str
+) -> Iterator[list[bytes | memoryview]]:
+    """Some rows of a tensor as chunks, at least one; each is the parts of one field of a message.
+
+    Args:
+        tensor: its name.
+        rows: their numbers in the tensor, of shape (n,), below 2^32.
+        values: of shape (n, width), contiguous; float32 or float64.
+        name: an encoding's.
+    """
+    encoding = ENCODINGS[name]
+    grain = max(1, CHUNK_BYTES // (values.shape[1] * encoding.itemsize + 4))
+    for begin in range(0, max(1, len(rows)), grain):
+        numbers = rows[begin : begin + grain].astype("<u4").tobytes()
+        part = values[begin : begin + grain].reshape(-1)
+        data = items_of(part, name)
+        total = sum32(data) + sum32(numbers) & 0xFFFF_FFFF
+        tail = wire.chunk_rows(numbers)
+        head = wire.chunk_head(tensor, 0, part.size, encoding.number, total, len(data), len(tail))
+        yield [head, data, tail]
+
+
+def decode_rows(chunk: wire.Chunk, width: int) -> tuple[Array, Array]:
+    """Check a chunk of rows; returns their numbers, int64, and their values of shape (n, width), float32 or float64.
+
+    Raises:
+        InvalidArgument: as `decode`; or the number of rows does not fit.
+    """
+    data = chunk.rows or b""
+    if len(data) % 4 or chunk.length != len(data) // 4 * width or chunk.start:
+        raise InvalidArgument(
+            f"{len(data)} bytes of row numbers for {chunk.length} elements from {chunk.start}",
+            field=chunk.tensor,
+            fix=f"4 bytes a row, {width} elements a row, start 0",
+        )
+    dtype = "float64" if chunk.encoding == ENCODINGS["float64"].number else "float32"
+    values = np.empty((len(data) // 4, width), dtype)
+    decode(chunk, values.reshape(-1))
+    return np.frombuffer(data, "<u4").astype(np.int64), values
+
+
 def items_of(part: Array, name: str) -> memoryview:
     """The bytes of a run of elements in an encoding; a view where nothing changes."""
     encoding = ENCODINGS[name]
@@ -178,7 +220,8 @@ def decode(chunk: wire.Chunk, out: Array) -> None:
             f"{chunk.length} elements of {name} take {expected} bytes, got {len(chunk.data)}",
             field=chunk.tensor,
         )
-    if sum32(chunk.data) != chunk.sum32:
+    rows = 0 if chunk.rows is None else sum32(chunk.rows)
+    if sum32(chunk.data) + rows & 0xFFFF_FFFF != chunk.sum32:
         raise InvalidArgument(
             f"the checksum of elements {chunk.start} to {chunk.start + chunk.length} does not fit",
             field=chunk.tensor,

@@ -94,7 +94,7 @@ class ControlServicer:
                     raise InvalidArgument("only chunks follow the first message", field="start")
                 for chunk in chunks:
                     assembly.add(chunk)
-        arrays = assembly.finish()
+        arrays = assembly.arrays()
         for spec in config.tensors:
             if spec.numel and spec.name not in arrays:
                 raise InvalidArgument("its initial values are missing", field=spec.name)
@@ -220,6 +220,7 @@ class ControlServicer:
             rule=optim.to_dict(rule),
             consistency=consistency.to_dict(consistency.parse(spec.consistency or "async")),
             tensor_rules={name: optim.to_dict(other) for name, other in sorted(others.items())},
+            sparse=spec.sparse or "exact",
             checkpoint_every_s=spec.checkpoint_every_s or CHECKPOINT_EVERY_S,
         )
 
@@ -262,6 +263,7 @@ def _job_spec(config: JobConfig) -> control_pb2.JobSpec:
         tensor_rules_json={name: json.dumps(rule) for name, rule in config.tensor_rules.items()},
         consistency=str(mode),
         checkpoint_every_s=config.checkpoint_every_s or 0.0,
+        sparse=config.sparse,
     )
 
 

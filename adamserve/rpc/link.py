@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-import numpy as np
 
+from adamserve import sparse
 from adamserve.v1 import types_pb2
-from adamserve.values import Array, Clocks, Deadline, Receipt, Span, Stamp
+from adamserve.values import Clocks, Deadline, Gradient, Receipt, Span, Stamp
 
 SMALL_BYTES = 1 << 18
 """A push of no more than this goes as one message, which gRPC handles as a plain call."""
@@ -72,16 +72,16 @@ class Feed:
     def __init__(self, clock: Clocks, deadline: Deadline) -> None:
         self.clock = clock
         self._deadline = deadline
-        self.arrays: dict[str, Array] = {}
+        self.gradients: dict[str, Gradient] = {}
         self.futures: list[Future[Receipt]] = []
         self.tail: bytes | None = None
         self.aborted = False
         self._changed = threading.Condition()
 
-    def add(self, name: str, values: Array) -> None:
-        """One tensor's gradient, 1-D; it stays as it is until the push is over."""
+    def add(self, name: str, gradient: Gradient) -> None:
+        """One tensor's gradient, 1-D or checked rows; it stays as it is until the push is over."""
         with self._changed:
-            self.arrays[name] = values
+            self.gradients[name] = gradient
             self._changed.notify_all()
 
     def end(self, tail: bytes | None) -> None:
@@ -90,23 +90,23 @@ class Feed:
             self.tail, self.aborted = tail, self.aborted or tail is None
             self._changed.notify_all()
 
-    def parts(self, shard: Link) -> Iterator[tuple[Span, Array]]:
+    def parts(self, shard: Link) -> Iterator[tuple[Span, Gradient]]:
         """A shard's spans of the gradients, each when it is known, until the end."""
         spans = {span.tensor: span for span in shard.spans}
         done = 0
         while True:
             with self._changed:
-                while self.tail is None and not self.aborted and len(self.arrays) == done:
+                while self.tail is None and not self.aborted and len(self.gradients) == done:
                     self.aborted = not self._changed.wait(self._deadline.remaining())
                 if self.aborted:
                     return  # without a commit, nothing is applied
-                fresh = list(self.arrays.items())[done:]
+                fresh = list(self.gradients.items())[done:]
                 ended = self.tail is not None
             done += len(fresh)
-            for name, values in fresh:
+            for name, gradient in fresh:
                 span = spans.get(name)
                 if span is not None:
-                    yield span, values[span.start : span.stop]
+                    yield span, sparse.part(gradient, span)
             if ended:
                 return
 
@@ -114,11 +114,8 @@ class Feed:
         """Whether everything for a shard is here and fits one message."""
         if self.tail is None:
             return False
-        owned = (self.arrays.get(span.tensor, _NOTHING)[span.start : span.stop] for span in shard.spans)
-        return sum(part.nbytes for part in owned) <= SMALL_BYTES
-
-
-_NOTHING: Array = np.empty(0, np.float32)
+        owned = (span for span in shard.spans if span.tensor in self.gradients)
+        return sum(sparse.part(self.gradients[span.tensor], span).nbytes for span in owned) <= SMALL_BYTES
 
 
 class Link:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import grpc
+import numpy as np
 import ray
 
 from adamserve.errors import InvalidArgument
@@ -18,6 +19,7 @@ from adamserve.rpc.assembly import Assembly, Buffers
 from adamserve.rpc.endpoint import Endpoint, Stalls, answers, deadline_of, parse, serve, streams
 from adamserve.rpc.security import Security, is_loopback
 from adamserve.service.actors import Hosts
+from adamserve.service.host import ShardHost
 from adamserve.v1 import shard_pb2, types_pb2
 from adamserve.values import Array, Outcome, Push, Receipt, Stamp
 
@@ -116,7 +118,7 @@ class ShardServicer:
             start.pusher,
             start.seq,
             pulled,
-            assembly.finish(),
+            assembly.gradients(),
             commit.lr if commit.HasField("lr") else None,
             # A rate for a tensor of another shard is that shard's to check.
             dict(commit.rates),
@@ -136,30 +138,56 @@ class ShardServicer:
         name = codec.encoding_name(request.encoding or codec.ENCODINGS["float32"].number, field="encoding")
         if "float32" not in codec.ENCODINGS[name].parameters:
             raise InvalidArgument(f"parameters do not travel as {name}", field="encoding")
-        stamp, flat = host.pull(
-            _PUBLISH[name],
-            deadline=deadline_of(context, self._limits),
-            pusher=request.pusher or None,
-            session=request.session,
-            training=request.training,
-            at_least=request.at_least,
-        )
+        options = {
+            "deadline": deadline_of(context, self._limits),
+            "pusher": request.pusher or None,
+            "session": request.session,
+            "training": request.training,
+            "at_least": request.at_least,
+        }
+        if request.rows:
+            wanted = {part.tensor: _numbers(part) for part in request.rows}
+            stamp, found = host.pull_rows(wanted, **options)
+            fields = _chunks_of_rows(host, wanted, found, name)
+        else:
+            stamp, flat = host.pull(_PUBLISH[name], **options)
+            fields = _chunks(host, flat, name)
         first = shard_pb2.PullResponse(stamp=types_pb2.Stamp(epoch=stamp.epoch, clock=stamp.clock))
         head: list[bytes | memoryview] = [first.SerializeToString()]
         with self.stalls.watching(context) as moved:
-            # Small tensors share a message.
-            for span, dtype, offset in host.partition.layout(host.index):
-                values = flat[dtype][offset : offset + span.numel]
-                for parts in codec.encode(
-                    span.tensor, values, span.start, name if dtype == "float32" else dtype
-                ):
-                    head += parts
-                    if sum(map(len, head)) >= codec.CHUNK_BYTES:
-                        yield head
-                        moved()
-                        head = []
+            for parts in fields:  # small tensors share a message
+                head += parts
+                if sum(map(len, head)) >= codec.CHUNK_BYTES:
+                    yield head
+                    moved()
+                    head = []
             if head:
                 yield head
+
+
+def _numbers(part: shard_pb2.RowSet) -> Array:
+    if len(part.rows) % 4:
+        raise InvalidArgument(f"{len(part.rows)} bytes of row numbers", field=part.tensor, fix="4 bytes a row")
+    return np.frombuffer(part.rows, "<u4").astype(np.int64)
+
+
+def _chunks(host: ShardHost, flat: Mapping[str, Array], name: str) -> Iterator[list[bytes | memoryview]]:
+    """A shard's parameters, flat by dtype, as chunks."""
+    for span, dtype, offset in host.partition.layout(host.index):
+        values = flat[dtype][offset : offset + span.numel]
+        yield from codec.encode(span.tensor, values, span.start, name if dtype == "float32" else dtype)
+
+
+def _chunks_of_rows(
+    host: ShardHost, wanted: Mapping[str, Array], found: Mapping[str, Array], name: str
+) -> Iterator[list[bytes | memoryview]]:
+    """What `ShardHost.pull_rows` found, as chunks."""
+    for span, dtype, _ in host.partition.layout(host.index):
+        encoding, values = name if dtype == "float32" else dtype, found[span.tensor]
+        if span.tensor in wanted:
+            yield from codec.encode_rows(span.tensor, wanted[span.tensor], values, encoding)
+        else:
+            yield from codec.encode(span.tensor, values, span.start, encoding)
 
 
 def _publisher(name: str) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:

@@ -29,10 +29,16 @@ class Chunk:
     encoding: int
     sum32: int
     data: memoryview
+    rows: memoryview | None = None
 
 
-def chunk_head(tensor: str, start: int, length: int, encoding: int, sum32: int, nbytes: int) -> bytes:
-    """What stands before a chunk's data in a message: the tag and length of the chunk, and its other fields."""
+def chunk_head(
+    tensor: str, start: int, length: int, encoding: int, sum32: int, nbytes: int, after: int = 0
+) -> bytes:
+    """What stands before a chunk's data in a message: the tag and length of the chunk, and its other fields.
+
+    `after` bytes follow the data, such as `chunk_rows`.
+    """
     name = tensor.encode()
     fields = b"".join(
         (
@@ -44,7 +50,12 @@ def chunk_head(tensor: str, start: int, length: int, encoding: int, sum32: int, 
             b"\x32", varint(nbytes),
         )
     )  # fmt: skip
-    return b"\x12" + varint(len(fields) + nbytes) + fields
+    return b"\x12" + varint(len(fields) + nbytes + after) + fields
+
+
+def chunk_rows(rows: bytes) -> bytes:
+    """The field `rows` of a chunk."""
+    return text(7, rows)
 
 
 def embedded(field: int, parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
@@ -107,13 +118,15 @@ def varint(value: int) -> bytes:
 
 def _chunk(view: memoryview) -> Chunk:
     numbers = {2: 0, 3: 0, 4: 0, 5: 0}
-    tensor, data = b"", view[:0]
+    tensor, data, rows = b"", view[:0], None
     for number, kind, value, whole in _fields(view):
         match number, kind:
             case 1, 2:
                 tensor = bytes(value)
             case 6, 2:
                 data = value
+            case 7, 2:
+                rows = value
             case 2 | 3 | 4, 0:
                 numbers[number] = _varint(whole, _varint(whole, 0)[1])[0]
             case 5, 5:
@@ -123,7 +136,7 @@ def _chunk(view: memoryview) -> Chunk:
     except UnicodeDecodeError:
         raise InvalidArgument("a chunk's tensor name is not UTF-8", field="chunks.tensor") from None
     start, length = (n - (1 << 64) if n >> 63 else n for n in (numbers[2], numbers[3]))
-    return Chunk(name, start, length, numbers[4], numbers[5], data)
+    return Chunk(name, start, length, numbers[4], numbers[5], data, rows)
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:

@@ -16,6 +16,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, RayActorError, RayTaskError
 
+from adamserve import sparse
 from adamserve.config import JobConfig
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.optim import all_finite
@@ -27,11 +28,13 @@ from adamserve.values import (
     Array,
     Clocks,
     Deadline,
+    Gradient,
     JobReceipt,
     Joined,
     Outcome,
     Push,
     Receipt,
+    SparseRows,
     Stamp,
 )
 
@@ -103,13 +106,20 @@ class ClusterClient:
         return self._seq
 
     def pull(
-        self, *, into: Mapping[str, Array] | None = None, training: bool = True, at_least: int = 0
+        self,
+        *,
+        into: Mapping[str, Array] | None = None,
+        rows: Mapping[str, Array] | None = None,
+        training: bool = True,
+        at_least: int = 0,
     ) -> tuple[Mapping[str, Array], Clocks]:
         """Fetch the parameters. Returns when every shard has answered.
 
         Args:
             into: writable arrays by tensor, of the tensors' shapes, to fill: one copy, from the object store.
                 Without it new arrays are made.
+            rows: by tensor, the numbers of the rows wanted; only those travel, and come back in this order as an array
+                of shape (n, *shape[1:]), never in `into`. Other tensors come whole.
             training: the point where gradients are to be taken rather than w; ssp may hold the call back.
             at_least: wait until every shard's clock has come this far.
 
@@ -121,6 +131,8 @@ class ClusterClient:
         """
         deadline = Deadline.after(self._timeout_s)
         pusher = self._pusher if training else None
+        if rows:
+            return self._pull_rows(into or {}, rows, deadline, pusher, training, at_least)
         if into is None:
             into = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self._partition.tensors}
         flat = {name: array.reshape(-1) for name, array in into.items()}
@@ -133,12 +145,46 @@ class ClusterClient:
             stamps.append(stamp)
         return into, Clocks(stamps)
 
-    def push(self, gradients: Mapping[str, Array], clock: Clocks, *, lr: float | None = None) -> JobReceipt:
+    def _pull_rows(
+        self,
+        into: Mapping[str, Array],
+        rows: Mapping[str, Array],
+        deadline: Deadline,
+        pusher: str | None,
+        training: bool,
+        at_least: int,
+    ) -> tuple[Mapping[str, Array], Clocks]:
+        wanted = {name: sparse.Wanted(self._partition.spec(name), numbers) for name, numbers in rows.items()}
+        whole = {
+            spec.name: into[spec.name] if spec.name in into else np.empty(spec.shape, spec.dtype)
+            for spec in self._partition.tensors
+            if spec.name not in wanted
+        }
+        asked = [
+            {span.tensor: wanted[span.tensor].within(span) for span in spans if span.tensor in wanted}
+            for spans in self._partition.shards
+        ]
+
+        def fetch(shard: int, timeout_s: float) -> Any:
+            actor = self._actor(shard)
+            return actor.pull_rows.remote(self._job, asked[shard], pusher, training, at_least, timeout_s)
+
+        stamps = []
+        for shard, (stamp, found) in enumerate(self._everywhere(fetch, deadline)):
+            for span in self._partition.shards[shard]:
+                if span.tensor in wanted:
+                    wanted[span.tensor].put(asked[shard][span.tensor], found[span.tensor])
+                else:
+                    whole[span.tensor].reshape(-1)[span.start : span.stop] = found[span.tensor]
+            stamps.append(stamp)
+        return {**whole, **{name: rows.result() for name, rows in wanted.items()}}, Clocks(stamps)
+
+    def push(self, gradients: Mapping[str, Gradient], clock: Clocks, *, lr: float | None = None) -> JobReceipt:
         """Send gradients to the shards that own them. Returns when every shard has answered.
 
         Args:
-            gradients: by tensor, of the tensor's shape; a tensor left out had no gradient. They are copied
-                once, into Ray's object store, before this returns.
+            gradients: by tensor, of the tensor's shape, or `SparseRows` (also torch.sparse_coo and scipy matrices); a
+                tensor left out had no gradient. They are copied once, into Ray's object store, before this returns.
             clock: what the pull returned.
             lr: rate for this push in place of the rule's.
 
@@ -153,7 +199,7 @@ class ClusterClient:
         self._seq += 1
         pushes = []
         for shard, spans in enumerate(self._partition.shards):
-            parts = {s.tensor: flat[s.tensor][s.start : s.stop] for s in spans if s.tensor in flat}
+            parts = {s.tensor: sparse.part(flat[s.tensor], s) for s in spans if s.tensor in flat}
             pushes.append(Push(self._pusher, self._seq, clock[shard], parts, lr))
         send = partial(self._send, pushes=pushes)
         deadline = Deadline.after(self._timeout_s)
@@ -245,9 +291,14 @@ class ClusterClient:
         except RayTaskError as error:
             raise own_error(error) from None
 
-    def _flat(self, name: str, gradient: Array) -> Array:
-        """A gradient as one contiguous run; refused here where that can be seen before any shard is sent its part."""
+    def _flat(self, name: str, gradient: Gradient) -> Gradient:
+        """A gradient as one contiguous run, or as increasing rows; refused here where that can be seen before any shard
+        is sent its part."""
         spec = self._partition.spec(name)
+        rows = sparse.as_rows(name, gradient)
+        if rows is not None:
+            return sparse.checked(spec, rows)
+        assert not isinstance(gradient, SparseRows)
         if tuple(gradient.shape) != spec.shape:
             raise InvalidArgument(f"a gradient of shape {tuple(gradient.shape)} for {spec.shape}", field=name)
         flat = np.ascontiguousarray(gradient).reshape(-1)

@@ -40,6 +40,7 @@ ODD: list[optim.Rule] = [
     optim.SGD(lr=0.1, momentum=0.9, weight_decay=15.0),  # w changes its sign at every update
     optim.Adam(lr=0.01, weight_decay=100.0),  # w is 0 after one update
     optim.Adam(lr=0.01, beta2=0.0),
+    optim.Adam(lr=0.01, beta1=0.3, weight_decay=0.01),  # at rest after some 20 updates
 ]
 Rates = Callable[[int], float | None]
 def close(found: Array, expected: Array, size: float) -> None:
