@@ -9,7 +9,6 @@ from typing import Any
 from adamserve.errors import InvalidArgument
 from adamserve.values import Config, TensorSpec
 
-
 SPARSE_MODES = ("exact", "lazy")
 
 

@@ -13,12 +13,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from adamserve import optim
+from adamserve import optim, sparse
 from adamserve.errors import Conflict, InvalidArgument, RolledBack
 from adamserve.rpc.client import Client
 from adamserve.rpc.connect import connect
 from adamserve.rpc.link import Feed
-from adamserve.values import Array, Clocks, JobReceipt, Stamp
+from adamserve.values import Array, Clocks, Gradient, JobReceipt, Stamp
 
 Group = dict[str, Any]
 RuleOf = Callable[[Group], optim.Rule]
@@ -193,7 +193,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         Raises:
             RolledBack: a shard was restored meanwhile. The model holds the restored parameters: compute the gradients
                 again.
-            InvalidArgument: a gradient holds NaN or infinity or is sparse, or a constant other than `lr` was changed.
+            InvalidArgument: a gradient holds NaN or infinity, or a constant other than `lr` was changed.
         """
         loss = None
         if closure is not None:
@@ -208,7 +208,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             early, self._overlap = None, False
         try:
             if early is None:
-                arrays = {name: _array(gradient) for name, gradient in gradients.items()}
+                arrays = {name: _array(name, gradient) for name, gradient in gradients.items()}
                 self.receipt, _, self._clock = self.client.push_pull(
                     arrays, self._clock, into=self._host, rates=rates
                 )
@@ -311,7 +311,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             return
         copy = self._signed(name, gradient.detach()).to("cpu", copy=True)
         early.sent[name] = copy
-        early.feed.add(name, self.client.gradient(name, _array(copy), copy=False))
+        early.feed.add(name, self.client.gradient(name, _array(name, copy), copy=False))
 
     def _finish(
         self, early: _Early, gradients: Mapping[str, Tensor], rates: Mapping[str, float]
@@ -319,7 +319,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """Add what was not sent early, and commit; a gradient that is refused gives the whole push up."""
         try:
             rest = {
-                name: self.client.gradient(name, _array(gradient), copy=False)
+                name: self.client.gradient(name, _array(name, gradient), copy=False)
                 for name, gradient in gradients.items()
                 if name not in early.sent
             }
@@ -344,8 +344,6 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _gradient(self, name: str, parameter: Tensor) -> Tensor:
         gradient = parameter.grad
         assert gradient is not None
-        if gradient.layout is not torch.strided:
-            raise InvalidArgument("has a sparse gradient", field=name, fix="use sparse=False")
         return self._signed(name, gradient.detach()).to("cpu")
 
     def _signed(self, name: str, gradient: Tensor) -> Tensor:
@@ -396,9 +394,12 @@ def _host_array(parameter: Tensor) -> Array:
     return array
 
 
-def _array(gradient: Tensor) -> Array:
+def _array(name: str, gradient: Tensor) -> Gradient:
     """A gradient on the CPU as numpy; bfloat16 is widened."""
     wide = gradient.float() if gradient.dtype in (torch.bfloat16, torch.float16) else gradient
+    rows = sparse.as_rows(name, wide)
+    if rows is not None:
+        return rows
     array: Array = wide.contiguous().numpy()
     return array
 

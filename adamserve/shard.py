@@ -466,6 +466,7 @@ class Shard:
 
     def _check_rows(self, name: str, gradient: SparseRows, *, finite: bool) -> RowGradient:
         span, spec = self._span(name), self._partition.specs[name]
+        sparse.check_table(spec)
         first, stop = sparse.rows_of(span, spec.width)
         found = sparse.checked(spec, gradient, first=first, stop=stop, finite=finite)
         values = borrow(found.values)

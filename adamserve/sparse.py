@@ -29,12 +29,11 @@ def as_rows(name: str, gradient: Any) -> SparseRows | None:
         gradient = gradient.detach().cpu()
         if gradient.sparse_dim() > 1:
             gradient = gradient.coalesce()
-            rows, at = gradient.indices()[0].unique(return_inverse=True)
-            places = torch.stack([at, *gradient.indices()[1:]])
-            shape = (len(rows), *gradient.shape[1:])
-            return SparseRows(
-                rows.numpy(), torch.sparse_coo_tensor(places, gradient.values(), shape).to_dense().numpy()
-            )
+            indices, known = gradient.indices().numpy(), gradient.values().numpy()
+            rows, at = np.unique(indices[0], return_inverse=True)
+            values = np.zeros((len(rows), *gradient.shape[1:]), known.dtype)
+            values[at, *indices[1:]] = known
+            return SparseRows(rows, values)
         return SparseRows(gradient._indices()[0].numpy(), gradient._values().numpy())
     if hasattr(gradient, "tocsr"):
         matrix = gradient.tocsr()
@@ -100,10 +99,14 @@ def check_table(spec: TensorSpec) -> int:
         InvalidArgument: it has no first dimension, or a row is so large that shards may cut it.
     """
     if not spec.shape or not spec.width:
-        raise InvalidArgument(f"a tensor of shape {spec.shape} has no rows", field=spec.name, fix="send it dense")
+        raise InvalidArgument(
+            f"a tensor of shape {spec.shape} has no rows", field=spec.name, fix="send it dense"
+        )
     if spec.width * ITEM_BYTES[spec.dtype] > BLOCK_BYTES:
         raise InvalidArgument(
-            f"rows of {spec.width} elements are too long to be sent one by one", field=spec.name, fix="send it dense"
+            f"rows of {spec.width} elements are too long to be sent one by one",
+            field=spec.name,
+            fix="send it dense",
         )
     return spec.shape[0]
 

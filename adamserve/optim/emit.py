@@ -71,7 +71,9 @@ FN {T} mantissa({T} x) {{
     return u.f;
 }}"""
 
-_IVDEP = "#if defined(__clang__)\n#pragma clang loop vectorize(assume_safety)\n#else\n#pragma GCC ivdep\n#endif\n"
+_IVDEP = (
+    "#if defined(__clang__)\n#pragma clang loop vectorize(assume_safety)\n#else\n#pragma GCC ivdep\n#endif\n"
+)
 
 # A row is looked at every 8th update for whether it moves still. `runs` are runs of updates with the same constants;
 # of each are known its first update, the constants, and by array the logarithm of what an update without a gradient
@@ -166,7 +168,8 @@ def rows_source(program: Program, gradient: str) -> str:
     width = len(program.constants)
     slots = [name for name in program.arrays if name != "g"]
     passed = ", ".join(f"a_{name} + at" if name != "g" else "{g}" for name in program.arrays)
-    rest = f"x{program.stores['w']} != a_w[i] - (({program.real.c_type})constants[{program.constants.index('decay')}]) * a_w[i]"
+    decay = f"({program.real.c_type})constants[{program.constants.index('decay')}]"
+    moved = f"        moved |= x{program.stores['w']} != a_w[i] - {decay} * a_w[i];\n"
     loop = _rounded(program) + _IVDEP + "    for (long long i = 0; i < n; i++) {\n"
     parameters = _parameters(program, gradient)
     scale = "".join(
@@ -183,7 +186,7 @@ def rows_source(program: Program, gradient: str) -> str:
         + f"\nstatic int moving_update(long long n, const double *constants, {parameters}) {{\n"
         + "    int moved = 0;\n"
         + loop
-        + _body(program, gradient, before_stores=f"        moved |= {rest};\n")
+        + _body(program, gradient, before_stores=moved)
         + "    }\n    return moved;\n}\n"
         + _ROWS.format(
             T=program.real.c_type, G=GRADIENT_TYPES[gradient], tiny=_literal(program.real.tiny, program.real),

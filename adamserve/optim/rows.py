@@ -265,7 +265,9 @@ class Rows:
                 block[:long] *= torch.from_numpy(factors).to(block)[:, None]
             self._dense(blocks, zeros, self._constants(now), 0, long)
         if g is not None and constants is not None:
-            self._dense(blocks, g.index_select(0, torch.from_numpy(order).to(g.device)), constants, 0, len(rows))
+            self._dense(
+                blocks, g.index_select(0, torch.from_numpy(order).to(g.device)), constants, 0, len(rows)
+            )
         for array, block in zip(self._arrays, blocks, strict=True):
             array.index_copy_(0, index, block)
         if self._last is not None:
@@ -286,7 +288,10 @@ class Rows:
         """By update, the logarithms of the factors of all updates up to it."""
         history = self._history
         run = np.maximum(np.searchsorted(history.first[: history.runs], t, "right") - 1, 0)
-        return history.sums[run] + (t - history.first[run] + 1)[:, None] * history.logs[run]
+        sums: np.ndarray[Any, Any] = (
+            history.sums[run] + (t - history.first[run] + 1)[:, None] * history.logs[run]
+        )
+        return sums
 
 
 def _pointer(array: np.ndarray[Any, Any] | None, skip: int = 0) -> int | None:

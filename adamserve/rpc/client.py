@@ -254,7 +254,7 @@ class Client:
         """
         deadline = Deadline.after(self._timeout_s)
         self._open(deadline, join=training)
-        target = self._target(into, rows)
+        target = self._pull_target(into, rows)
         fetch = partial(
             self._pull_one, training=training, at_least=at_least, target=target, deadline=deadline
         )
@@ -324,7 +324,7 @@ class Client:
     ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
         """`push`, then `pull`, in one exchange with each shard."""
         flat = self._gradients(gradients, copy=False)
-        target = self._target(into, rows)
+        target = self._pull_target(into, rows)
         feed, stamps, calls = self._opened(clock, target=target)
         receipt = self._complete(feed, calls, flat, lr, rates, wait=True).result()
         self.raise_lost()
@@ -390,7 +390,7 @@ class Client:
         Returns:
             The feed, and the stamps of that pull once the push is settled.
         """
-        feed, stamps, calls = self._opened(clock, target=self._target(into, None) if pull else None)
+        feed, stamps, calls = self._opened(clock, target=self._pull_target(into, None) if pull else None)
         feed.futures = [shard.thread.submit(call) for shard, call in zip(self._shards, calls, strict=True)]
         self._release_after(feed)
         return feed, stamps
@@ -690,7 +690,7 @@ class Client:
             raise Unavailable(f"shard {shard.index} sent {missing} elements too few")
         return stamp
 
-    def _target(self, into: Mapping[str, Array] | None, rows: Mapping[str, Array] | None) -> Target:
+    def _pull_target(self, into: Mapping[str, Array] | None, rows: Mapping[str, Array] | None) -> Target:
         self._open(Deadline.after(self._timeout_s))
         return Target(self._specs, into, rows or {})
 

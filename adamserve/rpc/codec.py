@@ -152,9 +152,7 @@ def encode(tensor: str, values: Array, start: int, name: str) -> Iterator[list[b
         yield [head, data]
 
 
-def encode_rows(
-    tensor: str, rows: Array, values: Array, name: str
-) -> Iterator[list[bytes | memoryview]]:
+def encode_rows(tensor: str, rows: Array, values: Array, name: str) -> Iterator[list[bytes | memoryview]]:
     """Some rows of a tensor as chunks, at least one; each is the parts of one field of a message.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -138,7 +139,7 @@ class ShardServicer:
         name = codec.encoding_name(request.encoding or codec.ENCODINGS["float32"].number, field="encoding")
         if "float32" not in codec.ENCODINGS[name].parameters:
             raise InvalidArgument(f"parameters do not travel as {name}", field="encoding")
-        options = {
+        options: dict[str, Any] = {
             "deadline": deadline_of(context, self._limits),
             "pusher": request.pusher or None,
             "session": request.session,
@@ -167,7 +168,9 @@ class ShardServicer:
 
 def _numbers(part: shard_pb2.RowSet) -> Array:
     if len(part.rows) % 4:
-        raise InvalidArgument(f"{len(part.rows)} bytes of row numbers", field=part.tensor, fix="4 bytes a row")
+        raise InvalidArgument(
+            f"{len(part.rows)} bytes of row numbers", field=part.tensor, fix="4 bytes a row"
+        )
     return np.frombuffer(part.rows, "<u4").astype(np.int64)
 
 

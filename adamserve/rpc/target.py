@@ -34,7 +34,9 @@ class Target:
         self._wanted = {name: Wanted(specs[name], numbers) for name, numbers in rows.items()}
         whole = [spec for name, spec in specs.items() if name not in rows]
         self._whole = {
-            spec.name: _writable(spec, into.get(spec.name)) if into is not None else np.empty(spec.shape, spec.dtype)
+            spec.name: _writable(spec, into.get(spec.name))
+            if into is not None
+            else np.empty(spec.shape, spec.dtype)
             for spec in whole
         }
         self._flat = {name: array.reshape(-1) for name, array in self._whole.items()}
@@ -62,7 +64,8 @@ class Target:
     def result(self) -> dict[str, Array]:
         """The arrays by tensor."""
         return {
-            name: self._wanted[name].result() if name in self._wanted else self._whole[name] for name in self._specs
+            name: self._wanted[name].result() if name in self._wanted else self._whole[name]
+            for name in self._specs
         }
 
 

@@ -179,7 +179,9 @@ class ClusterClient:
             stamps.append(stamp)
         return {**whole, **{name: rows.result() for name, rows in wanted.items()}}, Clocks(stamps)
 
-    def push(self, gradients: Mapping[str, Gradient], clock: Clocks, *, lr: float | None = None) -> JobReceipt:
+    def push(
+        self, gradients: Mapping[str, Gradient], clock: Clocks, *, lr: float | None = None
+    ) -> JobReceipt:
         """Send gradients to the shards that own them. Returns when every shard has answered.
 
         Args:

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "tensors", "rule_json", "tensor_rules_json", "consistency", "checkpoint_every_s")
+    __slots__ = ("name", "tensors", "rule_json", "tensor_rules_json", "consistency", "checkpoint_every_s", "sparse")
     class TensorRulesJsonEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -22,13 +22,15 @@ class JobSpec(_message.Message):
     TENSOR_RULES_JSON_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_EVERY_S_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
     name: str
     tensors: _containers.RepeatedCompositeFieldContainer[_types_pb2.TensorSpec]
     rule_json: str
     tensor_rules_json: _containers.ScalarMap[str, str]
     consistency: str
     checkpoint_every_s: float
-    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., rule_json: _Optional[str] = ..., tensor_rules_json: _Optional[_Mapping[str, str]] = ..., consistency: _Optional[str] = ..., checkpoint_every_s: _Optional[float] = ...) -> None: ...
+    sparse: str
+    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., rule_json: _Optional[str] = ..., tensor_rules_json: _Optional[_Mapping[str, str]] = ..., consistency: _Optional[str] = ..., checkpoint_every_s: _Optional[float] = ..., sparse: _Optional[str] = ...) -> None: ...
 
 class GetTopologyRequest(_message.Message):
     __slots__ = ("job",)

@@ -71,20 +71,30 @@ class PushResponse(_message.Message):
     def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., stamp: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ..., staleness: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("job", "pusher", "session", "training", "at_least", "encoding")
+    __slots__ = ("job", "pusher", "session", "training", "at_least", "encoding", "rows")
     JOB_FIELD_NUMBER: _ClassVar[int]
     PUSHER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
     AT_LEAST_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     job: str
     pusher: str
     session: str
     training: bool
     at_least: int
     encoding: _types_pb2.Encoding
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., training: bool = ..., at_least: _Optional[int] = ..., encoding: _Optional[_Union[_types_pb2.Encoding, str]] = ...) -> None: ...
+    rows: _containers.RepeatedCompositeFieldContainer[RowSet]
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., training: bool = ..., at_least: _Optional[int] = ..., encoding: _Optional[_Union[_types_pb2.Encoding, str]] = ..., rows: _Optional[_Iterable[_Union[RowSet, _Mapping]]] = ...) -> None: ...
+
+class RowSet(_message.Message):
+    __slots__ = ("tensor", "rows")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    tensor: str
+    rows: bytes
+    def __init__(self, tensor: _Optional[str] = ..., rows: _Optional[bytes] = ...) -> None: ...
 
 class PullResponse(_message.Message):
     __slots__ = ("stamp", "chunks")

@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x64\x61mserve/v1/types.proto\x12\x0c\x61\x64\x61mserve.v1\"P\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12%\n\x05\x64type\x18\x03 \x01(\x0e\x32\x16.adamserve.v1.Encoding\"}\n\x05\x43hunk\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0e\n\x06length\x18\x03 \x01(\x03\x12(\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x16.adamserve.v1.Encoding\x12\r\n\x05sum32\x18\x05 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"%\n\x05Stamp\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\r\n\x05\x63lock\x18\x02 \x01(\x03\"3\n\x04Span\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0c\n\x04stop\x18\x03 \x01(\x03\"\x9e\x01\n\nShardPlace\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\"\n\x05stamp\x18\x03 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x16\n\x0erestored_clock\x18\x04 \x01(\x03\x12\x10\n\x08last_seq\x18\x05 \x01(\x03\x12!\n\x05spans\x18\x06 \x03(\x0b\x32\x12.adamserve.v1.Span*\x96\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT64\x10\x02\x12\x15\n\x11\x45NCODING_BFLOAT16\x10\x03\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x04\x12\x17\n\x13\x45NCODING_INT8_BLOCK\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x64\x61mserve/v1/types.proto\x12\x0c\x61\x64\x61mserve.v1\"P\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12%\n\x05\x64type\x18\x03 \x01(\x0e\x32\x16.adamserve.v1.Encoding\"\x99\x01\n\x05\x43hunk\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0e\n\x06length\x18\x03 \x01(\x03\x12(\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x16.adamserve.v1.Encoding\x12\r\n\x05sum32\x18\x05 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\x11\n\x04rows\x18\x07 \x01(\x0cH\x00\x88\x01\x01\x42\x07\n\x05_rows\"%\n\x05Stamp\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\r\n\x05\x63lock\x18\x02 \x01(\x03\"3\n\x04Span\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0c\n\x04stop\x18\x03 \x01(\x03\"\x9e\x01\n\nShardPlace\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\"\n\x05stamp\x18\x03 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x16\n\x0erestored_clock\x18\x04 \x01(\x03\x12\x10\n\x08last_seq\x18\x05 \x01(\x03\x12!\n\x05spans\x18\x06 \x03(\x0b\x32\x12.adamserve.v1.Span*\x96\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT32\x10\x01\x12\x14\n\x10\x45NCODING_FLOAT64\x10\x02\x12\x15\n\x11\x45NCODING_BFLOAT16\x10\x03\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x04\x12\x17\n\x13\x45NCODING_INT8_BLOCK\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'adamserve.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=505
-  _globals['_ENCODING']._serialized_end=655
+  _globals['_ENCODING']._serialized_start=534
+  _globals['_ENCODING']._serialized_end=684
   _globals['_TENSORSPEC']._serialized_start=42
   _globals['_TENSORSPEC']._serialized_end=122
-  _globals['_CHUNK']._serialized_start=124
-  _globals['_CHUNK']._serialized_end=249
-  _globals['_STAMP']._serialized_start=251
-  _globals['_STAMP']._serialized_end=288
-  _globals['_SPAN']._serialized_start=290
-  _globals['_SPAN']._serialized_end=341
-  _globals['_SHARDPLACE']._serialized_start=344
-  _globals['_SHARDPLACE']._serialized_end=502
+  _globals['_CHUNK']._serialized_start=125
+  _globals['_CHUNK']._serialized_end=278
+  _globals['_STAMP']._serialized_start=280
+  _globals['_STAMP']._serialized_end=317
+  _globals['_SPAN']._serialized_start=319
+  _globals['_SPAN']._serialized_end=370
+  _globals['_SHARDPLACE']._serialized_start=373
+  _globals['_SHARDPLACE']._serialized_end=531
 # @@protoc_insertion_point(module_scope)

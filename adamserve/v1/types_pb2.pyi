@@ -33,20 +33,22 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[Encoding, str]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("tensor", "start", "length", "encoding", "sum32", "data")
+    __slots__ = ("tensor", "start", "length", "encoding", "sum32", "data", "rows")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     SUM32_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     tensor: str
     start: int
     length: int
     encoding: Encoding
     sum32: int
     data: bytes
-    def __init__(self, tensor: _Optional[str] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., sum32: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    rows: bytes
+    def __init__(self, tensor: _Optional[str] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., sum32: _Optional[int] = ..., data: _Optional[bytes] = ..., rows: _Optional[bytes] = ...) -> None: ...
 
 class Stamp(_message.Message):
     __slots__ = ("epoch", "clock")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,8 @@ ODD: list[optim.Rule] = [
     optim.Adam(lr=0.01, beta1=0.3, weight_decay=0.01),  # at rest after some 20 updates
 ]
 Rates = Callable[[int], float | None]
+
+
 def close(found: Array, expected: Array, size: float) -> None:
     """Within 1e-5 of each element, or within 1e-7 of the size that numbers had on the way: an element near 0 is a
     difference of such numbers, each rounded at every update."""
@@ -162,7 +165,9 @@ def test_without_a_compiler(rule: optim.Rule, executor: str) -> None:
     twin = Twin(rule, torch.from_numpy(rng.standard_normal((40, 3)).astype(np.float32)))
     for t in range(1, 61):
         index = zipf(rng, 30, 3)
-        twin.push(index, torch.from_numpy(rng.standard_normal((len(index), 3)).astype(np.float32)), t % 5 / 50)
+        twin.push(
+            index, torch.from_numpy(rng.standard_normal((len(index), 3)).astype(np.float32)), t % 5 / 50
+        )
     twin.check()
 
 
@@ -170,7 +175,7 @@ def test_without_a_compiler(rule: optim.Rule, executor: str) -> None:
 @given(data=st.data())
 def test_any_small_history(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    options = {
+    options: dict[str, Any] = {
         "lr_schedule": data.draw(st.sampled_from(["constant", "inverse_sqrt"])),
         "weight_decay": data.draw(st.sampled_from([0.0, 0.1])),
     }

@@ -21,7 +21,7 @@ from adamserve.rpc.client import Client
 from adamserve.rpc.endpoint import parse
 from adamserve.rpc.serving import Ready
 from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
-from adamserve.values import TensorSpec
+from adamserve.values import SparseRows, TensorSpec
 from tests.rpc.conftest import STALL_S, Connect
 
 Code = grpc.StatusCode
@@ -62,6 +62,14 @@ def chunk(values: Any = (1, 2, 3, 4, 5, 6), start: int = 0, tensor: str = "w", *
     known = {"encoding": 1, "sum32": codec.sum32(fields.get("data", data)), "data": data}
     part = types_pb2.Chunk(tensor=tensor, start=start, length=length, **{**known, **fields})
     return shard_pb2.PushRequest(chunks=[part]).SerializeToString()
+
+
+def rows(*numbers: int, value: float = 1.0, **fields: Any) -> bytes:
+    """A gradient of some of w's rows, which have one element each."""
+    named = np.array(numbers, "<u4").tobytes()
+    data = np.full(len(numbers), value, "<f4").tobytes()
+    total = codec.sum32(data) + codec.sum32(named) & 0xFFFF_FFFF
+    return chunk([value] * len(numbers), **{"sum32": total, "rows": named, **fields})
 
 
 @pytest.fixture
@@ -134,6 +142,28 @@ BAD: dict[str, tuple[Messages, Code, str]] = {
         Code.INVALID_ARGUMENT,
         "rates[w]",
     ),
+    "row beyond the end": (lambda r: [r.start(), rows(6), COMMIT], Code.INVALID_ARGUMENT, "w"),
+    "negative row": (lambda r: [r.start(), rows(2**32 - 1), COMMIT], Code.INVALID_ARGUMENT, "w"),
+    "rows of another width": (
+        lambda r: [r.start(), chunk([1, 2, 3], rows=b"\0" * 8), COMMIT],
+        Code.INVALID_ARGUMENT,
+        "w",
+    ),
+    "half a row number": (
+        lambda r: [r.start(), chunk([1], rows=b"\0" * 6), COMMIT],
+        Code.INVALID_ARGUMENT,
+        "w",
+    ),
+    "rows and elements": (lambda r: [r.start(), chunk(), rows(1), COMMIT], Code.INVALID_ARGUMENT, "w"),
+    "elements and rows": (lambda r: [r.start(), rows(1), chunk(), COMMIT], Code.INVALID_ARGUMENT, "w"),
+    "NaN in a row": (lambda r: [r.start(), rows(1, value=np.nan), COMMIT], Code.INVALID_ARGUMENT, "w"),
+    "a row number's checksum": (lambda r: [r.start(), rows(1, sum32=0), COMMIT], Code.INVALID_ARGUMENT, "w"),
+    "more rows than the table": (
+        lambda r: [r.start(), rows(*[1] * 4), rows(*[2] * 3), COMMIT],
+        Code.RESOURCE_EXHAUSTED,
+        "w",
+    ),
+    "another shard's rows": (lambda r: [r.start(), rows(1, tensor="x"), COMMIT], Code.NOT_FOUND, "x"),
     "no start": (lambda r: [chunk(), COMMIT], Code.INVALID_ARGUMENT, "start"),
     "two starts": (lambda r: [r.start(), r.start(), chunk(), COMMIT], Code.INVALID_ARGUMENT, "start"),
     "no commit": (lambda r: [r.start(), chunk()], Code.INVALID_ARGUMENT, "commit"),
@@ -360,8 +390,8 @@ def _take(message: bytes) -> None:
             parse(shard_pb2.PushRequest, rest)
             for each in chunks:
                 assembly.add(each)
-        for array in assembly.finish().values():
-            assert array.size in (4, 6)
+        for array in assembly.gradients().values():
+            assert isinstance(array, SparseRows) or array.size in (4, 6)
     except AdamServeError:
         pass
 
@@ -377,7 +407,7 @@ def test_any_bytes_do_no_harm(message: bytes) -> None:
 def test_damaged_messages_do_no_harm() -> None:
     """Every message of a good push, with bytes changed, cut out and put in; a fixed seed."""
     rng = np.random.default_rng(0)
-    good = [chunk(), chunk([1, 2, 3], start=2), COMMIT, b"".join(wire.embedded(1, [chunk()]))]
+    good = [chunk(), chunk([1, 2, 3], start=2), rows(1, 4), COMMIT, b"".join(wire.embedded(1, [chunk()]))]
     good += [
         b"".join(next(codec.encode("w", np.ones(6, np.float32), 0, name))) for name in ("bfloat16", "int8")
     ]
