@@ -79,12 +79,15 @@ def checked(
     values = np.ascontiguousarray(values).reshape(len(rows), spec.width)
     if len(rows) > 1 and not (rows[1:] > rows[:-1]).all():
         order = np.argsort(rows, kind="stable")
-        rows = rows[order]
-        starts = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]])
-        wide = values[order] if values.dtype != np.float16 else values[order].astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = np.add.reduceat(wide, starts, axis=0)
-        rows, finite = rows[starts], False
+        rows, values = rows[order], values[order]
+        new = np.empty(len(rows), bool)
+        new[0], new[1:] = True, rows[1:] != rows[:-1]
+        if not new.all():
+            starts = np.flatnonzero(new)
+            wide = values if values.dtype != np.float16 else values.astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = np.add.reduceat(wide, starts, axis=0)
+            rows, finite = rows[starts], False
     if not finite and not np.isfinite(values).all():
         raise InvalidArgument(
             "the gradient holds NaN or infinity", field=spec.name, fix="skip this batch, or clip the gradient"

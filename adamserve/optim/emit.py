@@ -112,7 +112,11 @@ void {entry}(long long n, long long width, const long long *rows, int *last, lon
     double factor;
     for (long long i = 0; i < n; i++) {{
         const long long row = rows ? rows[i] : i, at = row * width;
-        if (rows && i + 4 < n) __builtin_prefetch(a_w + rows[i + 4] * width);
+        if (rows && i + 8 < n) {{
+            const long long ahead = rows[i + 8] * width;
+            if (last) __builtin_prefetch(last + rows[i + 8], 1);
+            {prefetch}
+        }}
         if (last) {{
             long long done = last[row];
             last[row] = (int)(given ? now + 1 : now);
@@ -192,6 +196,7 @@ def rows_source(program: Program, gradient: str) -> str:
             T=program.real.c_type, G=GRADIENT_TYPES[gradient], tiny=_literal(program.real.tiny, program.real),
             width=width, entry=ROWS_ENTRY, zero=passed.format(g="zeros"), given=passed.format(g="g + i * width"),
             arrays=", ".join(f"{program.real.c_type} *a_{name}" for name in slots), scale=scale,
+            prefetch=" ".join(f"__builtin_prefetch(a_{name} + ahead, 1);" for name in slots),
         )
     )  # fmt: skip
 

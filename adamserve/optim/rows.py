@@ -164,7 +164,8 @@ class Rows:
         if self._history.runs >= MAX_RUNS or self._history.now >= 1 << 30:
             self.catch_up()
         if self._last is None:
-            self._last = np.zeros(self._w.shape[0], np.int32)
+            self._last = np.empty(self._w.shape[0], np.int32)
+            self._last.fill(0)  # in memory now, rather than a page at a time in later pushes
         # The history holds the missed updates; this one joins it afterwards.
         now = self._history.now
         constants = self._history.append(self.t + 1, rate)
@@ -282,7 +283,9 @@ class Rows:
 
     def _constants(self, t: int) -> np.ndarray[Any, Any]:
         history = self._history
-        return history.constants[np.searchsorted(history.first[: history.runs], t, "right") - 1]
+        run = int(np.searchsorted(history.first[: history.runs], t, "right")) - 1
+        constants: np.ndarray[Any, Any] = history.constants[run]
+        return constants
 
     def _sums(self, t: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """By update, the logarithms of the factors of all updates up to it."""
