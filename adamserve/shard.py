@@ -343,10 +343,7 @@ class Shard:
         Raises:
             NotFound, InvalidArgument: a tensor is not this shard's, or a row is not; nothing has changed.
         """
-        for name, rows in wanted.items():
-            span, spec = self._span(name), self._partition.specs[name]
-            sparse.check_table(spec)
-            sparse.check_indices(spec, rows, *sparse.rows_of(span, spec.width))
+        wanted = {name: self._own_rows(name, rows) for name, rows in wanted.items()}
         found: dict[str, Array] = {}
         for name, span in self._spans.items():
             spec, rule = self._partition.specs[name], self._tensor_rules.get(name, self.rule)
@@ -377,13 +374,19 @@ class Shard:
             found[name] = (values if flat is None else flat).numpy()
         return found
 
-    def note_pull(self, pusher: str | None, nbytes: int | None = None) -> None:
+    def note_pull(self, pusher: str | None, *, asked: int = 0, answered: int | None = None) -> None:
         """Account for a pull; with delay compensation keep the parameters pulled, for the pusher's next push.
 
         Pullers of one clock share one kept copy.
+
+        Args:
+            pusher: who pulled; None for one that only reads.
+            asked: bytes that named rows.
+            answered: bytes of parameters; None for all of them.
         """
         whole = sum(buffers["w"].nbytes for buffers in self._buffers.values())
-        self._bytes_out += whole if nbytes is None else nbytes
+        self._bytes_out += whole if answered is None else answered
+        self._bytes_in += asked
         if (
             pusher is None
             or not isinstance(self.consistency, Async)
@@ -463,6 +466,11 @@ class Shard:
                 fix="send each shard its own spans",
             )
         return span
+
+    def _own_rows(self, name: str, rows: Array) -> Array:
+        span, spec = self._span(name), self._partition.specs[name]
+        sparse.check_table(spec)
+        return sparse.check_indices(spec, rows, *sparse.rows_of(span, spec.width))
 
     def _check_rows(self, name: str, gradient: SparseRows, *, finite: bool) -> RowGradient:
         span, spec = self._span(name), self._partition.specs[name]

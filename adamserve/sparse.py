@@ -26,15 +26,14 @@ def as_rows(name: str, gradient: Any) -> SparseRows | None:
             raise InvalidArgument(
                 f"a gradient of layout {gradient.layout}", field=name, fix="convert it with to_sparse_coo()"
             )
-        gradient = gradient.detach().cpu()
+        gradient = gradient.detach().cpu().coalesce()
         if gradient.sparse_dim() > 1:
-            gradient = gradient.coalesce()
             indices, known = gradient.indices().numpy(), gradient.values().numpy()
             rows, at = np.unique(indices[0], return_inverse=True)
             values = np.zeros((len(rows), *gradient.shape[1:]), known.dtype)
             values[at, *indices[1:]] = known
             return SparseRows(rows, values)
-        return SparseRows(gradient._indices()[0].numpy(), gradient._values().numpy())
+        return SparseRows(gradient.indices()[0].numpy(), gradient.values().numpy())
     if hasattr(gradient, "tocsr"):
         matrix = gradient.tocsr()
         rows = np.flatnonzero(np.diff(matrix.indptr))
@@ -137,6 +136,11 @@ def check_indices(spec: TensorSpec, rows: Array, first: int, stop: int) -> Array
 def rows_of(span: Span, width: int) -> tuple[int, int]:
     """The rows that a span holds: first and one past the last."""
     return span.start // width, span.stop // width
+
+
+def narrow(rows: Array) -> Array:
+    """Row numbers as they travel: 4 bytes each where that is enough."""
+    return rows.astype(np.int32) if not rows.size or rows[-1] < 1 << 31 else rows
 
 
 def within(rows: Array, span: Span, width: int) -> slice:

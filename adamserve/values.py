@@ -79,7 +79,8 @@ class SparseRows:
 
     @property
     def nbytes(self) -> int:
-        return self.indices.nbytes + self.values.nbytes
+        """Bytes that travel: 4 a row number, and the values."""
+        return 4 * len(self.indices) + self.values.nbytes
 
 
 Gradient = Array | SparseRows

@@ -12,15 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from adamserve.errors import InvalidArgument
 from adamserve.shard import borrow
-from adamserve.values import Array, Clocks, JobReceipt, Outcome
+from adamserve.sparse import as_rows
+from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome
 from workers.data import Dataset
+from workers.data.bags import Bags
 from workers.data.batches import indices, step_seed, steps_per_epoch
+from workers.networks import BagOfWords
 
 EVALUATION_BATCH = 1000
 """Examples evaluated at once."""
@@ -33,10 +37,14 @@ class Client(Protocol):
     def seq(self) -> int: ...
 
     def pull(
-        self, *, into: Mapping[str, Array] | None = None, training: bool = True
+        self,
+        *,
+        into: Mapping[str, Array] | None = None,
+        rows: Mapping[str, Array] | None = None,
+        training: bool = True,
     ) -> tuple[Mapping[str, Array], Clocks]: ...
 
-    def push(self, gradients: Mapping[str, Array], clock: Clocks) -> JobReceipt: ...
+    def push(self, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +60,7 @@ class LoopConfig:
         max_steps: stop after this many pushes of this worker; None sets no such bound.
         target_loss: stop when the training loss of the last 20 batches, on average, is at most this.
         device: where the gradient is computed, as torch names it.
+        by_rows: push and pull only the rows that a mini-batch of `Bags` touches.
     """
 
     rank: int
@@ -62,6 +71,7 @@ class LoopConfig:
     max_steps: int | None = None
     target_loss: float | None = None
     device: str = "cpu"
+    by_rows: bool = True
 
     def __post_init__(self) -> None:
         for name in ("workers", "batch", "epochs"):
@@ -131,25 +141,25 @@ def run(
     device = torch.device(config.device)
     model.to(device)
     mirror = Mirror(model)
-    x, y = borrow(data.train_x).to(device), borrow(data.train_y).to(device)
+    batches = Batches(data, model, config)
+    y = borrow(data.train_y).to(device)
     per_epoch = steps_per_epoch(len(y), config.batch, config.workers)
     last = config.last_step(len(y))
     recent: list[float] = []
     while client.seq < last and not stopped():
         step = client.seq
-        _, clock = client.pull(into=mirror.arrays)
-        mirror.load()
-        chosen = torch.from_numpy(
-            indices(
-                n=len(y),
-                batch=config.batch,
-                workers=config.workers,
-                rank=config.rank,
-                step=step,
-                seed=config.seed,
-            )
+        chosen = indices(
+            n=len(y),
+            batch=config.batch,
+            workers=config.workers,
+            rank=config.rank,
+            step=step,
+            seed=config.seed,
         )
-        loss = gradient(model, x[chosen], y[chosen], seed=step_seed(config.seed, config.rank, step))
+        seed = step_seed(config.seed, config.rank, step)
+        x, rows = batches.take(chosen, seed)
+        clock = mirror.pull(client, rows)
+        loss = gradient(model, x, y[torch.from_numpy(chosen)], seed=seed)
         receipt = client.push(mirror.gradients(), clock)
         done = (step + 1) / per_epoch
         report(
@@ -165,8 +175,7 @@ def run(
             )
         )
         if config.rank == 0 and (step + 1) % per_epoch == 0:
-            _, clock = client.pull(into=mirror.arrays, training=False)
-            mirror.load()
+            clock = mirror.pull(client, training=False)
             test_loss, accuracy = evaluate(model, data.test_x, data.test_y)
             report(EpochReport(0, round(done), clock.newest, test_loss, accuracy, time.time()))
         recent = [*recent[-19:], loss]
@@ -175,11 +184,31 @@ def run(
     return client.seq
 
 
-def gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, seed: int) -> float:
+class Batches:
+    """A worker's mini-batches as its model takes them, and the rows of the parameters that each one needs."""
+
+    def __init__(self, data: Dataset, model: nn.Module, config: LoopConfig) -> None:
+        self._bags = data.train_x if isinstance(data.train_x, Bags) else None
+        self._x = None if isinstance(data.train_x, Bags) else borrow(data.train_x).to(config.device)
+        self._model = model
+        self._by_rows = config.by_rows
+        if isinstance(model, BagOfWords):
+            model.sparse_gradient = config.by_rows
+
+    def take(self, chosen: Array, seed: int) -> tuple[torch.Tensor | Bags, dict[str, Array] | None]:
+        """The examples chosen; and by tensor the rows needed, None for all."""
+        if self._bags is None or not isinstance(self._model, BagOfWords):
+            assert self._x is not None
+            return self._x[torch.from_numpy(chosen)], None
+        bags = self._model.thinned(self._bags[chosen], seed)
+        return bags, {"weight": np.unique(bags.words)} if self._by_rows else None
+
+
+def gradient(model: nn.Module, x: torch.Tensor | Bags, y: torch.Tensor, *, seed: int) -> float:
     """Leave the mini-batch's cross-entropy gradient in the parameters' `.grad`; returns the loss.
 
     Args:
-        x, y: [batch, features] inputs and [batch] class indices.
+        x, y: [batch, features] inputs (or bags) and [batch] class indices.
         seed: of the dropout masks.
     """
     model.train()
@@ -191,13 +220,14 @@ def gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, seed: int) -
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, inputs: Array, labels: Array) -> tuple[float, float]:
+def evaluate(model: nn.Module, inputs: Array | Bags, labels: Array) -> tuple[float, float]:
     """Mean cross-entropy and accuracy over a data set, without dropout."""
     model.eval()
     device = next(model.parameters()).device
     total, right = 0.0, 0
     for start in range(0, len(labels), EVALUATION_BATCH):
-        x = borrow(inputs[start : start + EVALUATION_BATCH]).to(device)
+        some = inputs[start : start + EVALUATION_BATCH]
+        x = some if isinstance(some, Bags) else borrow(some).to(device)
         y = borrow(labels[start : start + EVALUATION_BATCH]).to(device)
         logits = model(x)
         total += float(functional.cross_entropy(logits, y, reduction="sum"))
@@ -213,14 +243,23 @@ class Mirror:
         self._host = {name: p.detach().cpu() for name, p in self._parameters.items()}
         self.arrays: dict[str, Array] = {name: host.numpy() for name, host in self._host.items()}
 
+    def pull(
+        self, client: Client, rows: Mapping[str, Array] | None = None, *, training: bool = True
+    ) -> Clocks:
+        """Bring the job's parameters, or some of their rows, into the model."""
+        found, clock = client.pull(into=self.arrays, rows=rows, training=training)
+        for name, numbers in (rows or {}).items():
+            self.arrays[name][numbers] = found[name]
+        self._load()
+        return clock
+
     @torch.no_grad()
-    def load(self) -> None:
-        """Bring what was written into `arrays` into the model."""
+    def _load(self) -> None:
         for name, parameter in self._parameters.items():
             if parameter.device.type != "cpu":
                 parameter.copy_(self._host[name])
 
-    def gradients(self) -> dict[str, Array]:
-        """The gradients by name; a parameter without one is left out."""
-        grads = {name: p.grad for name, p in self._parameters.items()}
-        return {name: grad.detach().cpu().numpy() for name, grad in grads.items() if grad is not None}
+    def gradients(self) -> dict[str, Gradient]:
+        """The gradients by name, sparse ones as rows; a parameter without one is left out."""
+        grads = {name: p.grad.detach().cpu() for name, p in self._parameters.items() if p.grad is not None}
+        return {name: as_rows(name, grad) or grad.numpy() for name, grad in grads.items()}

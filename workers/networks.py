@@ -10,11 +10,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from adamserve.errors import InvalidArgument
 from workers.data import Dataset
+from workers.data.bags import Bags
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +28,33 @@ class Network:
         name: as `lookup` knows it.
         make: from the number of features and of classes; draws its weights from torch's CPU generator.
         parameters: how many parameters that gives.
+        make_sparse: the same network for `Bags`, where there is one.
     """
 
     name: str
     make: Callable[[int, int], nn.Module]
     parameters: Callable[[int, int], int]
+    make_sparse: Callable[[int, int], nn.Module] | None = None
 
-    def build(self, features: int, classes: int, *, seed: int) -> nn.Module:
+    def build(self, features: int, classes: int, *, seed: int, sparse: bool = False) -> nn.Module:
         """Make the network, its initial weights a function of the seed alone.
 
         torch's generators are left as they were, but not for another thread that draws meanwhile.
+
+        Raises:
+            InvalidArgument: there is no such network for sparse examples.
         """
+        make = self.make_sparse if sparse else self.make
+        if make is None:
+            known = " or ".join(name for name, network in NETWORKS.items() if network.make_sparse)
+            raise InvalidArgument(
+                f"{self.name} takes no bags of words", field="network", fix=f"choose {known}"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(
                 seed
             )  # torch.manual_seed would reseed the GPUs too, and for good
-            return self.make(features, classes)
+            return make(features, classes)
 
 
 def mlp(features: int, classes: int, *, hidden: int = 1000, dropout: float = 0.5) -> nn.Module:
@@ -85,8 +99,57 @@ def mlp_parameters(features: int, classes: int, hidden: int = 1000) -> int:
     return (features + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * classes
 
 
+class BagOfWords(nn.Module):
+    """Logistic regression on `Bags`: logits of the sum of an example's words' rows, and a bias.
+
+    The sparse experiment of Kingma & Ba 2015, section 6.1, with dropout on the features (Wang & Manning 2013, "Fast
+    dropout training"): a training step leaves words out and scales the others up. Weights start at 0.
+
+    Attributes:
+        weight: [features, classes]; its gradient has the rows of the words seen.
+        keep: share of the words that a training step keeps.
+        sparse_gradient: False gives a dense gradient.
+    """
+
+    def __init__(self, features: int, classes: int, keep: float = 0.5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(features, classes))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.keep = keep
+        self.sparse_gradient = True
+
+    def thinned(self, bags: Bags, seed: int) -> Bags:
+        """A training step's part of its examples."""
+        return bags.thinned(self.keep, np.random.default_rng(seed))
+
+    def forward(self, bags: Bags) -> torch.Tensor:
+        """Logits [examples, classes]; in training of bags that are `thinned` already."""
+        words, starts = (torch.from_numpy(a).to(self.weight.device) for a in (bags.words, bags.starts[:-1]))
+        summed = functional.embedding_bag(
+            words.long(), self.weight, starts, mode="sum", sparse=self.sparse_gradient
+        )
+        return (summed / self.keep if self.training else summed) + self.bias
+
+
+def logreg(features: int, classes: int) -> nn.Module:
+    """Logistic regression, weights and bias 0 at the start: a convex job (Kingma & Ba 2015, section 6.1)."""
+    module = nn.Linear(features, classes)
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+def logreg_parameters(features: int, classes: int) -> int:
+    """Weights and biases of `logreg`, and of `BagOfWords`."""
+    return (features + 1) * classes
+
+
 NETWORKS: Mapping[str, Network] = {
-    network.name: network for network in (Network("mlp", mlp, mlp_parameters),)
+    network.name: network
+    for network in (
+        Network("mlp", mlp, mlp_parameters),
+        Network("logreg", logreg, logreg_parameters, BagOfWords),
+    )
 }
 """Every network by name."""
 
@@ -111,6 +174,6 @@ def build(name: str, data: Dataset, *, seed: int) -> nn.Module:
     """Build a network for a data set, its initial weights a function of the seed alone.
 
     Raises:
-        InvalidArgument: there is no network of that name.
+        InvalidArgument: there is no network of that name, or not for such data.
     """
-    return lookup(name).build(data.features, data.classes, seed=seed)
+    return lookup(name).build(data.features, data.classes, seed=seed, sparse=data.sparse)

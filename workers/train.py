@@ -44,6 +44,8 @@ POLL_S = 0.25
 WORKER_RESTARTS = 3
 """How often a worker that died is started again before the run gives up."""
 
+SPARSE = ("exact", "lazy", "dense")
+
 STOP_TIMEOUT_S = 120.0
 """How long workers may take to finish the step under way."""
 
@@ -68,6 +70,8 @@ class TrainConfig:
         lease_s: seconds after which a silent worker stops counting.
         checkpoint_every_s: seconds between checkpoints.
         max_steps, target_loss: stop conditions of each worker, beside `epochs`.
+        sparse: for data that are bags of words, "exact" or "lazy" as in `JobConfig`, or "dense": push and pull whole
+            tensors.
         metrics_host, metrics_port: where to serve Prometheus metrics; port None serves none, 0 takes a free one.
     """
 
@@ -90,6 +94,7 @@ class TrainConfig:
     checkpoint_every_s: float = 30.0
     max_steps: int | None = None
     target_loss: float | None = None
+    sparse: str = "exact"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
 
@@ -105,6 +110,8 @@ class TrainConfig:
                 raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
         if self.target_loss is not None and not 0 < self.target_loss < float("inf"):
             raise InvalidArgument(f"must be positive, got {self.target_loss}", field="target_loss")
+        if self.sparse not in SPARSE:
+            raise InvalidArgument(f"must be {', '.join(SPARSE)}, got {self.sparse!r}", field="sparse")
         if not 0 <= self.seed < 2**32:
             raise InvalidArgument(f"must be in 0 to 2^32 - 1, got {self.seed}", field="seed")
 
@@ -118,6 +125,7 @@ class TrainConfig:
             "workers": self.workers,
             "batch": self.batch,
             "seed": self.seed,
+            "sparse": self.sparse,
         }
 
     def resumed(self) -> TrainConfig:
@@ -133,6 +141,7 @@ class TrainConfig:
             workers=kept["workers"],
             batch=kept["batch"],
             seed=kept["seed"],
+            sparse=kept["sparse"],
         )
 
 
@@ -308,6 +317,10 @@ def _train(
         "clocks": [stamp.clock for stamp in clocks],
         "epochs_of_shards": [stamp.epoch for stamp in clocks],
         "pushes": {"by_shard_and_outcome": pushes, "per_s": round(len(log.steps) / max(seconds, 1e-9), 1)},
+        "bytes": {
+            "pushed": sum(shard.bytes_in for shard in status.shards),
+            "pulled": sum(shard.bytes_out for shard in status.shards),
+        },
         "staleness": {f"p{q}": float(np.percentile(staleness, q)) for q in (50, 90, 99, 100)},
         "rollbacks": [_as_json(rollback) for rollback in status.rollbacks],
         "worker_restarts": crew.restarts,
@@ -335,6 +348,7 @@ def _open_job(config: TrainConfig, controller: Any, model: torch.nn.Module) -> N
         tensors=tensor_specs(model),
         rule=optim.to_dict(config.rule),
         consistency=consistency.to_dict(config.consistency),
+        sparse="lazy" if config.sparse == "lazy" else "exact",
         checkpoint_every_s=config.checkpoint_every_s,
         extra=config.settings(),
     )
@@ -402,6 +416,7 @@ class _Crew:
             max_steps=config.max_steps,
             target_loss=config.target_loss,
             device="cuda" if config.gpus_per_worker else "cpu",
+            by_rows=config.sparse != "dense",
         )
         return WorkerActor.options(  # type: ignore[attr-defined]
             num_cpus=1, num_gpus=config.gpus_per_worker, scheduling_strategy="SPREAD"

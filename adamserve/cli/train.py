@@ -81,6 +81,10 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training set by all workers together.")] = 20,
     batch: Annotated[int, typer.Option(help="Examples in one worker's mini-batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
+    sparse: Annotated[
+        str,
+        typer.Option(help="Bags of words: exact or lazy rows, or dense (push and pull whole tensors)."),
+    ] = "exact",
     max_steps: Annotated[int | None, typer.Option(help="Stop each worker after this many pushes.")] = None,
     target_loss: Annotated[
         float | None, typer.Option(help="Stop a worker at this mean training loss.")
@@ -144,6 +148,7 @@ def train(
         epochs=epochs,
         batch=batch,
         seed=seed,
+        sparse=sparse,
         data_dir=data_dir,
         run_dir=run_dir,
         resume=resume,

@@ -161,7 +161,11 @@ class ClusterClient:
             if spec.name not in wanted
         }
         asked = [
-            {span.tensor: wanted[span.tensor].within(span) for span in spans if span.tensor in wanted}
+            {
+                span.tensor: sparse.narrow(wanted[span.tensor].within(span))
+                for span in spans
+                if span.tensor in wanted
+            }
             for spans in self._partition.shards
         ]
 
@@ -201,7 +205,7 @@ class ClusterClient:
         self._seq += 1
         pushes = []
         for shard, spans in enumerate(self._partition.shards):
-            parts = {s.tensor: sparse.part(flat[s.tensor], s) for s in spans if s.tensor in flat}
+            parts = {s.tensor: _slim(sparse.part(flat[s.tensor], s)) for s in spans if s.tensor in flat}
             pushes.append(Push(self._pusher, self._seq, clock[shard], parts, lr))
         send = partial(self._send, pushes=pushes)
         deadline = Deadline.after(self._timeout_s)
@@ -320,6 +324,12 @@ class ClusterClient:
         while not self._closed.wait(self._lease_s / 3):
             for shard in range(len(self._topology.actors)):
                 self._actor(shard).renew.remote(self._job, self._pusher)
+
+
+def _slim(gradient: Gradient) -> Gradient:
+    if isinstance(gradient, SparseRows):
+        return SparseRows(sparse.narrow(gradient.indices), gradient.values)
+    return gradient
 
 
 def own_error(error: RayTaskError) -> Exception:

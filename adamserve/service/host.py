@@ -114,7 +114,10 @@ class ShardHost:
         with self._changed:
             stamp = self._await_turn(deadline, pusher, session, at_least)
             found = self._shard.read_rows(rows, training=training)
-            self._shard.note_pull(pusher, sum(values.nbytes for values in found.values()))
+            asked = sum(4 * len(numbers) for numbers in rows.values())
+            self._shard.note_pull(
+                pusher, asked=asked, answered=sum(values.nbytes for values in found.values())
+            )
             return stamp, found
 
     def _await_turn(self, deadline: Deadline, pusher: str | None, session: str, at_least: int) -> Stamp:

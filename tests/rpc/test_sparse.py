@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse
+import scipy.sparse  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
@@ -52,9 +52,8 @@ def test_rows_do_what_their_dense_gradients_would(pair: list[Client]) -> None:
     rng = np.random.default_rng(1)
     (_, clock), (_, twin_clock) = by_rows.pull(), dense.pull()
     for step in range(40):
-        named = rng.integers(0, SHAPE[0], 9).astype(
-            np.int32 if step % 2 else np.int64
-        )  # unordered, some twice
+        # In no order, some twice.
+        named = rng.integers(0, SHAPE[0], 9, dtype=np.int64)
         values = rng.standard_normal((9, SHAPE[1])).astype(np.float32)
         whole = np.zeros(SHAPE, np.float32)
         np.add.at(whole, named, values)
@@ -62,19 +61,20 @@ def test_rows_do_what_their_dense_gradients_would(pair: list[Client]) -> None:
         cube[step % 30] = step
         bias = rng.standard_normal(5).astype(np.float32)
         sent: Any = [
-            SparseRows(named, values),
+            SparseRows(named.astype(np.int32), values),
             scipy.sparse.csr_matrix(whole),
             torch.from_numpy(whole).to_sparse_coo(),
         ][step % 3]
         one = SparseRows(np.array([step % 30]), cube[[step % 30]])
-        handle = by_rows.push({"table": sent, "cube": one, "bias": bias}, clock, wait=bool(step % 4))
-        if not step % 4:
-            handle.result()
+        if step % 4:
+            by_rows.push({"table": sent, "cube": one, "bias": bias}, clock)
+        else:
+            by_rows.push({"table": sent, "cube": one, "bias": bias}, clock, wait=False).result()
         dense.push({"table": whole, "cube": cube, "bias": bias}, twin_clock)
         asked = rng.integers(0, SHAPE[0], 30)
         some, clock = by_rows.pull(rows={"table": asked, "cube": np.array([3, 3])})
         twin, twin_clock = dense.pull()
-        assert clock == twin_clock or [s.clock for s in clock] == [s.clock for s in twin_clock]
+        assert [stamp.clock for stamp in clock] == [stamp.clock for stamp in twin_clock]
         np.testing.assert_allclose(some["table"], twin["table"][asked], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(some["cube"], twin["cube"][[3, 3]], rtol=1e-9)
         np.testing.assert_allclose(some["bias"], twin["bias"], rtol=1e-6)
@@ -164,7 +164,7 @@ def test_sparse_embeddings_train_as_dense_ones(service: Ready, kind: str) -> Non
                 loss: Tensor = nn.functional.cross_entropy(net(words), labels)
                 loss.backward()  # type: ignore[no-untyped-call]
                 stepper.step()
-        embedding: Any = remote[0]  # type: ignore[index]
+        embedding: Any = remote[0]
         assert embedding.weight.grad.layout is torch.sparse_coo
     for ours, theirs in zip(remote.parameters(), local.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

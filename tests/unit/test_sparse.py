@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse
+import scipy.sparse  # type: ignore[import-untyped]
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from adamserve import SparseRows, optim, sparse
 from adamserve.consistency import BSP, Async, Consistency
 from adamserve.errors import InvalidArgument, NotFound
-from adamserve.partition import Partition, partition
+from adamserve.partition import partition
 from adamserve.shard import Shard
 from adamserve.values import Array, Gradient, Push, Receipt, ShardState, Stamp, TensorSpec
 from tests.unit.test_consistency import ManualClock
@@ -138,7 +137,7 @@ def make(
     rule: optim.Rule,
     consistency: Consistency | None = None,
     pushers: str = "a",
-    state: Callable[[Partition, int], ShardState] | None = None,
+    states: list[ShardState] | None = None,
 ) -> list[Shard]:
     parts = partition(tensors, num_shards)
     rng = np.random.default_rng(8)
@@ -146,7 +145,7 @@ def make(
     shards = []
     for index, spans in enumerate(parts.shards):
         initial = {span.tensor: whole[span.tensor][span.start : span.stop] for span in spans}
-        start = state(parts, index) if state else ShardState(index, Stamp(1, 0), (), {"w": initial})
+        start = states[index] if states else ShardState(index, Stamp(1, 0), (), {"w": initial})
         mode = consistency or Async()
         shard = Shard(partition=parts, state=start, rule=rule, consistency=mode, now=ManualClock())
         for pusher in pushers:
@@ -245,7 +244,7 @@ def test_interleaved_with_dense_pushes_pulls_and_restarts(
         if seq % 25 == 0:
             states = [shard.state() for shard in by_rows]
             kept = [ShardState(s.shard, s.stamp, s.segments, _copied(s.arrays), s.pushers) for s in states]
-            by_rows = make(TENSORS, num_shards, rule, state=lambda _, index, kept=kept: kept[index])
+            by_rows = make(TENSORS, num_shards, rule, states=kept)
         if seq % 20 == 0:
             for shard in by_rows:
                 shard.read()

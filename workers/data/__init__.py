@@ -1,4 +1,4 @@
-"""Data sets by name: `digits` (embedded) and `mnist` (official files).
+"""Data sets by name: `digits` (embedded), `mnist` and `imdb` (official files).
 
 A further data set is one module with a loader, and one row in `NAMES`. Importing this package loads numpy
 only.
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamserve.errors import DataError, InvalidArgument
+from workers.data.bags import Bags
 
 Progress = Callable[[str], None]
 """Told, in a line for people, about anything slow."""
@@ -26,7 +27,7 @@ class Dataset:
 
     Attributes:
         name: as `load` knows it.
-        train_x, test_x: [examples, features] float32, finite.
+        train_x, test_x: [examples, features] float32, finite; or both `Bags`.
         train_y, test_y: [examples] int64, from 0 to `classes` - 1.
         classes: number of classes.
 
@@ -36,26 +37,29 @@ class Dataset:
     """
 
     name: str
-    train_x: NDArray[np.float32]
+    train_x: NDArray[np.float32] | Bags
     train_y: NDArray[np.int64]
-    test_x: NDArray[np.float32]
+    test_x: NDArray[np.float32] | Bags
     test_y: NDArray[np.int64]
     classes: int
 
     def __post_init__(self) -> None:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
             for array, dtype, rank in ((x, np.float32, 2), (y, np.int64, 1)):
+                if isinstance(array, Bags):
+                    continue  # checked when it was made
                 if array.dtype != dtype or array.ndim != rank:
                     raise DataError(
                         f"the {part} set has {array.dtype} of rank {array.ndim}, "
                         f"expected {np.dtype(dtype)} of rank {rank}",
                         field=self.name,
                     )
-            if len(x) != len(y) or x.size == 0:
+            if len(x) != len(y) or 0 in x.shape:
                 raise DataError(
                     f"the {part} set has examples of shape {x.shape} and {len(y)} labels", field=self.name
                 )
-            if not (np.isfinite(x.min()) and np.isfinite(x.max())):  # both are NaN where any element is
+            # Both are NaN where any element is.
+            if not isinstance(x, Bags) and not (np.isfinite(x.min()) and np.isfinite(x.max())):
                 raise DataError(f"the {part} set's examples are not all finite", field=self.name)
             if y.min() < 0 or y.max() >= self.classes:
                 raise DataError(
@@ -72,6 +76,11 @@ class Dataset:
     def features(self) -> int:
         """Numbers in one example."""
         return int(self.train_x.shape[1])
+
+    @property
+    def sparse(self) -> bool:
+        """Whether examples are `Bags`."""
+        return isinstance(self.train_x, Bags)
 
 
 def load(name: str, data_dir: Path | None = None, *, progress: Progress | None = None) -> Dataset:
@@ -108,5 +117,15 @@ def _mnist(data_dir: Path | None, progress: Progress) -> Dataset:
     return load_mnist(data_dir, progress=progress)
 
 
-NAMES: Mapping[str, Callable[[Path | None, Progress], Dataset]] = {"digits": _digits, "mnist": _mnist}
+def _imdb(data_dir: Path | None, progress: Progress) -> Dataset:
+    from workers.data.imdb import load_imdb
+
+    return load_imdb(data_dir, progress=progress)
+
+
+NAMES: Mapping[str, Callable[[Path | None, Progress], Dataset]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "imdb": _imdb,
+}
 """Every data set's loader."""

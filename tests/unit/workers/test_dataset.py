@@ -60,7 +60,7 @@ def test_an_unknown_name_lists_the_known(name: str, fix: str) -> None:
 
 
 def test_digits_need_no_folder_and_fill_the_unit_interval(tmp_path: Path) -> None:
-    data = load("digits", tmp_path / "unread")
+    data: Any = load("digits", tmp_path / "unread")
     assert (data.name, data.features, data.classes) == ("digits", 64, 10)
     assert (len(data.train_y), len(data.test_y)) == (1437, 360)
     assert (data.train_x.min(), data.train_x.max(), data.test_x.min(), data.test_x.max()) == (0, 1, 0, 1)
@@ -78,7 +78,7 @@ def test_digits_are_split_in_proportion_and_no_example_is_lost_or_shared() -> No
 
 def test_the_split_is_always_the_same() -> None:
     """Else test accuracies of runs with different versions of scikit-learn could not be compared."""
-    data = load("digits")
+    data: Any = load("digits")
     digest = hashlib.sha256(data.test_x.tobytes() + data.test_y.tobytes()).hexdigest()
     assert digest[:16] == "8110e5c2c9d024b5"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ TRAIN_X, TRAIN_Y, TEST_X, TEST_Y = (file.name for file in FILES)
 
 
 def test_real_files_are_read(mnist_dir: Path) -> None:
-    data = load("mnist", mnist_dir)
+    data: Any = load("mnist", mnist_dir)
     assert (data.features, data.classes, len(data.test_y)) == (784, 10, 10_000)
     assert (data.train_x.min(), data.train_x.max()) == (0, 1)
     assert data.test_y[:8].tolist() == [7, 2, 1, 0, 4, 1, 4, 9]  # the well-known first test digits
@@ -41,7 +42,7 @@ def test_gzipped_or_not_the_data_are_the_same(tmp_path: Path, unpacked: tuple[st
         else content
         for name, content in tiny_mnist().items()
     }
-    data = load("mnist", write(tmp_path, files))
+    data: Any = load("mnist", write(tmp_path, files))
     assert (data.train_x.shape, data.test_x.shape) == ((12, 784), (5, 784))
     assert data.train_y.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     np.testing.assert_array_equal(

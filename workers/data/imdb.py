@@ -1,0 +1,149 @@
+"""The Large Movie Review Dataset (Maas et al. 2011) as bags of its most frequent words.
+
+https://ai.stanford.edu/~amaas/data/sentiment/: 25,000 reviews to train on and 25,000 to test on, half of each positive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamserve.errors import DataError
+from workers.data import Dataset, Progress
+from workers.data.bags import Bags
+from workers.data.fetch import cache_dir
+
+ARCHIVE = "aclImdb_v1.tar.gz"
+FOLDER = "aclImdb"
+WORDS = 10_000
+"""Most frequent words of the training set that are kept."""
+
+VERSION = 1
+"""Of what is cached; another tokenizer needs another number."""
+
+FIX = f"give --data-dir a folder that holds {ARCHIVE} or {FOLDER}/"
+
+_BREAK = re.compile(r"<br\s*/?>")
+_TOKEN = re.compile(r"[a-z0-9']+")
+_MEMBER = re.compile(r"(?:.*/)?(train|test)/(pos|neg)/\d+_\d+\.txt$")
+
+
+def tokens(text: str) -> list[str]:
+    """The words of a review: runs of letters, digits and apostrophes, in lower case, without HTML's line breaks."""
+    return _TOKEN.findall(_BREAK.sub(" ", text.lower()))
+
+
+def load_imdb(
+    data_dir: Path | None, *, progress: Progress = lambda message: None, words: int = WORDS
+) -> Dataset:
+    """Load the reviews; label 1 is positive. Made once, and kept in the cache under the hash of its source.
+
+    Args:
+        data_dir: folder that holds the archive or the folder `aclImdb`; the official layout.
+        progress: told how far the reading has come.
+        words: how many of the training set's most frequent words to keep.
+
+    Raises:
+        DataError: there is no such file, it is damaged, or a part of the data set is empty; names it.
+    """
+    source = _find(data_dir)
+    kept = cache_dir() / "data" / "imdb" / f"{_digest(source, words)}.npz"
+    if kept.is_file():
+        try:
+            with np.load(kept) as arrays:
+                return _dataset({name: arrays[name] for name in arrays.files}, words)
+        except (OSError, ValueError, KeyError, DataError):
+            kept.unlink(missing_ok=True)  # cut short: make it again
+    arrays = _read(source, words, progress)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    beside = kept.with_suffix(".tmp.npz")
+    np.savez(beside, **arrays)  # type: ignore[arg-type]
+    beside.replace(kept)
+    return _dataset(arrays, words)
+
+
+def _find(data_dir: Path | None) -> Path:
+    if data_dir is None:
+        raise DataError("IMDB is not fetched from the network", field="data_dir", fix=FIX)
+    for name in (ARCHIVE, FOLDER):
+        if (data_dir / name).exists():
+            return data_dir / name
+    if (data_dir / "train" / "pos").is_dir():
+        return data_dir
+    raise DataError(f"holds neither {ARCHIVE} nor {FOLDER}", field=str(data_dir), fix=FIX)
+
+
+def _digest(source: Path, words: int) -> str:
+    """What the cached arrays depend on: an archive's bytes; a folder's file names, sizes and times."""
+    found = hashlib.sha256(f"{VERSION} {words} ".encode())
+    if source.is_file():
+        with source.open("rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    else:
+        for path in sorted(source.glob("t*/[pn]*/*.txt")):
+            status = path.stat()
+            found.update(f"{path.relative_to(source)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return found.hexdigest()[:32]
+
+
+def _texts(source: Path) -> Iterator[tuple[str, str]]:
+    """Every review: its path and its text."""
+    if source.is_dir():
+        for path in sorted(source.glob("t*/[pn]*/*.txt")):
+            yield str(path.relative_to(source)), path.read_text(encoding="utf-8", errors="replace")
+        return
+    try:
+        with tarfile.open(source, "r|gz") as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.isfile() else None
+                if file is not None and _MEMBER.match(member.name):
+                    yield member.name, file.read().decode("utf-8", errors="replace")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"cannot be read: {error}", field=str(source)) from None
+
+
+def _read(source: Path, words: int, progress: Progress) -> dict[str, NDArray[np.generic]]:
+    """Tokenise everything; the order of the examples is that of their names."""
+    reviews: dict[tuple[str, str], list[tuple[str, set[str]]]] = {}
+    frequency: Counter[str] = Counter()
+    for count, (path, text) in enumerate(_texts(source)):
+        found = _MEMBER.match("/" + path)
+        if found is None:
+            continue
+        part, label = found.groups()
+        all_words = tokens(text)
+        if part == "train":
+            frequency.update(all_words)
+        reviews.setdefault((part, label), []).append((path, set(all_words)))
+        if count % 5000 == 0:
+            progress(f"reading {source.name}: {count} reviews")
+    # Ties are broken by the word itself, so that the order of files does not matter.
+    best = sorted(frequency.items(), key=lambda pair: (-pair[1], pair[0]))[:words]
+    numbers = {word: number for number, (word, _) in enumerate(best)}
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for part in ("train", "test"):
+        bags, labels = [], []
+        for label in ("neg", "pos"):
+            for _, present in sorted(reviews.get((part, label), [])):
+                bags.append(sorted(numbers[word] for word in present if word in numbers))
+                labels.append(int(label == "pos"))
+        if len(set(labels)) < 2:
+            raise DataError(f"has no reviews in {part}/pos or {part}/neg", field=str(source), fix=FIX)
+        arrays[f"{part}_starts"] = np.cumsum([0, *map(len, bags)], dtype=np.int64)
+        arrays[f"{part}_words"] = np.array([word for bag in bags for word in bag], np.int32)
+        arrays[f"{part}_labels"] = np.array(labels, np.int64)
+    return arrays
+
+
+def _dataset(arrays: dict[str, NDArray[np.generic]], words: int) -> Dataset:
+    parts = [Bags(arrays[f"{p}_starts"], arrays[f"{p}_words"], words) for p in ("train", "test")]  # type: ignore[arg-type]
+    train_y, test_y = arrays["train_labels"], arrays["test_labels"]
+    return Dataset("imdb", parts[0], train_y, parts[1], test_y, classes=2)  # type: ignore[arg-type]
