@@ -162,9 +162,9 @@ def test_sparse_embeddings_train_as_dense_ones(service: Ready, kind: str) -> Non
             for net, stepper in ((local, reference), (remote, optimizer)):
                 stepper.zero_grad()
                 loss: Tensor = nn.functional.cross_entropy(net(words), labels)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 stepper.step()
-        embedding: Any = remote[0]
+        embedding: Any = next(remote.children())
         assert embedding.weight.grad.layout is torch.sparse_coo
     for ours, theirs in zip(remote.parameters(), local.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

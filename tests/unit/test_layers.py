@@ -51,9 +51,11 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.optim": row(lazily="numpy torch", siblings="adamserve.optim.kernels adamserve.optim.run"),
         "adamserve.optim.kernels": row("numpy torch", siblings="adamserve.optim"),
         "adamserve.optim.run": row("numpy torch", siblings="adamserve.optim adamserve.optim.kernels"),
+        "adamserve.optim.rows": row("numpy torch", siblings="adamserve.optim adamserve.optim.kernels"),
     },
     {
         "adamserve.partition": row("numpy"),
+        "adamserve.sparse": row("numpy", siblings="adamserve.partition"),
         "adamserve.consistency": row("numpy"),
     },
     {
@@ -77,17 +79,21 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.rpc.codec": row("numpy", siblings="adamserve.rpc adamserve.rpc.wire"),
         "adamserve.rpc.status": row("grpc", siblings="adamserve.rpc adamserve.rpc.wire"),
         "adamserve.rpc.security": row("grpc"),
-        "adamserve.rpc.link": row("grpc numpy"),
+        "adamserve.rpc.link": row("grpc"),
+        "adamserve.rpc.target": row("numpy", siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.wire"),
         "adamserve.rpc.client": row(
             "grpc numpy",
-            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.link adamserve.rpc.status adamserve.rpc.wire",
+            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.link adamserve.rpc.status adamserve.rpc.target "
+            "adamserve.rpc.wire",
         ),
         "adamserve.rpc.connect": row(siblings="adamserve.rpc.client adamserve.rpc.link"),
     },
     {
         "adamserve.rpc.assembly": row("numpy"),
         "adamserve.rpc.endpoint": row("google grpc grpc_health grpc_reflection"),
-        "adamserve.rpc.server": row("grpc ray", siblings="adamserve.rpc.assembly adamserve.rpc.endpoint"),
+        "adamserve.rpc.server": row(
+            "grpc numpy ray", siblings="adamserve.rpc.assembly adamserve.rpc.endpoint"
+        ),
         "adamserve.rpc.control": row(
             "grpc numpy ray", siblings="adamserve.rpc.assembly adamserve.rpc.endpoint"
         ),
@@ -105,7 +111,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {
         "workers": row(),
         "workers.data": row("numpy torch", lazily="PIL sklearn"),
-        "workers.networks": row("torch", siblings="workers.data"),
+        "workers.networks": row("numpy torch", siblings="workers.data"),
     },
     {
         "workers.loop": row("numpy torch"),

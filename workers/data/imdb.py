@@ -5,9 +5,12 @@ https://ai.stanford.edu/~amaas/data/sentiment/: 25,000 reviews to train on and 2
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 import tarfile
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,9 +60,9 @@ def load_imdb(
     kept = cache_dir() / "data" / "imdb" / f"{_digest(source, words)}.npz"
     if kept.is_file():
         try:
-            with np.load(kept) as arrays:
+            with kept.open("rb") as file, np.load(file) as arrays:
                 return _dataset({name: arrays[name] for name in arrays.files}, words)
-        except (OSError, ValueError, KeyError, DataError):
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, DataError):
             kept.unlink(missing_ok=True)  # cut short: make it again
     arrays = _read(source, words, progress)
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +104,15 @@ def _texts(source: Path) -> Iterator[tuple[str, str]]:
             yield str(path.relative_to(source)), path.read_text(encoding="utf-8", errors="replace")
         return
     try:
-        with tarfile.open(source, "r|gz") as archive:
+        # tarfile's own gzip reader takes an archive that is cut short for one that ends there.
+        with gzip.open(source) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
             for member in archive:
                 file = archive.extractfile(member) if member.isfile() else None
                 if file is not None and _MEMBER.match(member.name):
                     yield member.name, file.read().decode("utf-8", errors="replace")
-    except (tarfile.TarError, OSError, EOFError) as error:
+            while unpacked.read(1 << 20):
+                pass  # to its checksum
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {error}", field=str(source)) from None
 
 

@@ -51,7 +51,7 @@ def test_a_wrong_array_is_refused(change: dict[str, Any], says: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "fix"),
-    [("mnits", "did you mean mnist? choose digits or mnist"), ("", "choose digits or mnist")],
+    [("mnits", "did you mean mnist? choose digits or mnist or imdb"), ("", "choose digits or mnist or imdb")],
 )
 def test_an_unknown_name_lists_the_known(name: str, fix: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
@@ -98,4 +98,4 @@ def test_importing_the_package_loads_neither_torch_nor_scikit_learn() -> None:
 
 
 def test_every_name_has_a_loader() -> None:
-    assert list(NAMES) == ["digits", "mnist"]
+    assert list(NAMES) == ["digits", "mnist", "imdb"]

@@ -147,7 +147,7 @@ def test_the_sparse_network_is_the_dense_one() -> None:
     assert found is not None
     assert found.layout is torch.sparse_coo
     reference = model.weight.detach().clone().requires_grad_()
-    (2 * dense @ reference + model.bias.detach()).square().sum().backward()  # type: ignore[no-untyped-call]
+    (2 * dense @ reference + model.bias.detach()).square().sum().backward()
     torch.testing.assert_close(found.to_dense(), reference.grad)
 
 
@@ -159,5 +159,5 @@ def test_networks_for_bags() -> None:
     model = networks.build("logreg", data, seed=0)
     assert isinstance(model, BagOfWords)
     assert sum(p.numel() for p in model.parameters()) == networks.logreg_parameters(4, 2) == 10
-    with pytest.raises(InvalidArgument, match="takes no bags of words.*choose logreg"):
+    with pytest.raises(InvalidArgument, match=r"takes no bags of words.*choose logreg"):
         networks.build("mlp", data, seed=0)
