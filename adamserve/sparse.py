@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -39,6 +40,16 @@ def as_rows(name: str, gradient: Any) -> SparseRows | None:
         rows = np.flatnonzero(np.diff(matrix.indptr))
         return SparseRows(rows, matrix[rows].toarray())
     return None
+
+
+def for_shards(spec: TensorSpec, gradient: SparseRows) -> SparseRows:
+    """A caller's sparse gradient as the shards take it: checked, and its rows numbered by their places.
+
+    Raises:
+        InvalidArgument: as `checked`.
+    """
+    rows = check_indices(spec, gradient.indices, 0, check_table(spec))
+    return checked(spec, SparseRows(places(spec, rows), gradient.values))
 
 
 def checked(
@@ -94,6 +105,37 @@ def checked(
     return SparseRows(rows, values)
 
 
+def table_stride(rows: int) -> int:
+    """The stride with which any run of rows is spread evenly over the places, whatever the number of shards.
+
+    The whole number nearest to `rows` over the golden ratio that shares no factor with it: multiples of it, modulo
+    `rows`, fall into the widest gap left each time (Knuth, TAOCP 3, section 6.4, Fibonacci hashing).
+    """
+    near = round(rows * (math.sqrt(5.0) - 1.0) / 2.0)
+    found = (n for step in range(rows) for n in (near - step, near + step) if 1 < n < rows)
+    return next((n for n in found if math.gcd(n, rows) == 1), 1)
+
+
+def places(spec: TensorSpec, rows: Array) -> Array:
+    """Where the shards keep rows: int64."""
+    return rows if spec.stride == 1 else rows * spec.stride % spec.shape[0]
+
+
+def to_places(spec: TensorSpec, array: Array) -> Array:
+    """A whole tensor with its rows in the shards' order, 1-D; a view where that is the tensor's own."""
+    if spec.stride == 1:
+        return array.reshape(-1)
+    kept = np.empty((spec.shape[0], spec.width), array.dtype)
+    kept[places(spec, np.arange(spec.shape[0]))] = array.reshape(kept.shape)
+    return kept.reshape(-1)
+
+
+def from_places(spec: TensorSpec, kept: Array, out: Array) -> None:
+    """Undo `to_places` into an array of the tensor's shape."""
+    found = kept.reshape(spec.shape[0], spec.width)
+    out[...] = found[places(spec, np.arange(spec.shape[0]))].reshape(spec.shape)
+
+
 def check_table(spec: TensorSpec) -> int:
     """The number of rows of a tensor that may be pushed and pulled by rows.
 
@@ -147,36 +189,6 @@ def within(rows: Array, span: Span, width: int) -> slice:
     """Where in increasing row numbers a span's own are."""
     low, high = np.searchsorted(rows, rows_of(span, width))
     return slice(int(low), int(high))
-
-
-class Wanted:
-    """Rows of one tensor that a pull asks for, and the array that they come back in.
-
-    Args:
-        spec: the tensor.
-        rows: their numbers, int32 or int64, in any order, also more than once.
-    """
-
-    def __init__(self, spec: TensorSpec, rows: Any) -> None:
-        total = check_table(spec)
-        named = check_indices(spec, np.asarray(rows), 0, total)
-        self._width = spec.width
-        self.rows, self._places = np.unique(named, return_inverse=True)
-        self._shape = (len(named), *spec.shape[1:])
-        self.values: Array = np.empty((len(self.rows), spec.width), spec.dtype)
-
-    def within(self, span: Span) -> Array:
-        """Those of a span, increasing."""
-        return self.rows[within(self.rows, span, self._width)]
-
-    def put(self, rows: Array, values: Array) -> int:
-        """Write what has come for some of the rows; returns the number of elements."""
-        self.values[np.searchsorted(self.rows, rows)] = values
-        return int(values.size)
-
-    def result(self) -> Array:
-        """The rows in the order in which they were asked for."""
-        return self.values[self._places].reshape(self._shape)
 
 
 def part(gradient: Gradient, span: Span) -> Gradient:

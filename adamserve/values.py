@@ -31,11 +31,17 @@ GRADIENT_DTYPES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One parameter tensor of a job: its name, shape and dtype."""
+    """One parameter tensor of a job: its name, shape and dtype.
+
+    Attributes:
+        stride: the shards keep row r in place r * stride modulo the number of rows. With 1 they keep the tensor's own
+            order; for a table whose first rows are the busiest, `sparse.table_stride` spreads them over the shards.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -48,6 +54,16 @@ class TensorSpec:
             )
         if any(n < 0 for n in self.shape):
             raise InvalidArgument(f"shape {self.shape} has a negative size", field=self.name)
+        if self.stride != 1 and (
+            not self.shape
+            or not 1 < self.stride < self.shape[0] < 1 << 31
+            or math.gcd(self.stride, self.shape[0]) != 1
+        ):
+            raise InvalidArgument(
+                f"stride {self.stride} does not give each row of shape {self.shape} a place of its own",
+                field=self.name,
+                fix="a number below the rows that shares no factor with them, or 1",
+            )
 
     @property
     def numel(self) -> int:

@@ -303,11 +303,11 @@ class ClusterClient:
         spec = self._partition.spec(name)
         rows = sparse.as_rows(name, gradient)
         if rows is not None:
-            return sparse.checked(spec, rows)
+            return sparse.for_shards(spec, rows)
         assert not isinstance(gradient, SparseRows)
         if tuple(gradient.shape) != spec.shape:
             raise InvalidArgument(f"a gradient of shape {tuple(gradient.shape)} for {spec.shape}", field=name)
-        flat = np.ascontiguousarray(gradient).reshape(-1)
+        flat = sparse.to_places(spec, np.ascontiguousarray(gradient))
         if str(flat.dtype) not in GRADIENT_DTYPES[spec.dtype]:
             raise InvalidArgument(
                 f"a gradient of dtype {flat.dtype} for a {spec.dtype} parameter", field=name

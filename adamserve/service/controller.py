@@ -526,7 +526,7 @@ def initial_parts(
 ) -> list[dict[str, Array]]:
     """Each shard's spans of the initial parameters, 1-D views."""
     parts = partition(config.tensors, num_shards)
+    kept = {spec.name: sparse.to_places(spec, parameters[spec.name]) for spec in config.tensors}
     return [
-        {span.tensor: parameters[span.tensor].reshape(-1)[span.start : span.stop] for span in spans}
-        for spans in parts.shards
+        {span.tensor: kept[span.tensor][span.start : span.stop] for span in spans} for spans in parts.shards
     ]
