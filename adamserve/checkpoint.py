@@ -25,6 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from adamserve.errors import CheckpointError, NotFound
+from adamserve.sparse import in_order
 from adamserve.values import Array, Config, PusherState, Segment, ShardState, Span, Stamp, TensorSpec
 
 FORMAT = 1
@@ -250,7 +251,9 @@ def read_manifest(folder: Path) -> Manifest:
             )
         if claimed != _checksum(body):
             raise CheckpointError("was altered: its checksum does not fit", field=str(path))
-        body["tensors"] = tuple(TensorSpec(t["name"], tuple(t["shape"]), t["dtype"]) for t in body["tensors"])
+        body["tensors"] = tuple(
+            TensorSpec(t["name"], tuple(t["shape"]), t["dtype"], t.get("stride", 1)) for t in body["tensors"]
+        )
         body["shards"] = tuple(
             ShardEntry(**{**entry, "stamp": Stamp(*entry["stamp"])}) for entry in body["shards"]
         )
@@ -334,9 +337,9 @@ def load_tensors(folder: Path, manifest: Manifest) -> dict[str, dict[str, Array]
     spans = [Span(spec.name, 0, spec.numel) for spec in manifest.tensors]
     held = [_metadata(folder / entry.file)[0] for entry in manifest.shards]
     gathered = _gather(folder, manifest, spans, held)
-    shapes = {spec.name: spec.shape for spec in manifest.tensors}
+    specs = {spec.name: spec for spec in manifest.tensors}
     return {
-        slot: {name: a.reshape(shapes[name]) for name, a in arrays.items()}
+        slot: {name: in_order(specs[name], a) for name, a in arrays.items()}
         for slot, arrays in gathered.items()
     }
 

@@ -6,18 +6,19 @@ optimizer = adamserve.RemoteOptimizer.wrap(torch.optim.AdamW(model.parameters())
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from adamserve import optim, sparse
+from adamserve import optim
 from adamserve.errors import Conflict, InvalidArgument, RolledBack
 from adamserve.rpc.client import Client
 from adamserve.rpc.connect import connect
 from adamserve.rpc.link import Feed
+from adamserve.sparse import as_rows
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Stamp
 
 Group = dict[str, Any]
@@ -51,6 +52,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         rule: the update rule.
         job: the job's name.
         consistency: "async", "bsp" or "ssp:S", when this call creates the job.
+        sparse, tables: as in `Client.create`; a parameter with sparse gradients (nn.Embedding(sparse=True)) is sent by
+            rows, and pulled whole.
         overlap: send gradients while backward runs.
         options: further arguments of `adamserve.connect`.
 
@@ -67,6 +70,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         *,
         job: str,
         consistency: str = "async",
+        sparse: str = "exact",
+        tables: Collection[str] = (),
         overlap: bool = True,
         **options: Any,
     ) -> None:
@@ -78,6 +83,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             target,
             job=job,
             consistency=consistency,
+            sparse=sparse,
+            tables=tables,
             overlap=overlap,
             **options,
         )
@@ -90,6 +97,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         *,
         job: str,
         consistency: str = "async",
+        sparse: str = "exact",
+        tables: Collection[str] = (),
         overlap: bool = True,
         **options: Any,
     ) -> Self:
@@ -124,6 +133,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
             target,
             job=job,
             consistency=consistency,
+            sparse=sparse,
+            tables=tables,
             overlap=overlap,
             **options,
         )
@@ -138,6 +149,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         *,
         job: str,
         consistency: str,
+        sparse: str,
+        tables: Collection[str],
         overlap: bool,
         **options: Any,
     ) -> None:
@@ -172,7 +185,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._overlap = overlap = overlap and options.get("wire_dtype") != "int8"
         self._hooks: list[Any] = []
         try:
-            self.client.create(self._host, common, consistency=consistency, tensor_rules=others)
+            self.client.create(
+                self._host,
+                common,
+                consistency=consistency,
+                tensor_rules=others,
+                sparse=sparse,
+                tables=tables,
+            )
             self._pull()
         except BaseException:
             self.client.close()
@@ -397,7 +417,7 @@ def _host_array(parameter: Tensor) -> Array:
 def _array(name: str, gradient: Tensor) -> Gradient:
     """A gradient on the CPU as numpy; bfloat16 is widened."""
     wide = gradient.float() if gradient.dtype in (torch.bfloat16, torch.float16) else gradient
-    rows = sparse.as_rows(name, wide)
+    rows = as_rows(name, wide)
     if rows is not None:
         return rows
     array: Array = wide.contiguous().numpy()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from adamserve.errors import InvalidArgument
+from adamserve.errors import InvalidArgument, NotFound
 from adamserve.partition import BLOCK_BYTES
 from adamserve.values import GRADIENT_DTYPES, ITEM_BYTES, Array, Gradient, Span, SparseRows, TensorSpec
 
@@ -116,6 +117,25 @@ def table_stride(rows: int) -> int:
     return next((n for n in found if math.gcd(n, rows) == 1), 1)
 
 
+def spec_of(name: str, array: Array, tables: Collection[str] = ()) -> TensorSpec:
+    """The tensor that an array begins, its rows spread over the shards if it is one of the tables."""
+    stride = table_stride(array.shape[0]) if name in tables and array.ndim else 1
+    return TensorSpec(name, array.shape, str(array.dtype), stride)
+
+
+def check_tables(specs: Sequence[TensorSpec], tables: Collection[str]) -> None:
+    """Check that every table is one of the tensors, and has rows.
+
+    Raises:
+        NotFound, InvalidArgument: names the table.
+    """
+    known = {spec.name: spec for spec in specs}
+    for name in tables:
+        if name not in known:
+            raise NotFound("is a table, but the job has no such tensor", field=name)
+        check_table(known[name])
+
+
 def places(spec: TensorSpec, rows: Array) -> Array:
     """Where the shards keep rows: int64."""
     return rows if spec.stride == 1 else rows * spec.stride % spec.shape[0]
@@ -130,10 +150,11 @@ def to_places(spec: TensorSpec, array: Array) -> Array:
     return kept.reshape(-1)
 
 
-def from_places(spec: TensorSpec, kept: Array, out: Array) -> None:
-    """Undo `to_places` into an array of the tensor's shape."""
-    found = kept.reshape(spec.shape[0], spec.width)
-    out[...] = found[places(spec, np.arange(spec.shape[0]))].reshape(spec.shape)
+def in_order(spec: TensorSpec, kept: Array) -> Array:
+    """Undo `to_places`: an array of the tensor's shape; a view where the shards keep the tensor's own order."""
+    if spec.stride == 1:
+        return kept.reshape(spec.shape)
+    return kept.reshape(spec.shape[0], spec.width)[places(spec, np.arange(spec.shape[0]))].reshape(spec.shape)
 
 
 def check_table(spec: TensorSpec) -> int:

@@ -74,9 +74,10 @@ class Target:
         """The arrays by tensor, when everything has come."""
         for name, spec in self._specs.items():
             if name in self._whole and spec.stride != 1:
-                sparse.from_places(spec, self.flat[name], self._whole[name])
+                self._whole[name][...] = sparse.in_order(spec, self.flat[name])
         return {
-            name: self._wanted[name].result() if name in self._wanted else self._whole[name] for name in self._specs
+            name: self._wanted[name].result() if name in self._wanted else self._whole[name]
+            for name in self._specs
         }
 
 

@@ -107,9 +107,12 @@ class BagOfWords(nn.Module):
 
     Attributes:
         weight: [features, classes]; its gradient has the rows of the words seen.
+        tables: parameters whose first rows are the busiest, as words are numbered by frequency.
         keep: share of the words that a training step keeps.
         sparse_gradient: False gives a dense gradient.
     """
+
+    tables = ("weight",)
 
     def __init__(self, features: int, classes: int, keep: float = 0.5) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ from adamserve.metrics import Exporter, Observed
 from adamserve.service.client import ClusterClient, own_error
 from adamserve.service.cluster import connected, launch
 from adamserve.service.controller import JobStatus, ServiceConfig, initial_parts
+from adamserve.sparse import spec_of
 from adamserve.values import TensorSpec
 from workers import networks
 from workers.actor import WorkerActor
@@ -333,7 +334,7 @@ def _train(
 def tensor_specs(model: torch.nn.Module) -> tuple[TensorSpec, ...]:
     """The model's parameters as a job's tensors, in the model's order."""
     return tuple(
-        TensorSpec(name, tuple(p.shape), str(p.dtype).removeprefix("torch."))
+        spec_of(name, p.detach().numpy(), getattr(model, "tables", ()))
         for name, p in model.named_parameters()
     )
 

@@ -14,7 +14,7 @@ import random
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 import grpc
 import numpy as np
 
-from adamserve import optim, sparse
+from adamserve import optim
 from adamserve.errors import (
     InvalidArgument,
     LimitExceeded,
@@ -35,7 +35,8 @@ from adamserve.errors import (
 from adamserve.rpc import codec, wire
 from adamserve.rpc.link import Credentials, Feed, Link
 from adamserve.rpc.status import error_of
-from adamserve.rpc.target import Target
+from adamserve.sparse import as_rows, check_tables, for_shards, spec_of, to_places
+from adamserve.target import Target
 from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
 from adamserve.values import (
     Array,
@@ -174,6 +175,7 @@ class Client:
         *,
         consistency: str = "async",
         tensor_rules: Mapping[str, optim.Rule] | None = None,
+        tables: Collection[str] = (),
         sparse: str = "exact",
         checkpoint_every_s: float | None = None,
     ) -> bool:
@@ -184,6 +186,8 @@ class Client:
             rule: how gradients become updates.
             consistency: "async", "bsp", or "ssp:S".
             tensor_rules: by tensor, a rule other than `rule`: of the same class and with the same slots.
+            tables: tensors of which some rows are far busier than others, such as embeddings sorted by frequency: each
+                shard gets an equal share of any run of rows. A whole push or pull of a table costs one copy more.
             sparse: "exact" or "lazy", what `SparseRows` do to the other rows: what a zero gradient would, or nothing.
             checkpoint_every_s: seconds between checkpoints; None takes the service's default.
 
@@ -195,17 +199,18 @@ class Client:
             InvalidArgument: a name, dtype, value or constant is wrong; names it.
         """
         arrays = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
-        for name, array in arrays.items():
-            TensorSpec(name, array.shape, str(array.dtype))
-        spec = control_pb2.JobSpec(
+        specs = [spec_of(name, array, tables) for name, array in arrays.items()]
+        check_tables(specs, tables)
+        asked = control_pb2.JobSpec(
             name=self.job,
             tensors=[
                 types_pb2.TensorSpec(
-                    name=name,
-                    shape=np.shape(parameters[name]),
-                    dtype=codec.ENCODINGS[str(array.dtype)].number,  # type: ignore[arg-type]
+                    name=spec.name,
+                    shape=np.shape(parameters[spec.name]),
+                    dtype=codec.ENCODINGS[spec.dtype].number,  # type: ignore[arg-type]
+                    stride=spec.stride,
                 )
-                for name, array in arrays.items()
+                for spec in specs
             ],
             rule_json=json.dumps(optim.to_dict(rule)),
             tensor_rules_json={n: json.dumps(optim.to_dict(r)) for n, r in (tensor_rules or {}).items()},
@@ -215,9 +220,10 @@ class Client:
         )
 
         def messages() -> Iterator[bytes]:
-            yield control_pb2.CreateJobRequest(start=spec).SerializeToString()
-            for name, array in arrays.items():
-                for parts in codec.encode(name, array.reshape(-1), 0, str(array.dtype)):
+            yield control_pb2.CreateJobRequest(start=asked).SerializeToString()
+            for spec in specs:
+                kept = to_places(spec, arrays[spec.name])
+                for parts in codec.encode(spec.name, kept, 0, spec.dtype):
                     yield b"".join(parts)
 
         create = self._channel.stream_unary("/adamserve.v1.ControlService/CreateJob")
@@ -594,9 +600,9 @@ class Client:
             raise NotFound(
                 "the job has no such tensor", field=name, fix=f"it has {', '.join([*self._specs][:5])}"
             )
-        rows = sparse.as_rows(name, gradient)
+        rows = as_rows(name, gradient)
         if rows is not None:
-            found = sparse.checked(spec, rows)
+            found = for_shards(spec, rows)
             values = found.values if found.values.dtype != np.float16 else found.values.astype(np.float32)
             return SparseRows(found.indices, values.copy() if copy else values)
         gradient = np.asarray(gradient)
@@ -608,9 +614,8 @@ class Client:
             raise InvalidArgument(
                 f"a gradient of dtype {gradient.dtype} for a {spec.dtype} parameter", field=name
             )
-        flat = (
-            np.array(gradient, order="C").reshape(-1) if copy else np.ascontiguousarray(gradient).reshape(-1)
-        )
+        own = copy and spec.stride == 1  # otherwise `to_places` copies
+        flat = to_places(spec, np.array(gradient, order="C") if own else np.ascontiguousarray(gradient))
         # One shard refuses a push whole by itself; of several, some would apply their part and others not. The narrow
         # encodings would change a NaN.
         if (len(self._shards) > 1 or self._wire != "float32") and not codec.finite(flat):
@@ -685,14 +690,20 @@ class Client:
                 found = shard_pb2.PullResponse.FromString(rest).stamp
                 stamp = Stamp(found.epoch, found.clock)
             for chunk in chunks:
-                missing -= target.put(chunk)
+                if chunk.rows is not None:
+                    width = self._specs[chunk.tensor].width
+                    target.put_rows(chunk.tensor, *codec.decode_rows(chunk, width))
+                else:
+                    at = slice(chunk.start, chunk.start + chunk.length)
+                    codec.decode(chunk, target.flat[chunk.tensor][at])
+                missing -= chunk.length
         if stamp is None or missing:
             raise Unavailable(f"shard {shard.index} sent {missing} elements too few")
         return stamp
 
     def _pull_target(self, into: Mapping[str, Array] | None, rows: Mapping[str, Array] | None) -> Target:
         self._open(Deadline.after(self._timeout_s))
-        return Target(self._specs, into, rows or {})
+        return Target(self._specs, into, rows)
 
     # ---- shards, seen and lost
 
@@ -705,7 +716,9 @@ class Client:
                 self._control.GetTopology, control_pb2.GetTopologyRequest(job=self.job), deadline
             )
             self._specs = {
-                t.name: TensorSpec(t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name))
+                t.name: TensorSpec(
+                    t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name), t.stride or 1
+                )
                 for t in found.job.tensors
             }
             self._shards = [Link(i, place, self._credentials) for i, place in enumerate(found.shards)]

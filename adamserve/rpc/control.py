@@ -201,7 +201,7 @@ class ControlServicer:
         for tensor in spec.tensors:
             self._check_name(tensor.name, "tensors.name")
             dtype = codec.encoding_name(tensor.dtype, field=tensor.name)
-            tensors.append(TensorSpec(tensor.name, tuple(tensor.shape), dtype))
+            tensors.append(TensorSpec(tensor.name, tuple(tensor.shape), dtype, tensor.stride or 1))
         partition(tensors, 1)
         rule, others = optim.rules_of(
             _json(spec.rule_json, "rule_json"),
@@ -255,6 +255,7 @@ def _job_spec(config: JobConfig) -> control_pb2.JobSpec:
             types_pb2.TensorSpec(
                 name=tensor.name,
                 shape=tensor.shape,
+                stride=tensor.stride,
                 dtype=codec.ENCODINGS[tensor.dtype].number,  # type: ignore[arg-type] # an enum's number,
             )
             for tensor in config.tensors

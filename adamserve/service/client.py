@@ -23,6 +23,7 @@ from adamserve.optim import all_finite
 from adamserve.partition import Partition, partition
 from adamserve.service.controller import Topology
 from adamserve.shard import borrow
+from adamserve.target import Target
 from adamserve.values import (
     GRADIENT_DTYPES,
     Array,
@@ -116,8 +117,8 @@ class ClusterClient:
         """Fetch the parameters. Returns when every shard has answered.
 
         Args:
-            into: writable arrays by tensor, of the tensors' shapes, to fill: one copy, from the object store.
-                Without it new arrays are made.
+            into: writable contiguous arrays by tensor, of the tensors' shapes and dtypes, to fill: one copy, from the
+                object store. Without it new arrays are made.
             rows: by tensor, the numbers of the rows wanted; only those travel, and come back in this order as an array
                 of shape (n, *shape[1:]), never in `into`. Other tensors come whole.
             training: the point where gradients are to be taken rather than w; ssp may hold the call back.
@@ -131,57 +132,31 @@ class ClusterClient:
         """
         deadline = Deadline.after(self._timeout_s)
         pusher = self._pusher if training else None
-        if rows:
-            return self._pull_rows(into or {}, rows, deadline, pusher, training, at_least)
-        if into is None:
-            into = {spec.name: np.empty(spec.shape, spec.dtype) for spec in self._partition.tensors}
-        flat = {name: array.reshape(-1) for name, array in into.items()}
-        fetch = partial(self._fetch, pusher=pusher, training=training, at_least=at_least)
+        target = Target(self._partition.specs, into, rows)
         stamps = []
+        if target.by_rows:
+            asked = [
+                {span.tensor: sparse.narrow(wanted) for span, wanted in target.asked(spans)}
+                for spans in self._partition.shards
+            ]
+            fetch = partial(
+                self._fetch_rows, asked=asked, pusher=pusher, training=training, at_least=at_least
+            )
+            for shard, (stamp, found) in enumerate(self._everywhere(fetch, deadline)):
+                for span in self._partition.shards[shard]:
+                    if span.tensor in asked[shard]:
+                        target.put_rows(span.tensor, asked[shard][span.tensor], found[span.tensor])
+                    else:
+                        target.flat[span.tensor][span.start : span.stop] = found[span.tensor]
+                stamps.append(stamp)
+            return target.result(), Clocks(stamps)
+        fetch = partial(self._fetch, pusher=pusher, training=training, at_least=at_least)
         for shard, (stamp, arrays) in enumerate(self._everywhere(fetch, deadline, take=_read)):
             for span, dtype, offset in self._partition.layout(shard):
-                target = torch.from_numpy(flat[span.tensor][span.start : span.stop])
-                target.copy_(borrow(arrays[dtype][offset : offset + span.numel]))  # on torch's threads
+                part = torch.from_numpy(target.flat[span.tensor][span.start : span.stop])
+                part.copy_(borrow(arrays[dtype][offset : offset + span.numel]))  # on torch's threads
             stamps.append(stamp)
-        return into, Clocks(stamps)
-
-    def _pull_rows(
-        self,
-        into: Mapping[str, Array],
-        rows: Mapping[str, Array],
-        deadline: Deadline,
-        pusher: str | None,
-        training: bool,
-        at_least: int,
-    ) -> tuple[Mapping[str, Array], Clocks]:
-        wanted = {name: sparse.Wanted(self._partition.spec(name), numbers) for name, numbers in rows.items()}
-        whole = {
-            spec.name: into[spec.name] if spec.name in into else np.empty(spec.shape, spec.dtype)
-            for spec in self._partition.tensors
-            if spec.name not in wanted
-        }
-        asked = [
-            {
-                span.tensor: sparse.narrow(wanted[span.tensor].within(span))
-                for span in spans
-                if span.tensor in wanted
-            }
-            for spans in self._partition.shards
-        ]
-
-        def fetch(shard: int, timeout_s: float) -> Any:
-            actor = self._actor(shard)
-            return actor.pull_rows.remote(self._job, asked[shard], pusher, training, at_least, timeout_s)
-
-        stamps = []
-        for shard, (stamp, found) in enumerate(self._everywhere(fetch, deadline)):
-            for span in self._partition.shards[shard]:
-                if span.tensor in wanted:
-                    wanted[span.tensor].put(asked[shard][span.tensor], found[span.tensor])
-                else:
-                    whole[span.tensor].reshape(-1)[span.start : span.stop] = found[span.tensor]
-            stamps.append(stamp)
-        return {**whole, **{name: rows.result() for name, rows in wanted.items()}}, Clocks(stamps)
+        return target.result(), Clocks(stamps)
 
     def push(
         self, gradients: Mapping[str, Gradient], clock: Clocks, *, lr: float | None = None
@@ -241,6 +216,19 @@ class ClusterClient:
         self, shard: int, timeout_s: float, *, pusher: str | None, training: bool, at_least: int
     ) -> Any:
         return self._actor(shard).pull.remote(self._job, pusher, training, at_least, timeout_s)
+
+    def _fetch_rows(
+        self,
+        shard: int,
+        timeout_s: float,
+        *,
+        asked: Sequence[Mapping[str, Array]],
+        pusher: str | None,
+        training: bool,
+        at_least: int,
+    ) -> Any:
+        actor = self._actor(shard)
+        return actor.pull_rows.remote(self._job, asked[shard], pusher, training, at_least, timeout_s)
 
     def _send(self, shard: int, timeout_s: float, *, pushes: Sequence[Push]) -> Any:
         return self._actor(shard).push.remote(self._job, pushes[shard], timeout_s)

@@ -22,7 +22,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from adamserve import checkpoint, optim
+from adamserve import checkpoint, optim, sparse
 from adamserve.config import JobConfig
 from adamserve.errors import AdamServeError, Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.partition import partition

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import adamserve
 from adamserve import RemoteOptimizer, SparseRows, optim
-from adamserve.errors import InvalidArgument, NotFound
+from adamserve.errors import Conflict, InvalidArgument, NotFound
 from adamserve.rpc import codec, wire
 from adamserve.rpc.client import Client
 from adamserve.rpc.serving import Ready
@@ -38,9 +38,9 @@ def start() -> dict[str, Array]:
 def pair(service: Ready) -> Any:
     """Clients of two jobs with the same parameters, one for gradients by rows and one for dense ones."""
     made: list[Client] = []
-    for _ in range(2):
+    for tables in (("table", "cube"), ()):
         client = adamserve.connect(service.target, f"job-{uuid.uuid4().hex[:12]}", timeout_s=20.0)
-        client.create(start(), optim.Adam(lr=0.01, weight_decay=0.01))
+        client.create(start(), optim.Adam(lr=0.01, weight_decay=0.01), tables=tables)
         made.append(client)
     yield made
     for client in made:
@@ -79,6 +79,24 @@ def test_rows_do_what_their_dense_gradients_would(pair: list[Client]) -> None:
         np.testing.assert_allclose(some["cube"], twin["cube"][[3, 3]], rtol=1e-9)
         np.testing.assert_allclose(some["bias"], twin["bias"], rtol=1e-6)
     np.testing.assert_allclose(by_rows.pull()[0]["table"], dense.pull()[0]["table"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_s_dense_pushes_and_pulls_keep_its_order(pair: list[Client]) -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(3):
+        gradients = {name: rng.standard_normal(a.shape).astype(a.dtype) for name, a in start().items()}
+        into = {name: np.zeros_like(a) for name, a in start().items()}
+        for client in pair:
+            client.push(gradients, client.pull()[1])
+        _, found, _ = pair[0].push_pull({}, pair[0].pull()[1], into=into)
+        twin = pair[1].push_pull({}, pair[1].pull()[1])[1]
+        for name, array in into.items():
+            assert found[name] is array
+            np.testing.assert_array_equal(array, twin[name])
+    with pytest.raises(NotFound, match="no such tensor"):
+        pair[0].create(start(), optim.Adam(), tables=["other"])
+    with pytest.raises(Conflict, match="another configuration"):
+        pair[0].create(start(), optim.Adam(lr=0.01, weight_decay=0.01))
 
 
 def test_push_pull_by_rows(connect: Connect) -> None:
@@ -154,7 +172,8 @@ def test_sparse_embeddings_train_as_dense_ones(service: Ready, kind: str) -> Non
     local, remote = model(False), model(True)
     reference = make[kind](local.parameters())
     job = f"job-{uuid.uuid4().hex[:12]}"
-    with RemoteOptimizer.wrap(make[kind](remote.parameters()), service.target, job=job) as optimizer:
+    wrapped = make[kind](remote.parameters())
+    with RemoteOptimizer.wrap(wrapped, service.target, job=job, tables=["group0.0"]) as optimizer:
         generator = torch.Generator().manual_seed(2)
         for _ in range(60):
             words = torch.randint(0, 200, (4, 5), generator=generator)

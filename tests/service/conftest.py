@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from adamserve.config import JobConfig
 from adamserve.consistency import Consistency
 from adamserve.service.cluster import launch
 from adamserve.service.controller import ServiceConfig, initial_parts
-from adamserve.values import Array, TensorSpec
+from adamserve.sparse import spec_of
+from adamserve.values import Array
 
 
 @pytest.fixture(scope="session")
@@ -58,12 +59,13 @@ def create(
     rule: optim.Rule | None = None,
     mode: Consistency | None = None,
     job: str = "job",
+    tables: Collection[str] = (),
     **fields: Any,
 ) -> JobConfig:
     """Create a job with these parameters."""
     config = JobConfig(
         name=job,
-        tensors=tuple(TensorSpec(name, a.shape, str(a.dtype)) for name, a in parameters.items()),
+        tensors=tuple(spec_of(name, a, tables) for name, a in parameters.items()),
         rule=optim.to_dict(rule or optim.SGD(lr=1.0, momentum=0.0)),
         consistency=consistency.to_dict(mode or consistency.Async()),
         **fields,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 
-from adamserve import SparseRows, optim
+from adamserve import SparseRows, checkpoint, optim
 from adamserve.errors import InvalidArgument
 from adamserve.service.client import ClusterClient
 from adamserve.values import Array
@@ -32,8 +32,8 @@ def parameters() -> dict[str, Array]:
 
 def test_rows_do_what_their_dense_gradients_would(pair: Any, job: str) -> None:
     rule = optim.Adam(lr=0.05)
-    for name in (job, f"{job}-dense"):
-        create(pair, parameters(), rule=rule, shards=2, job=name)
+    create(pair, parameters(), rule=rule, shards=2, job=job, tables=["table"])
+    create(pair, parameters(), rule=rule, shards=2, job=f"{job}-dense")
     rng = np.random.default_rng(1)
     with ClusterClient(pair, job, "a") as by_rows, ClusterClient(pair, f"{job}-dense", "a") as dense:
         by_rows.join()
@@ -54,6 +54,15 @@ def test_rows_do_what_their_dense_gradients_would(pair: Any, job: str) -> None:
             by_rows.push({"table": SparseRows(np.array([100]), values[:1])}, clock)
         found, expected = by_rows.pull(training=False)[0], dense.pull(training=False)[0]
         np.testing.assert_allclose(found["table"], expected["table"], rtol=1e-5, atol=1e-6)
+        whole = {name: rng.standard_normal(a.shape).astype(a.dtype) for name, a in parameters().items()}
+        for client in (by_rows, dense):
+            client.push(whole, client.pull()[1])
+        found, expected = by_rows.pull()[0], dense.pull()[0]
+        np.testing.assert_allclose(found["table"], expected["table"], rtol=1e-5, atol=1e-6)
+    number = ray.get(pair.checkpoint.remote(job))
+    folder = ray.get(pair.folder.remote(job)) / f"{number:08d}"
+    tensors = checkpoint.load_tensors(folder, checkpoint.verify(folder))
+    np.testing.assert_array_equal(tensors["w"]["table"], found["table"])
 
 
 def test_a_lazy_job_is_taken_up_as_one(start: Start, tmp_path: Path) -> None:

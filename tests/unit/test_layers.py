@@ -56,6 +56,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {
         "adamserve.partition": row("numpy"),
         "adamserve.sparse": row("numpy", siblings="adamserve.partition"),
+        "adamserve.target": row("numpy", siblings="adamserve.partition adamserve.sparse"),
         "adamserve.consistency": row("numpy"),
     },
     {
@@ -80,10 +81,9 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.rpc.status": row("grpc", siblings="adamserve.rpc adamserve.rpc.wire"),
         "adamserve.rpc.security": row("grpc"),
         "adamserve.rpc.link": row("grpc"),
-        "adamserve.rpc.target": row("numpy", siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.wire"),
         "adamserve.rpc.client": row(
             "grpc numpy",
-            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.link adamserve.rpc.status adamserve.rpc.target "
+            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.link adamserve.rpc.status "
             "adamserve.rpc.wire",
         ),
         "adamserve.rpc.connect": row(siblings="adamserve.rpc.client adamserve.rpc.link"),

@@ -128,6 +128,46 @@ def test_torch_and_scipy_gradients_become_rows() -> None:
         sparse.as_rows("w", dense.to_mkldnn())
 
 
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 12, 100, 9973, 10_000, 50_000, 10_000_000])
+def test_a_table_s_rows_have_a_place_each(total: int) -> None:
+    stride = sparse.table_stride(total)
+    spec = TensorSpec("w", (total, 1), stride=stride)
+    if total <= 50_000:
+        places = sparse.places(spec, np.arange(total))
+        assert sorted(places.tolist()) == list(range(total))
+        array = np.random.default_rng(0).standard_normal((total, 1)).astype(np.float32)
+        np.testing.assert_array_equal(sparse.in_order(spec, sparse.to_places(spec, array)), array)
+    assert total < 6 or stride > 1
+
+
+@pytest.mark.parametrize("num_shards", [2, 3, 7, 16])
+def test_zipf_accesses_are_shared_evenly_by_the_shards(num_shards: int) -> None:
+    """Pushes of 1,000 draws from a vocabulary sorted by frequency: distinct rows a shard, against the mean.
+
+    Contiguous blocks give the first shard most of them."""
+    rng = np.random.default_rng(0)
+    weights = np.cumsum(1.0 / np.arange(1, 50_001))
+    pushes = [np.unique(np.searchsorted(weights, rng.random(1000) * weights[-1])) for _ in range(50)]
+
+    def busiest(stride: int) -> float:
+        spec = TensorSpec("w", (50_000, 8), stride=stride)
+        spans = [spans[0] for spans in partition([spec], num_shards).shards]
+        found = [np.sort(sparse.places(spec, push)) for push in pushes]
+        loads = [sum(len(push[sparse.within(push, span, 8)]) for push in found) for span in spans]
+        return max(loads) / (sum(loads) / num_shards)
+
+    assert busiest(sparse.table_stride(50_000)) < 1.1
+    assert busiest(1) > 1.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"), [((), 3), ((4,), 2), ((4,), 4), ((4,), 5), ((4,), -1), ((4,), 0), ((0, 2), 3)]
+)
+def test_a_stride_that_gives_two_rows_one_place_is_refused(shape: tuple[int, ...], stride: int) -> None:
+    with pytest.raises(InvalidArgument, match="stride"):
+        TensorSpec("w", shape, stride=stride)
+
+
 # ---- shards
 
 
