@@ -19,6 +19,7 @@ from adamserve.rpc.client import Client
 from adamserve.rpc.connect import connect
 from adamserve.rpc.link import Feed
 from adamserve.sparse import as_rows
+from adamserve.target import Target
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Stamp
 
 Group = dict[str, Any]
@@ -31,6 +32,7 @@ class _Early:
 
     feed: Feed
     stamps: list[Stamp]
+    target: Target
     sent: dict[str, Tensor]
     void: bool = False
 
@@ -321,8 +323,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         if self._early is None:
             if not torch.isfinite(gradient.sum()):
                 return
-            feed, stamps = self.client.begin(self._clock, into=self._host, pull=True)
-            self._early = _Early(feed, stamps, {})
+            feed, stamps, target = self.client.begin(self._clock, into=self._host)
+            self._early = _Early(feed, stamps, target, {})
         early = self._early
         if name in early.sent:
             early.void = True
@@ -350,6 +352,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             early.feed.add(name, array)
         receipt = self.client.finish(early.feed, rates=rates).result()
         self.client.raise_lost()
+        early.target.result()
         return receipt, Clocks(early.stamps)
 
     def _still(self, early: _Early, gradients: Mapping[str, Tensor]) -> bool:

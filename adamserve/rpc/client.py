@@ -384,22 +384,23 @@ class Client:
 
     # ---- pushes
 
-    def begin(
-        self, clock: Clocks, *, into: Mapping[str, Array] | None = None, pull: bool = False
-    ) -> tuple[Feed, list[Stamp]]:
-        """Open a push whose gradients are not all known yet: `Feed.add` them, then `finish` (or `abort`) it.
+    def begin(self, clock: Clocks, *, into: Mapping[str, Array]) -> tuple[Feed, list[Stamp], Target]:
+        """Open a push whose gradients are not all known yet, and a pull after it in the same exchange.
+
+        `Feed.add` the gradients, then `finish` (or `abort`) the push.
 
         Args:
             clock: what the pull returned.
-            pull: pull afterwards, in the same exchange, into `into`.
+            into: as for `pull`.
 
         Returns:
-            The feed, and the stamps of that pull once the push is settled.
+            The feed; and, once the push is settled, the pull's stamps and its target, whose `result` fills `into`.
         """
-        feed, stamps, calls = self._opened(clock, target=self._pull_target(into, None) if pull else None)
+        target = self._pull_target(into, None)
+        feed, stamps, calls = self._opened(clock, target=target)
         feed.futures = [shard.thread.submit(call) for shard, call in zip(self._shards, calls, strict=True)]
         self._release_after(feed)
-        return feed, stamps
+        return feed, stamps, target
 
     def _opened(
         self, clock: Clocks, *, target: Target | None = None

@@ -21,6 +21,7 @@ from adamserve.rpc.endpoint import Stalls, answers, parse
 from adamserve.rpc.security import Security
 from adamserve.service.client import own_error
 from adamserve.service.controller import CALL_TIMEOUT_S, JobStatus, Topology, initial_parts
+from adamserve.sparse import in_order
 from adamserve.v1 import control_pb2, types_pb2
 from adamserve.values import Array, TensorSpec
 
@@ -99,7 +100,8 @@ class ControlServicer:
             if spec.numel and spec.name not in arrays:
                 raise InvalidArgument("its initial values are missing", field=spec.name)
         parameters: Mapping[str, Array] = {
-            spec.name: arrays[spec.name] if spec.numel else np.empty(0, spec.dtype) for spec in config.tensors
+            spec.name: in_order(spec, arrays[spec.name]) if spec.numel else np.empty(0, spec.dtype)
+            for spec in config.tensors
         }
         self._ask(
             "create", config, [ray.put(part) for part in initial_parts(config, parameters, self._shards)]
