@@ -122,6 +122,9 @@ class Ops(Protocol):
 
     real: Real
 
+    def number(self, x: float) -> Value:
+        """A number as a value of every element."""
+
     def sqrt(self, x: Value) -> Value:
         """The correctly rounded square root."""
 
@@ -253,6 +256,9 @@ class TorchOps:
         self.real = real
         self._like = like
         self._scalars: dict[float, Tensor] = {}
+
+    def number(self, x: float) -> Value:
+        return cast("Value", self._scalar(x))
 
     def sqrt(self, x: Value) -> Value:
         """On the CPU numpy's: torch's own differs from IEEE 754 in the last bit of one float32 in five (2.13, x86)."""

@@ -186,6 +186,18 @@ class Rule(ABC):
             w = w - c["decay"] * w
         return {"w": w + delta, **new}
 
+    def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
+        """`_update` with a zero gradient. A slot that w's move does not depend on may be left out: it only fades."""
+        return self._update(op, op.number(0.0), s, c)
+
+    def _coast_step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
+        """`_step` with a zero gradient."""
+        if self.l2:
+            return self._step(op, {**x, "g": op.number(0.0)}, c)
+        delta, new = self._coast(op, x, c)
+        w = x["w"] - c["decay"] * x["w"] if self.weight_decay else x["w"]
+        return {"w": w + delta, **new}
+
     def _look(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
         """The look-ahead point as a kernel of its own."""
         return {"out": self._point(x["w"], x, c)}

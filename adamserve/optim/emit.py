@@ -108,8 +108,7 @@ static void fade(long long n, double factor, {T} *x) {{
 
 void {entry}(long long n, long long width, const long long *rows, int *last, long long now, long long horizon,
              int may_rest, long long runs, const long long *first, const double *constants, const double *logs,
-             const double *sums, const double *given, const {G} *g, const {G} *zeros, {arrays}) {{
-    double factor;
+             const double *sums, const double *given, const {G} *g, {arrays}) {{
     for (long long i = 0; i < n; i++) {{
         const long long row = rows ? rows[i] : i, at = row * width;
         if (rows && i + 8 < n) {{
@@ -118,7 +117,8 @@ void {entry}(long long n, long long width, const long long *rows, int *last, lon
             {prefetch}
         }}
         if (last) {{
-            long long done = last[row];
+            const long long began = last[row];
+            long long done = began;
             last[row] = (int)(given ? now + 1 : now);
             if (done < now) {{
                 const long long stop = now - done > horizon ? done + horizon : now;
@@ -128,16 +128,18 @@ void {entry}(long long n, long long width, const long long *rows, int *last, lon
                     done++;
                     while (r + 1 < runs && first[r + 1] <= done) r++;
                     if (may_rest && done % 8 == 0)
-                        moving = moving_update(width, constants + r * {width}, {zero});
+                        moving = coast_moving(width, constants + r * {width}, {row});
                     else
-                        update(width, constants + r * {width}, {zero});
+                        coast(width, constants + r * {width}, {row});
                 }}
                 if (done < now - 1) {{
-{scale}                }}
+{steps}                }}
                 if (done < now) {{
                     r = run_of(runs, first, now);
-                    update(width, constants + r * {width}, {zero});
+                    coast(width, constants + r * {width}, {row});
                 }}
+                {{
+{skips}                }}
             }}
         }}
         if (given) update(width, given, {given});
@@ -151,54 +153,57 @@ def c_source(program: Program, gradient: str) -> str:
 
     Arrays may be the same array (never shifted ones), hence `ivdep` and not `restrict`.
     """
+    return _head(program, gradient, "static inline") + _function(f"void {ENTRY}", program, gradient)
+
+
+def rows_source(step: Program, coast: Program, gradient: str) -> str:
+    """The kernel of rows that missed updates (rows.py), in C99: `void adamserve_rows(...)`.
+
+    It replays a row's missed updates one by one; after `horizon` of them, or when the row has come to rest, it scales
+    the row by what all but the last would have done and replays the last. What no move of w depends on is scaled in
+    one. Then it applies the row's own gradient.
+
+    Args:
+        step, coast: an update with and without a gradient, of the same constants.
+        gradient: the gradient's dtype.
+    """
+    real, slots = step.real, coast.arrays
+    decay = f"({real.c_type})constants[{step.constants.index('decay')}]"
+    moved = f"        moved |= x{coast.stores['w']} != a_w[i] - {decay} * a_w[i];\n"
+    row = ", ".join(f"a_{name} + at" for name in slots)
+    steps, skips = [], []
+    for k, name in enumerate(slots):
+        ends, lines = ("done, now - 1", steps) if name in coast.stores else ("began, now", skips)
+        factor = f"exp(span(runs, first, logs + {k}, sums + {k}, {len(slots)}, {ends}))"
+        lines.append(f"                    fade(width, {factor}, a_{name} + at);\n")
     return (
-        _head(program, gradient, "static inline")
-        + f"\nvoid {ENTRY}(long long n, const double *constants, {_parameters(program, gradient)}) {{\n"
+        _head(step, gradient, "static inline")
+        + _function("static void update", step, gradient)
+        + _function("static void coast", coast, gradient)
+        + _function("static int coast_moving", coast, gradient, before_stores=moved)
+        + _ROWS.format(
+            T=real.c_type, G=GRADIENT_TYPES[gradient], tiny=_literal(real.tiny, real), entry=ROWS_ENTRY,
+            width=len(step.constants), steps="".join(steps), skips="".join(skips), row=row,
+            prefetch=" ".join(f"__builtin_prefetch(a_{name} + ahead, 1);" for name in slots),
+            given=", ".join("g + i * width" if name == "g" else f"a_{name} + at" for name in step.arrays),
+            arrays=", ".join(f"{real.c_type} *a_{name}" for name in slots),
+        )
+    )  # fmt: skip
+
+
+def _function(head: str, program: Program, gradient: str, before_stores: str = "") -> str:
+    """A program as a loop over `n` elements; with statements before the stores it returns what they put in `moved`."""
+    return (
+        f"\n{head}(long long n, const double *constants, {_parameters(program, gradient)}) {{\n"
+        + ("    int moved = 0;\n" if before_stores else "")
         + _rounded(program)
         + _IVDEP
         + "    for (long long i = 0; i < n; i++) {\n"
-        + _body(program, gradient)
-        + "    }\n}\n"
+        + _body(program, gradient, before_stores)
+        + "    }\n"
+        + ("    return moved;\n" if before_stores else "")
+        + "}\n"
     )
-
-
-def rows_source(program: Program, gradient: str) -> str:
-    """The kernel of rows that missed updates (rows.py), in C99: `void adamserve_rows(...)`.
-
-    It replays a row's missed updates one by one with a zero gradient, the very loop that a dense update runs; then,
-    after `horizon` of them or when the row has come to rest, it scales the row by what all but the last would have
-    done, replays the last, and applies the row's own gradient.
-    """
-    width = len(program.constants)
-    slots = [name for name in program.arrays if name != "g"]
-    passed = ", ".join(f"a_{name} + at" if name != "g" else "{g}" for name in program.arrays)
-    decay = f"({program.real.c_type})constants[{program.constants.index('decay')}]"
-    moved = f"        moved |= x{program.stores['w']} != a_w[i] - {decay} * a_w[i];\n"
-    loop = _rounded(program) + _IVDEP + "    for (long long i = 0; i < n; i++) {\n"
-    parameters = _parameters(program, gradient)
-    scale = "".join(
-        f"                factor = exp(span(runs, first, logs + {k}, sums + {k}, {len(slots)}, done, now - 1));\n"
-        f"                fade(width, factor, a_{name} + at);\n"
-        for k, name in enumerate(slots)
-    )
-    return (
-        _head(program, gradient, "static inline")
-        + f"\nstatic void update(long long n, const double *constants, {parameters}) {{\n"
-        + loop
-        + _body(program, gradient)
-        + "    }\n}\n"
-        + f"\nstatic int moving_update(long long n, const double *constants, {parameters}) {{\n"
-        + "    int moved = 0;\n"
-        + loop
-        + _body(program, gradient, before_stores=moved)
-        + "    }\n    return moved;\n}\n"
-        + _ROWS.format(
-            T=program.real.c_type, G=GRADIENT_TYPES[gradient], tiny=_literal(program.real.tiny, program.real),
-            width=width, entry=ROWS_ENTRY, zero=passed.format(g="zeros"), given=passed.format(g="g + i * width"),
-            arrays=", ".join(f"{program.real.c_type} *a_{name}" for name in slots), scale=scale,
-            prefetch=" ".join(f"__builtin_prefetch(a_{name} + ahead, 1);" for name in slots),
-        )
-    )  # fmt: skip
 
 
 def cuda_source(program: Program, gradient: str) -> str:

@@ -62,7 +62,7 @@ class Kernel:
     info: KernelInfo
 
 
-Kind = Literal["step", "look"]
+Kind = Literal["step", "look", "coast"]
 _Key = tuple[Rule, Kind, torch.dtype, torch.dtype, torch.device]
 _kernels: dict[_Key, Kernel] = {}
 _libraries: dict[str, build.Built] = {}
@@ -95,8 +95,10 @@ def forget() -> None:
 
 
 def program(rule: Rule, kind: Kind, real_name: str) -> Program:
-    """Trace a rule's step or look-ahead."""
+    """Trace a rule's step, with a gradient or coasting without one, or its look-ahead."""
     constants = tuple(rule._all_constants(1, rule.lr))
+    if kind == "coast":
+        return trace(rule._coast_step, REALS[real_name], ("w", *rule.slot_names), constants)
     if kind == "look":
         return trace(rule._look, REALS[real_name], ("w", *rule.slot_names, "out"), constants)
     return trace(rule._step, REALS[real_name], ("w", "g", *rule.slot_names), constants)

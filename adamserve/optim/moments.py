@@ -212,6 +212,12 @@ class LpAdam(Rule):
             root = u * c["correct"] + c["eps"]
         return -(c["step"] * ratio(op, m, root)), {"m": m, "u": u}
 
+    def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
+        if self.eps:
+            return self._update(op, op.number(0.0), s, c)
+        m, u = c["b1"] * s["m"], c["b2"] * s["u"]  # a p-norm with 0
+        return -(c["step"] * ratio(op, m, u)), {"m": m, "u": u}
+
     def _bound(self, t: int) -> float | None:
         if self.beta2 == 0.0 and self.beta1 > 0.0:
             return None

@@ -208,9 +208,8 @@ class Rows:
         now: int,
     ) -> None:
         history, width, size = self._history, self._w.shape[1], self._w.element_size()
-        zeros = torch.zeros(width, dtype=dtype)
         horizon, rests = history.horizon()
-        item = zeros.element_size()
+        item = g.element_size() if g is not None else 0
         pointers = [a.data_ptr() for a in self._arrays]
         shared = (horizon, int(rests), history.runs, *map(_pointer, (history.first, history.constants)))
         shared += (_pointer(history.logs), _pointer(history.sums), _pointer(constants))
@@ -221,7 +220,7 @@ class Rows:
             function(
                 stop - start, width,
                 _pointer(rows, start), _pointer(self._last, skip), now, *shared,
-                g.data_ptr() + start * width * item if g is not None else None, zeros.data_ptr(),
+                g.data_ptr() + start * width * item if g is not None else None,
                 *[p + skip * width * size for p in pointers],
             )  # fmt: skip
 
@@ -314,11 +313,12 @@ def _function(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> _Functio
     function.restype = None  # type: ignore[attr-defined]
     function.argtypes = [  # type: ignore[attr-defined]
         whole, whole, pointer, pointer, whole, whole, ctypes.c_int, whole,
-        *[pointer] * (7 + 1 + len(rule.slot_names)),
+        *[pointer] * (6 + 1 + len(rule.slot_names)),
     ]  # fmt: skip
     return function
 
 
 @lru_cache(maxsize=4096)
 def _source(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> str:
-    return emit.rows_source(program(rule, "step", DTYPES[dtype]), DTYPES[gradient])
+    step, coast = (program(rule, kind, DTYPES[dtype]) for kind in ("step", "coast"))
+    return emit.rows_source(step, coast, DTYPES[gradient])

@@ -144,6 +144,9 @@ class AdaGrad(Rule):
         root = norm2(op, s["root"], op.abs(g))
         return -(c["rate"] * ratio(op, g, _damped(self, op, root, c))), {"root": root}
 
+    def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
+        return op.number(0.0), {}
+
     def _bound(self, t: int) -> float | None:
         return 1.0
 
@@ -189,6 +192,9 @@ class RMSProp(Rule):
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         root = norm2(op, s["root"], op.abs(g), c["keep"], c["take"])
         return -(c["rate"] * ratio(op, g, _damped(self, op, root, c))), {"root": root}
+
+    def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
+        return op.number(0.0), {}
 
     def _bound(self, t: int) -> float | None:
         return 1.0 / math.sqrt(1.0 - self.decay)
@@ -244,6 +250,10 @@ class NesterovRMSProp(Rule):
         root = norm2(op, s["root"], op.abs(g), c["keep"], c["take"])
         v = c["momentum"] * s["velocity"] - c["rate"] * ratio(op, g, _damped(self, op, root, c))
         return v, {"root": root, "velocity": v}
+
+    def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
+        v = c["momentum"] * s["velocity"]
+        return v, {"velocity": v}
 
 
 _RootRule = AdaGrad | RMSProp | NesterovRMSProp

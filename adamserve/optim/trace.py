@@ -98,6 +98,9 @@ class TraceOps:
         self.real = real
         self._trace = trace
 
+    def number(self, x: float) -> Value:
+        return cast("Value", self._trace.add("number", leaf=x))
+
     def sqrt(self, x: Value) -> Value:
         return self._record("sqrt", x)
 

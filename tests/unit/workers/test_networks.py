@@ -84,7 +84,12 @@ def test_dropout_is_on_in_training_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fix"), [("mpl", "did you mean mlp? choose mlp"), ("resnet", "choose mlp"), ("", "choose mlp")]
+    ("name", "fix"),
+    [
+        ("mpl", "did you mean mlp? choose mlp or logreg"),
+        ("resnet", "choose mlp or logreg"),
+        ("", "choose mlp"),
+    ],
 )
 def test_an_unknown_network_lists_the_known(name: str, fix: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
