@@ -49,3 +49,9 @@ def test_bench_grpc() -> None:
     result = run("benchmarks/bench_grpc.py", "--elements", "8000", "--repeats", "1", "--calls", "3")
     assert set(result["ratios"]) == set(result["targets"])
     assert all(ratio > 0 for ratio in result["ratios"].values())
+
+
+def test_bench_sparse() -> None:
+    result = run("benchmarks/bench_sparse.py", "--rows", "20000", "--repeats", "3", "--gap", "2000")
+    assert set(result["ratios"]) == set(result["targets"])
+    assert all(ratio > 0 for ratio in result["ratios"].values())

@@ -88,7 +88,7 @@ def test_dropout_is_on_in_training_only() -> None:
     [
         ("mpl", "did you mean mlp? choose mlp or logreg"),
         ("resnet", "choose mlp or logreg"),
-        ("", "choose mlp"),
+        ("", "choose mlp or logreg"),
     ],
 )
 def test_an_unknown_network_lists_the_known(name: str, fix: str) -> None:
