@@ -171,7 +171,8 @@ def rows_source(step: Program, coast: Program, gradient: str) -> str:
     decay = f"({real.c_type})constants[{step.constants.index('decay')}]"
     moved = f"        moved |= x{coast.stores['w']} != a_w[i] - {decay} * a_w[i];\n"
     row = ", ".join(f"a_{name} + at" for name in slots)
-    steps, skips = [], []
+    steps: list[str] = []
+    skips: list[str] = []
     for k, name in enumerate(slots):
         ends, lines = ("done, now - 1", steps) if name in coast.stores else ("began, now", skips)
         factor = f"exp(span(runs, first, logs + {k}, sums + {k}, {len(slots)}, {ends}))"
