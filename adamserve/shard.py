@@ -22,6 +22,7 @@ from adamserve import optim, sparse
 from adamserve.consistency import Async, Consistency, Decision, Leases, Verdict, admit, may_start
 from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFound
 from adamserve.optim.rows import Rows
+from adamserve.optim.rows import prepare as prepare_rows
 from adamserve.partition import Partition
 from adamserve.values import (
     GRADIENT_DTYPES,
@@ -169,6 +170,11 @@ class Shard:
         self.kernels = [
             optim.prepare(rule, getattr(torch, dtype), device=self._device.type) for dtype in self._buffers
         ]
+
+        for name in self._spans:
+            spec = partition.specs[name]
+            if spec.stride != 1 and self._device.type == "cpu":
+                prepare_rows(self._tensor_rules.get(name, rule), getattr(torch, spec.dtype))
 
     # ---- pushes
 
@@ -334,7 +340,7 @@ class Shard:
         """Some rows of some tensors, and the other tensors whole. At the cost of what is read.
 
         Args:
-            wanted: by tensor, row numbers in the whole tensor, int64, in any order.
+            wanted: by tensor, increasing row numbers in the whole tensor.
             training: as for `read`.
 
         Returns:
@@ -356,11 +362,11 @@ class Shard:
                     at = slice(piece.span.start - span.start, piece.span.stop - span.start)
                     flat[at] = rule.lookahead(arrays.pop("w"), arrays) if training else piece.w
                 else:
-                    first, stop = sparse.rows_of(piece.span, spec.width)
-                    chosen = np.flatnonzero((wanted[name] >= first) & (wanted[name] < stop))
+                    first, _ = sparse.rows_of(piece.span, spec.width)
+                    chosen = sparse.within(wanted[name], piece.span, spec.width)
                     rows = wanted[name][chosen] - first
                     if piece.table is not None:
-                        piece.table.catch_up(np.unique(rows))
+                        piece.table.catch_up(rows)
                     index = torch.from_numpy(rows).to(self._device)
                     arrays = {
                         slot: a.view(-1, spec.width).index_select(0, index)
@@ -368,7 +374,7 @@ class Shard:
                         if slot == "w" or rule.has_lookahead
                     }
                     w = arrays.pop("w")
-                    values[torch.from_numpy(chosen)] = (
+                    values[chosen] = (
                         rule.lookahead(w, arrays) if training and rule.has_lookahead else w
                     ).cpu()
             found[name] = (values if flat is None else flat).numpy()
@@ -470,7 +476,12 @@ class Shard:
     def _own_rows(self, name: str, rows: Array) -> Array:
         span, spec = self._span(name), self._partition.specs[name]
         sparse.check_table(spec)
-        return sparse.check_indices(spec, rows, *sparse.rows_of(span, spec.width))
+        rows = sparse.check_indices(spec, rows, *sparse.rows_of(span, spec.width))
+        if not (rows[1:] > rows[:-1]).all():  # so that an answer is never larger than the table
+            raise InvalidArgument(
+                "row numbers do not increase", field=name, fix="name each row once, in order"
+            )
+        return rows
 
     def _check_rows(self, name: str, gradient: SparseRows, *, finite: bool) -> RowGradient:
         span, spec = self._span(name), self._partition.specs[name]

@@ -296,6 +296,11 @@ class Rows:
         return sums
 
 
+def prepare(rule: Rule, dtype: torch.dtype) -> None:
+    """Build the kernel of gradients of w's own dtype before the first push."""
+    _function(rule, dtype, dtype)
+
+
 def _pointer(array: np.ndarray[Any, Any] | None, skip: int = 0) -> int | None:
     return None if array is None else int(array.ctypes.data) + skip * int(array.itemsize)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 
 import numpy as np
 
@@ -62,6 +63,7 @@ class Assembly:
         self._arrays: dict[str, Array] = {}
         self._ranges: dict[str, list[tuple[int, int]]] = {}
         self._rows: dict[str, list[tuple[Array, Array]]] = {}
+        self._counts: Counter[str] = Counter()
 
     def add(self, chunk: wire.Chunk) -> None:
         """Check a chunk and copy it to its place.
@@ -113,7 +115,8 @@ class Assembly:
         parts = self._rows.setdefault(chunk.tensor, [])
         parts.append(codec.decode_rows(chunk, width))
         _check_finite(chunk, parts[-1][1])
-        if sum(len(rows) for rows, _ in parts) > total or len(parts) > RANGES:
+        self._counts[chunk.tensor] += len(parts[-1][0])
+        if self._counts[chunk.tensor] > total or len(parts) > RANGES:
             raise LimitExceeded(
                 f"more rows than its {total}", field=chunk.tensor, fix="sum rows that are named twice"
             )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 
 from adamserve import SparseRows, checkpoint, optim
 from adamserve.errors import InvalidArgument
@@ -63,6 +64,35 @@ def test_rows_do_what_their_dense_gradients_would(pair: Any, job: str) -> None:
     folder = ray.get(pair.folder.remote(job)) / f"{number:08d}"
     tensors = checkpoint.load_tensors(folder, checkpoint.verify(folder))
     np.testing.assert_array_equal(tensors["w"]["table"], found["table"])
+
+
+def test_a_job_pushed_by_rows_is_taken_up_on_another_number_of_shards(start: Start, tmp_path: Path) -> None:
+    """One shard to the checkpoint, three after it, with rows that no push touches meanwhile; against one dense rule."""
+    rule = optim.Adam(lr=0.05, weight_decay=0.01)
+    rng = np.random.default_rng(6)
+    w = torch.from_numpy(parameters()["table"].copy())
+    slots = rule.init(w)
+
+    def train(controller: Any, pusher: str, steps: range) -> Array:
+        with ClusterClient(controller, "rows", pusher) as client:
+            client.join()
+            for t in steps:
+                named = np.unique(rng.integers(0, 20 * (1 + t % 5), 4))
+                values = rng.standard_normal((len(named), 4)).astype(np.float32)
+                client.push({"table": SparseRows(named, values)}, client.pull(rows={"table": named})[1])
+                g = torch.zeros_like(w)
+                g[torch.from_numpy(named)] = torch.from_numpy(values)
+                rule.step_(w, g, slots, t)
+            return client.pull(training=False)[0]["table"]
+
+    first = start(shards=1, checkpoint_dir=tmp_path)
+    create(first, {"table": parameters()["table"]}, rule=rule, job="rows", tables=["table"])
+    train(first, "a", range(1, 21))
+    ray.get(first.checkpoint.remote("rows"))
+    second = start(shards=3, checkpoint_dir=tmp_path)
+    ray.get(second.resume.remote("rows"))
+    found = train(second, "b", range(21, 41))
+    np.testing.assert_allclose(found, w.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_lazy_job_is_taken_up_as_one(start: Start, tmp_path: Path) -> None:
