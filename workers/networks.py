@@ -99,6 +99,62 @@ def mlp_parameters(features: int, classes: int, hidden: int = 1000) -> int:
     return (features + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * classes
 
 
+class _Image(nn.Module):
+    """Features as images of three channels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(len(x), 3, 32, 32)
+
+
+def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> nn.Module:
+    """Three stages of 5x5 convolution and 3x3 pooling of stride 2 (64, 64, 128 channels), and 1,000 hidden units.
+
+    The network of Kingma & Ba 2015, section 6.3, with ReLU units, and dropout on the input and the fully connected
+    layers. The paper names neither padding nor rates: convolutions are padded to keep their size, pooling is not (32,
+    15, 7, 3), and the rates are those of Srivastava et al. 2014.
+
+    Args:
+        features: 3,072: three planes of 32 by 32.
+        classes: outputs, as logits [batch, classes].
+        input_dropout, dropout: shares of the inputs, and of the units before each dense layer, that a training step
+            leaves out.
+
+    Raises:
+        InvalidArgument: another number of features.
+    """
+    if features != 3 * 32 * 32:
+        raise InvalidArgument(f"cnn takes 3072 features, got {features}", field="network", fix="use cifar10")
+    layers: list[tuple[str, nn.Module]] = [("image", _Image()), ("dropout0", nn.Dropout(input_dropout))]
+    channels = 3
+    for stage, width in enumerate((64, 64, 128), start=1):
+        layers += [
+            (f"conv{stage}", nn.Conv2d(channels, width, kernel_size=5, padding=2)),
+            (f"relu{stage}", nn.ReLU()),
+            (f"pool{stage}", nn.MaxPool2d(kernel_size=3, stride=2)),
+        ]
+        channels = width
+    layers += [
+        ("flat", nn.Flatten()),
+        ("dropout1", nn.Dropout(dropout)),
+        ("hidden", nn.Linear(channels * 3 * 3, 1000)),
+        ("relu4", nn.ReLU()),
+        ("dropout2", nn.Dropout(dropout)),
+        ("output", nn.Linear(1000, classes)),
+    ]
+    for _, layer in layers:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(OrderedDict(layers))
+
+
+def cnn_parameters(features: int, classes: int) -> int:
+    """Weights and biases of `cnn`."""
+    convolutions = sum((inputs * 25 + 1) * outputs for inputs, outputs in ((3, 64), (64, 64), (64, 128)))
+    return convolutions + (128 * 9 + 1) * 1000 + (1000 + 1) * classes
+
+
 class BagOfWords(nn.Module):
     """Logistic regression on `Bags`: logits of the sum of an example's words' rows, and a bias.
 
@@ -151,6 +207,7 @@ NETWORKS: Mapping[str, Network] = {
     network.name: network
     for network in (
         Network("mlp", mlp, mlp_parameters),
+        Network("cnn", cnn, cnn_parameters),
         Network("logreg", logreg, logreg_parameters, BagOfWords),
     )
 }

@@ -184,7 +184,10 @@ def test_the_mlp_learns_mnist(tmp_path: Path, shared_data: Path, mode: str) -> N
 
 
 BAD_INPUT = [
-    (["train", "mpl"], r"NETWORK: there is no network 'mpl' \(did you mean mlp\? choose mlp or logreg\)"),
+    (
+        ["train", "mpl"],
+        r"NETWORK: there is no network 'mpl' \(did you mean mlp\? choose mlp or cnn or logreg\)",
+    ),
     (["train", "--dataset", "mnits"], r"--dataset: there is no data set 'mnits' \(.*mnist"),
     (["train", "--optimizer", "adm"], r"--optimizer: there is no rule 'adm' \(.*Adam"),
     (["train", "-o", "beta3=1"], r"beta3.*beta1, beta2"),

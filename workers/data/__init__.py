@@ -1,4 +1,4 @@
-"""Data sets by name: `digits` (embedded), `mnist` and `imdb` (official files).
+"""Data sets by name: `digits` and `zipf` (embedded); `mnist`, `imdb` and `cifar10` (official files).
 
 A further data set is one module with a loader, and one row in `NAMES`. Importing this package loads numpy
 only.
@@ -123,9 +123,23 @@ def _imdb(data_dir: Path | None, progress: Progress) -> Dataset:
     return load_imdb(data_dir, progress=progress)
 
 
+def _cifar10(data_dir: Path | None, progress: Progress) -> Dataset:
+    from workers.data.cifar import load_cifar10
+
+    return load_cifar10(data_dir, progress=progress)
+
+
+def _zipf(data_dir: Path | None, progress: Progress) -> Dataset:
+    from workers.data.zipf import load_zipf
+
+    return load_zipf()
+
+
 NAMES: Mapping[str, Callable[[Path | None, Progress], Dataset]] = {
     "digits": _digits,
     "mnist": _mnist,
     "imdb": _imdb,
+    "cifar10": _cifar10,
+    "zipf": _zipf,
 }
 """Every data set's loader."""

@@ -49,10 +49,10 @@ def test_a_wrong_array_is_refused(change: dict[str, Any], says: str) -> None:
     assert says in caught.value.problem
 
 
-@pytest.mark.parametrize(
-    ("name", "fix"),
-    [("mnits", "did you mean mnist? choose digits or mnist or imdb"), ("", "choose digits or mnist or imdb")],
-)
+ALL = "choose digits or mnist or imdb or cifar10 or zipf"
+
+
+@pytest.mark.parametrize(("name", "fix"), [("mnits", f"did you mean mnist? {ALL}"), ("", ALL)])
 def test_an_unknown_name_lists_the_known(name: str, fix: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         load(name)
@@ -98,4 +98,4 @@ def test_importing_the_package_loads_neither_torch_nor_scikit_learn() -> None:
 
 
 def test_every_name_has_a_loader() -> None:
-    assert list(NAMES) == ["digits", "mnist", "imdb"]
+    assert list(NAMES) == ["digits", "mnist", "imdb", "cifar10", "zipf"]

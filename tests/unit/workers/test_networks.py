@@ -86,9 +86,9 @@ def test_dropout_is_on_in_training_only() -> None:
 @pytest.mark.parametrize(
     ("name", "fix"),
     [
-        ("mpl", "did you mean mlp? choose mlp or logreg"),
-        ("resnet", "choose mlp or logreg"),
-        ("", "choose mlp or logreg"),
+        ("mpl", "did you mean mlp? choose mlp or cnn or logreg"),
+        ("resnet", "choose mlp or cnn or logreg"),
+        ("", "choose mlp or cnn or logreg"),
     ],
 )
 def test_an_unknown_network_lists_the_known(name: str, fix: str) -> None:
