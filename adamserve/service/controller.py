@@ -96,7 +96,7 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """A shard died and was restored: its epoch now, and its clock before (as last seen) and after."""
+    """A shard died and was restored: its epoch now, and its clock before (as last seen, or as in the checkpoint) and after."""
 
     shard: int
     epoch: int
@@ -490,7 +490,8 @@ class Controller:
                 [actor.open.remote(known.config, epoch, folder=folder)], "a shard to be restored"
             )
             before = known.seen[index]
-            clock_before = before.stamp.clock if before is not None else stamp.clock
+            # The checkpoint may be newer than the last look.
+            clock_before = max(stamp.clock, before.stamp.clock if before is not None else 0)
             seconds = time.monotonic() - began
             rollback = Rollback(index, epoch, clock_before, stamp.clock, manifest.number, seconds, reason)
             restored.append((known, rollback))
