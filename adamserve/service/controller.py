@@ -96,7 +96,7 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """A shard died and was restored: its epoch now, and its clock before (as last seen, or as checkpointed) and after."""
+    """A shard died and was restored: its epoch, and its clock before (as last seen or checkpointed) and after."""
 
     shard: int
     epoch: int
