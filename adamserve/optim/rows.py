@@ -24,8 +24,9 @@ from adamserve.optim.base import Rule
 from adamserve.optim.kernels import DTYPES, kernel, library, program
 from adamserve.optim.threads import share
 
-REST = 2.0**-33
-"""Replay ends when all moves still to come are together below this part of the first one missed."""
+REST = {"float32": 2.0**-33, "float64": 2.0**-62}
+"""Replay ends when all moves still to come are together below this part of the first one missed: 2^-9 of a unit in the
+last place."""
 
 FORGOTTEN = 1e-300
 """Stands for 0 where a logarithm is kept."""
@@ -107,8 +108,9 @@ class History:
             return 0, True
         ratio = ratio / self._keep if self._keep > 0.0 else math.inf
         if ratio < 1.0 and self._least > 0.0:
-            growth = self._most / self._least
-            return math.ceil(math.log(REST * (1.0 - ratio) / growth) / math.log(ratio)), self._steady
+            rest = REST[self._dtype.name] * (1.0 - ratio)
+            smallest = math.log(rest) + math.log(self._least) - math.log(self._most)
+            return math.ceil(smallest / math.log(ratio)), self._steady
         # Moves may grow for a while; they end when the slot itself is below the smallest number.
         info = np.finfo(self._dtype)
         return math.ceil((math.log(info.tiny) - math.log(info.max)) / math.log(fade)), False

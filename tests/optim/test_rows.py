@@ -213,6 +213,29 @@ def test_any_small_history(data: st.DataObject) -> None:
     twin.check()
 
 
+def test_double_precision_is_kept() -> None:
+    """Gaps of up to 900 updates, far beyond the horizon: within some hundred roundings of float64."""
+    rng = np.random.default_rng(5)
+    for rule in (optim.Adam(lr=0.01), optim.SGD(momentum=0.95, weight_decay=0.01), optim.AdaMax(lr=0.01)):
+        twin = Twin(rule, torch.from_numpy(rng.standard_normal((6, 3))))
+        for t in range(1000):
+            index = np.array([0, 1 + t // 2]) if t < 10 else np.array([0])
+            twin.push(index, torch.from_numpy(rng.standard_normal((len(index), 3))), 0.01 + 1e-5 * t)
+        twin.rows.catch_up()
+        for name, expected in twin.dense.items():
+            torch.testing.assert_close(twin.exact[name], expected, rtol=1e-12, atol=1e-13)
+
+
+def test_rates_of_any_size() -> None:
+    """From the smallest number there is to 1, and 0 between: no horizon is out of range."""
+    for rates in ([5e-324, 1.0], [1e-300, 0.0, 1e-3], [1.0, 1e-308]):
+        twin = Twin(optim.Adam(), torch.ones(3, 2))
+        for t in range(30):
+            index = np.array([t % 3]) if t < 3 or t == 29 else np.empty(0, np.int64)
+            twin.push(index, torch.ones(len(index), 2), rates[t % len(rates)])
+        twin.check()
+
+
 def test_a_steady_rate_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for the history grows with changes of the constants, not with updates; when it is full, rows catch up."""
     w = torch.ones(4, 2)
