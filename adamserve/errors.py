@@ -3,6 +3,7 @@
     AdamServeError
       InvalidArgument        the caller's value is wrong; nothing changed          (ValueError)
         BadSequence          a push's seq is negative, skipped, or forgotten
+        NotFinite            a gradient, or the loss it came from, is NaN or infinite
       NotFound               no such job, tensor, pusher or checkpoint             (LookupError)
       Conflict               it exists already, and differs
       LimitExceeded          the service's limits do not allow as much
@@ -52,6 +53,10 @@ class InvalidArgument(AdamServeError, ValueError):
 
 class BadSequence(InvalidArgument):
     """A push's seq is negative, skips one, or is too old to be remembered."""
+
+
+class NotFinite(InvalidArgument):
+    """A gradient, or the loss that it came from, holds NaN or infinity. Nothing was changed."""
 
 
 class NotFound(AdamServeError, LookupError):

@@ -20,11 +20,15 @@ import torch
 
 from adamserve import optim, sparse
 from adamserve.consistency import Async, Consistency, Decision, Leases, Verdict, admit, may_start
-from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFound
+from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFinite, NotFound
+from adamserve.jobs import Event, Events, PusherSeen
 from adamserve.optim.rows import Rows
 from adamserve.optim.rows import prepare as prepare_rows
 from adamserve.partition import Partition
+from adamserve.probe import Probe, Seen
+from adamserve.times import APPLY_BUCKETS, NO_PUSHES, NO_WAITS, Stopwatch, Times
 from adamserve.values import (
+    BFLOAT16,
     GRADIENT_DTYPES,
     Array,
     Joined,
@@ -38,6 +42,8 @@ from adamserve.values import (
     SparseRows,
     Stamp,
 )
+
+_GRADIENT_DTYPES = {name: [*map(np.dtype, dtypes), BFLOAT16] for name, dtypes in GRADIENT_DTYPES.items()}
 
 RECEIPTS_KEPT = 64
 """Receipts kept for each pusher, to answer its retries with."""
@@ -70,21 +76,39 @@ class ShardStatistics:
     Attributes:
         pushes: by outcome; refusals for bad input are counted as INVALID.
         staleness: number of decided pushes by staleness in updates, capped at `STALENESS_CAP`.
-        apply_seconds: time spent inside the rule.
+        apply_seconds: time inside the rule, an update each.
         bytes_in, bytes_out: gradients taken and parameters given out.
         state_bytes: parameters and slots together.
+        trainers: how many of the `live` come from outside the cluster; those have a session.
+        silent: pushers whose lease ran out of late, as `Leases.silent`.
+        lease_expiries: leases that ran out.
+        seen: a look at one update, where one was asked for.
+        waiting: pushes that wait for their turn, as the shard's host counts them.
+        push_seconds: from a push's arrival to its receipt, as the host measures it.
+        queue_seconds: of that, the wait for the shard and for its turn.
+        pushers: those in `live`, with their last push.
+        events: the newest ones.
     """
 
     shard: int
     stamp: Stamp
     pushes: Mapping[str, int]
     staleness: Mapping[int, int]
-    apply_seconds: float
+    apply_seconds: Times
     bytes_in: int
     bytes_out: int
     state_bytes: int
     live: tuple[str, ...]
     kernel: str
+    trainers: int = 0
+    silent: int = 0
+    lease_expiries: int = 0
+    seen: Seen | None = None
+    waiting: int = 0
+    push_seconds: Times = NO_PUSHES
+    queue_seconds: Times = NO_WAITS
+    pushers: tuple[PusherSeen, ...] = ()
+    events: tuple[Event, ...] = ()
 
 
 @dataclass(slots=True)
@@ -114,13 +138,14 @@ class _Pusher:
     last_seq: int = 0
     steps: int = 0
     session: str = ""
+    pushed_at: float | None = None
     receipts: OrderedDict[int, Receipt] = field(default_factory=OrderedDict)
 
 
 class Shard:
     """Parameters, slots and clock of one shard of one job.
 
-    Not thread-safe, except for `check`, which only reads what never changes.
+    Not thread-safe, except for `check`, which reads what never changes and remembers only which kernels are made.
 
     Args:
         partition: where every element of the job lives.
@@ -131,6 +156,7 @@ class Shard:
         exact: a row without a gradient changes as a zero gradient would change it; False leaves it as it is.
         device: where the buffers live, as torch names it.
         now: clock in seconds, for leases.
+        wall: seconds since 1970, for what people read.
     """
 
     def __init__(
@@ -144,6 +170,7 @@ class Shard:
         exact: bool = True,
         device: str = "cpu",
         now: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.index = state.shard
         self.rule = rule
@@ -159,14 +186,22 @@ class Shard:
         self._pieces: dict[str, list[_Piece]] = {name: [] for name in self._spans}
         self._load(state)
         self._pushers = {name: _Pusher(p.last_seq, p.steps) for name, p in state.pushers.items()}
-        self._leases = Leases(now)
+        self._wall = wall
+        self._events = Events(self.index, wall)
+        self._leases = Leases(
+            now,
+            lambda pusher: self._events.add("silent", pusher, "its lease ran out without its having left"),
+        )
         self._round: dict[str, CheckedPush] = {}
         self._pulled: dict[str, tuple[Stamp, dict[str, torch.Tensor]]] = {}
         self._pushes: Counter[str] = Counter()
         self._staleness: Counter[int] = Counter()
-        self._apply_seconds = 0.0
+        self._apply_seconds = Stopwatch(APPLY_BUCKETS)
         self._bytes_in = 0
         self._bytes_out = 0
+        self.probe = self._make_probe()
+        self._prepared = {torch.float32}
+        """Dtypes of gradients of float32 parameters that kernels are made for."""
         self.kernels = [
             optim.prepare(rule, getattr(torch, dtype), device=self._device.type) for dtype in self._buffers
         ]
@@ -261,9 +296,10 @@ class Shard:
         """Forget a push that waits."""
         self._round.pop(pusher, None)
 
-    def count_invalid(self) -> None:
-        """Count a push that was refused for bad input."""
+    def refuse(self, pusher: str, reason: str) -> None:
+        """Note a push that was refused for bad input."""
         self._pushes["INVALID"] += 1
+        self._events.add("invalid", pusher, reason)
 
     # ---- pullers and pushers
 
@@ -423,18 +459,26 @@ class Shard:
         return ShardState(self.index, self.stamp, segments, arrays, pushers)
 
     def statistics(self) -> ShardStatistics:
-        """An immutable account of what the shard has done and how it stands."""
+        """An immutable account of what the shard has done and how it stands; `probe.seen` is the caller's to add."""
+        live = tuple(self._leases.live())
+        expiries = self._leases.expiries()
+        known = ((name, self._pushers[name]) for name in live)
         return ShardStatistics(
             shard=self.index,
             stamp=self.stamp,
             pushes=dict(self._pushes),
             staleness=dict(self._staleness),
-            apply_seconds=self._apply_seconds,
+            apply_seconds=self._apply_seconds.read(),
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
             state_bytes=sum(b.nbytes for buffers in self._buffers.values() for b in buffers.values()),
-            live=tuple(self._leases.live()),
+            live=live,
             kernel=self.kernels[0].executor if self.kernels else "none",
+            trainers=sum(bool(self._pushers[name].session) for name in live),
+            silent=len(self._leases.silent()),
+            lease_expiries=expiries,
+            pushers=tuple(PusherSeen(name, pusher.last_seq, pusher.pushed_at) for name, pusher in known),
+            events=self._events.recent(),
         )
 
     # ---- inside
@@ -461,6 +505,17 @@ class Shard:
                 views = {slot: buffer[a:b] for slot, buffer in buffers.items()}
                 piece = _Piece(Span(cut.tensor, cut.start, cut.stop), cut.updates, views.pop("w"), views)
                 self._pieces[span.tensor].append(piece)
+
+    def _make_probe(self) -> Probe:
+        layout = {
+            span.tensor: (span, dtype, offset) for span, dtype, offset in self._partition.layout(self.index)
+        }
+
+        def view(tensor: str, start: int, stop: int) -> torch.Tensor:
+            _, dtype, offset = layout[tensor]
+            return self._buffers[dtype]["w"][offset + start : offset + stop]
+
+        return Probe((span for span, _, _ in layout.values()), view)
 
     def _span(self, name: str) -> Span:
         span = self._spans.get(name)
@@ -496,7 +551,7 @@ class Shard:
     def _check_gradient(self, name: str, gradient: Array, *, finite: bool) -> torch.Tensor:
         span = self._span(name)
         dtype = self._partition.specs[name].dtype
-        if str(gradient.dtype) not in GRADIENT_DTYPES[dtype]:
+        if gradient.dtype not in _GRADIENT_DTYPES[dtype]:
             raise InvalidArgument(
                 f"a gradient of dtype {gradient.dtype} for a {dtype} parameter",
                 field=name,
@@ -510,13 +565,20 @@ class Shard:
             )
         if not gradient.flags.c_contiguous:
             raise InvalidArgument("the gradient is not contiguous", field=name, fix="send a contiguous copy")
-        tensor = borrow(gradient)
+        if gradient.dtype == BFLOAT16:
+            tensor = borrow(gradient.view(np.int16)).view(torch.bfloat16)
+        else:
+            tensor = borrow(gradient)
         if not finite and not optim.all_finite(tensor):
-            raise InvalidArgument(
+            raise NotFinite(
                 "the gradient holds NaN or infinity", field=name, fix="skip this batch, or clip the gradient"
             )
-        if str(gradient.dtype) == "float32" and dtype == "float64":
+        if dtype == "float64":
             tensor = tensor.double()
+        elif tensor.dtype not in self._prepared:  # its kernels are not made while others wait for the writer
+            for rule in {self.rule, *self._tensor_rules.values()}:
+                optim.prepare(rule, dtype, [tensor.dtype], self._device)
+            self._prepared.add(tensor.dtype)
         return tensor.to(self._device)
 
     def _known(self, pusher: str) -> _Pusher:
@@ -544,6 +606,7 @@ class Shard:
         """Note that a push is decided."""
         pusher = self._pushers[push.pusher]
         pusher.last_seq = push.seq
+        pusher.pushed_at = self._wall()
         pusher.steps += 1
         pusher.receipts[push.seq] = receipt
         while len(pusher.receipts) > RECEIPTS_KEPT:
@@ -555,6 +618,7 @@ class Shard:
     def _refuse_stale(self, push: Push, reason: str) -> Receipt:
         staleness = max(0, self.stamp.clock - push.pulled.clock)
         receipt = Receipt(Outcome.STALE, self.stamp, staleness, reason)
+        self._events.add("stale", push.pusher, reason)
         if push.seq == self._pushers[push.pusher].last_seq + 1:
             return self._record(push, receipt)
         # From before the shard was restored, and so ahead of what it knows: joining again mends the count.
@@ -568,6 +632,8 @@ class Shard:
         pushes = [members[name] for name in sorted(members)]
         began = time.perf_counter()
         gradients = self._compensated(checked) if len(pushes) == 1 else _mean(pushes, self._spans)
+        if self.probe.wanted:
+            self._begin_look(gradients)
         for name, gradient in gradients.items():
             rule = self._tensor_rules.get(name, self.rule)
             lr = _mean_rate(pushes, name)
@@ -580,14 +646,23 @@ class Shard:
                     part = gradient[begin : begin + piece.span.numel]
                     t = piece.updates + 1
                     rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=decision.lr_scale)
+                    self.probe.ran(rule, t, lr, decision.lr_scale)
                 piece.updates += 1
-        self._apply_seconds += time.perf_counter() - began
+        self.probe.end()
+        self._apply_seconds.add(time.perf_counter() - began)
         before, self.stamp = self.stamp, Stamp(self.stamp.epoch, self.stamp.clock + 1)
         for member in pushes:
             self._bytes_in += member.nbytes
             staleness = before.clock - member.push.pulled.clock
             self._record(member.push, Receipt(Outcome.APPLIED, self.stamp, staleness, decision.reason))
         return self._pushers[checked.push.pusher].receipts[checked.push.seq]
+
+    def _begin_look(self, gradients: Mapping[str, torch.Tensor | RowGradient]) -> None:
+        self.probe.begin(
+            {name: g for name, g in gradients.items() if not isinstance(g, RowGradient)},
+            {name: g.values for name, g in gradients.items() if isinstance(g, RowGradient)},
+            [name for name in gradients if any(piece.table is not None for piece in self._pieces[name])],
+        )
 
     def _step_rows(
         self, rule: optim.Rule, piece: _Piece, gradient: RowGradient, lr: float | None, lr_scale: float

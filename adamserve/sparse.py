@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adamserve.errors import InvalidArgument, NotFound
+from adamserve.errors import InvalidArgument, NotFinite, NotFound
 from adamserve.partition import BLOCK_BYTES
 from adamserve.values import GRADIENT_DTYPES, ITEM_BYTES, Array, Gradient, Span, SparseRows, TensorSpec
 
@@ -100,7 +100,7 @@ def checked(
                 values = np.add.reduceat(wide, starts, axis=0)
             rows, finite = rows[starts], False
     if not finite and not np.isfinite(values).all():
-        raise InvalidArgument(
+        raise NotFinite(
             "the gradient holds NaN or infinity", field=spec.name, fix="skip this batch, or clip the gradient"
         )
     return SparseRows(rows, values)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from adamserve.errors import InvalidArgument, Unavailable
@@ -27,6 +28,9 @@ GRADIENT_DTYPES: Mapping[str, tuple[str, ...]] = {
     "float64": ("float64", "float32", "float16"),
 }
 """Dtypes that a numpy gradient may have, by the parameter's dtype."""
+
+BFLOAT16 = np.dtype("V2")
+"""numpy has no bfloat16: a gradient that came as such has its items, bit for bit. Only transports make one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +157,9 @@ class Push:
         pusher: who pushes. (job, pusher, seq) names this push for ever.
         seq: the pusher's own counter, from 1, one more with each push.
         pulled: the shard's stamp that the gradient's parameters were pulled at.
-        gradients: by tensor, the shard's span of it, 1-D and contiguous; or rows of it, by their numbers in the whole
-            tensor, with values of shape (n, width). A tensor left out had no gradient: it does not move, and its
-            update count stays.
+        gradients: by tensor, the shard's span of it, 1-D and contiguous, of one of `GRADIENT_DTYPES` or `BFLOAT16`; or
+            rows of it, by their numbers in the whole tensor, with values of shape (n, width). A tensor left out had no
+            gradient: it does not move, and its update count stays.
         lr: rate for this push in place of the rule's own, or None.
         rates: by tensor, a rate in place of `lr`.
         finite: whoever received the gradients has seen that all values are finite.

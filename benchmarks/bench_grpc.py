@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -110,38 +111,104 @@ def torch_rpc(rank: int, port: int) -> None:
     init(("trainer", "server")[rank], rank=rank, world_size=2)
 
 
+def torch_trainer(port: int, size: int) -> None:
+    """For each line of the standard input, the seconds of one exchange with the server."""
+    torch_rpc(0, port)
+    call = torch.distributed.rpc.rpc_sync
+    call("server", TorchServer.make, args=(size,))
+    gradient = torch.from_numpy(gradient_of(size))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        call("server", TorchServer.step, args=(gradient,))
+        print(time.perf_counter() - began, flush=True)
+
+
 @contextmanager
-def process(*command: str) -> Iterator[str]:
-    """A process of its own until the end; yields the first line that it prints."""
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def child(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own until the end."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        assert child.stdout is not None
-        yield child.stdout.readline().strip()
+        yield process
     finally:
-        child.terminate()
-        child.wait(timeout=60)
+        process.terminate()
+        process.send_signal(signal.SIGCONT)
+        process.wait(timeout=60)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line that it prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@contextmanager
+def torch_side(size: int) -> Iterator[Callable[[], float]]:
+    """A trainer and a server over torch.distributed.rpc; yields what makes one exchange and returns its seconds.
+
+    The two are stopped in between: TensorPipe's threads poll without rest, on a core for each process, which would be
+    missing to the others' turns.
+    """
+    port = str(29500 + os.getpid() % 1000)
+    with (
+        child(sys.executable, __file__, "--torch-server", port) as server,
+        child(sys.executable, __file__, "--torch-trainer", port, "--elements", str(size)) as trainer,
+    ):
+        line_of(trainer)
+
+        def signalled(number: signal.Signals) -> None:
+            for process in (server, trainer):
+                process.send_signal(number)
+
+        def exchange() -> float:
+            assert trainer.stdin is not None
+            signalled(signal.SIGCONT)
+            print(file=trainer.stdin, flush=True)
+            seconds = float(line_of(trainer))
+            signalled(signal.SIGSTOP)
+            return seconds
+
+        signalled(signal.SIGSTOP)
+        yield exchange
+
+
+@contextmanager
+def bare_side() -> Iterator[Any]:
+    """A channel to a bare server in a process of its own."""
+    with (
+        child(sys.executable, __file__, "--bare-server") as server,
+        grpc.insecure_channel(f"127.0.0.1:{line_of(server)}", OPTIONS) as channel,
+    ):
+        yield channel
 
 
 @contextmanager
 def service(shards: int) -> Iterator[str]:
     """`adamserve serve`; yields its target."""
     command = [str(Path(sys.executable).with_name("adamserve")), "serve", "--port", "0", "--format", "json"]
-    with process(*command, "--shards", str(shards)) as ready:
-        yield json.loads(ready)["target"]
+    with child(*command, "--shards", str(shards)) as process:
+        yield json.loads(line_of(process))["target"]
 
 
 # ---- measuring
 
 
-def take_turns(sides: Mapping[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side, one call each in turn, after one that does not count."""
+def gradient_of(size: int) -> Any:
+    return np.random.default_rng(0).normal(size=size).astype(np.float32)
+
+
+def take_turns(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each side, one call each in turn, after one that does not count.
+
+    What a side returns as a float are its seconds, measured where it runs.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(repeats + 1):
         for name, call in sides.items():
             began = time.perf_counter()
-            call()
+            own = call()
             if i:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(own if isinstance(own, float) else time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -154,11 +221,10 @@ def connected(stack: ExitStack, target: str, size: int, rule: optim.Rule, **opti
 
 def large(size: int, repeats: int) -> dict[str, Any]:
     """Push and pull of `size` float32."""
-    gradient = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    gradient = gradient_of(size)
     view = memoryview(gradient.view(np.uint8).data)
     with ExitStack() as stack:
-        port = stack.enter_context(process(sys.executable, __file__, "--bare-server"))
-        channel: Any = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", OPTIONS))
+        channel = stack.enter_context(bare_side())
         push_stream, push_unary = (
             channel.stream_unary("/bare/push_stream"),
             channel.unary_unary("/bare/push_unary"),
@@ -174,7 +240,7 @@ def large(size: int, repeats: int) -> dict[str, Any]:
         def chunks() -> Iterator[bytes]:
             return (bytes(view[i : i + CHUNK]) for i in range(0, len(view), CHUNK))
 
-        sides: dict[str, Callable[[], Any]] = {
+        sides: dict[str, Callable[[], object]] = {
             "push": lambda: client.push({"w": gradient}, clock),
             "pull": lambda: client.pull(into=into),
             "push_bare": lambda: push_stream(chunks()),
@@ -194,17 +260,9 @@ def large(size: int, repeats: int) -> dict[str, Any]:
 
 def push_pull(size: int, repeats: int) -> dict[str, Any]:
     """One exchange of `size` parameters with Adam."""
-    gradient = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    gradient = gradient_of(size)
     with ExitStack() as stack:
-        port = str(29500 + os.getpid() % 1000)
-        stack.enter_context(process(sys.executable, __file__, "--torch-server", port))
-        torch_rpc(0, int(port))
-        remote = torch.distributed.rpc
-        remote.rpc_sync("server", TorchServer.make, args=(size,))
-        tensor = torch.from_numpy(gradient)
-        sides: dict[str, Callable[[], Any]] = {
-            "torch": lambda: remote.rpc_sync("server", TorchServer.step, args=(tensor,))
-        }
+        sides: dict[str, Callable[[], object]] = {"torch": stack.enter_context(torch_side(size))}
         one, two = (stack.enter_context(service(shards)) for shards in (1, 2))
         for name, target, wire in (
             ("1", one, "float32"),
@@ -219,7 +277,6 @@ def push_pull(size: int, repeats: int) -> dict[str, Any]:
 
             sides[name] = exchange
         seconds = take_turns(sides, repeats)
-        remote.shutdown(graceful=False)
     ratios = {
         "push_pull_1": seconds["torch"] / seconds["1"],
         "push_pull_2": seconds["torch"] / seconds["2"],
@@ -234,8 +291,7 @@ def small(size: int, calls: int, trainers: int) -> dict[str, Any]:
     data = gradient["w"].tobytes()
     rule = optim.SGD(lr=1e-9, momentum=0.0)
     with ExitStack() as stack:
-        port = stack.enter_context(process(sys.executable, __file__, "--bare-server"))
-        channel: Any = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}", OPTIONS))
+        channel = stack.enter_context(bare_side())
         unary = channel.unary_unary("/bare/push_unary")
         target = stack.enter_context(service(1))
         client = connected(stack, target, size, rule)
@@ -288,11 +344,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--bare-server", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--torch-server", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--torch-trainer", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare_server:
         bare_server()
+    elif arguments.torch_trainer:
+        torch_trainer(arguments.torch_trainer, int(arguments.elements))
     elif arguments.torch_server:
-        print("starting", flush=True)
         torch_rpc(1, arguments.torch_server)
         sys.stdin.read()
     else:

@@ -17,6 +17,7 @@ import adamserve  # adamserve
 
 options = argparse.ArgumentParser()
 options.add_argument("--target", default="127.0.0.1:50051")  # adamserve
+options.add_argument("--token-file")  # adamserve
 options.add_argument("--job", default="digits")  # adamserve
 options.add_argument("--epochs", type=int, default=30)
 args = options.parse_args()
@@ -31,7 +32,9 @@ train_y, test_y = (torch.tensor(y) for y in split[2:])
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 local = torch.optim.AdamW(model.parameters(), lr=3e-3)
-optimizer = adamserve.RemoteOptimizer.wrap(local, args.target, job=args.job)  # adamserve
+optimizer = adamserve.RemoteOptimizer.wrap(  # adamserve
+    local, args.target, job=args.job, token_file=args.token_file
+)
 
 for epoch in range(args.epochs):
     for batch in torch.randperm(len(train_x)).split(64):

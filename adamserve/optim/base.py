@@ -37,6 +37,8 @@ class Rule(ABC):
                       2019, https://arxiv.org/abs/1711.05101).
         l2            >= 0, a penalty's gradient: g += l2 w, at the point where g was taken, which for the
                       Nesterov rules is the look-ahead point w + momentum V.
+        box           (lo, hi) or None: after each update w is projected onto [lo, hi], element by element: the
+                      bounded domain of online convex optimisation. Slots, and Nesterov's look-ahead point, are not.
 
     Every stored element smaller than the dtype's smallest normal number is stored as 0.
     """
@@ -47,12 +49,14 @@ class Rule(ABC):
     lr_schedule: LrSchedule = "constant"
     weight_decay: float = 0.0
     l2: float = 0.0
+    box: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_number(self, "lr", at_least=0.0)
         check_number(self, "weight_decay", at_least=0.0)
         check_number(self, "l2", at_least=0.0)
         check_flags(self)
+        check_box(self)
         if self.lr_schedule not in SCHEDULES:
             raise InvalidArgument(
                 f"must be one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}", field="lr_schedule"
@@ -159,7 +163,8 @@ class Rule(ABC):
     def step_bound(self, t: int, *, lr: float | None = None) -> float | None:
         """Return the largest possible max-norm of update `t`, or None where none can be proven.
 
-        For any gradients whatever (so with l2 too), and any eps. With weight_decay the step depends on w: None.
+        For any gradients whatever (so with l2 too), and any eps. With weight_decay the step depends on w: None. With a
+        box it holds from the second update on, or from the first if w starts in the box.
         """
         bound = None if self.weight_decay else self._bound(t)
         return None if bound is None or math.isinf(bound) else bound * self.rate(t, lr)
@@ -174,7 +179,20 @@ class Rule(ABC):
 
     def _all_constants(self, t: int, rate: float) -> dict[str, float]:
         """The rule's own constants and the common ones."""
-        return {**self._constants(t, rate), "l2": self.l2, "decay": rate * self.weight_decay}
+        common = {"l2": self.l2, "decay": rate * self.weight_decay}
+        if self.box is not None:
+            common |= dict(zip(("lo", "hi"), self.box, strict=True))
+        return {**self._constants(t, rate), **common}
+
+    def _moved(self, op: Ops, w: Value, delta: Value, c: Values) -> Value:
+        """Where w goes: decay, the update, the projection."""
+        if self.weight_decay:
+            w = w - c["decay"] * w
+        w = w + delta
+        if self.box is None:
+            return w
+        w = op.where(w < c["lo"], c["lo"], w)
+        return op.where(w > c["hi"], c["hi"], w)
 
     def _step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
         """One update of the arrays x: the common options around `_update`."""
@@ -182,9 +200,7 @@ class Rule(ABC):
         if self.l2:
             g = g + c["l2"] * self._point(w, x, c)
         delta, new = self._update(op, g, x, c)
-        if self.weight_decay:
-            w = w - c["decay"] * w
-        return {"w": w + delta, **new}
+        return {"w": self._moved(op, w, delta, c), **new}
 
     def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         """`_update` with a zero gradient. A slot that w's move does not depend on may be left out: it only fades."""
@@ -195,8 +211,7 @@ class Rule(ABC):
         if self.l2:
             return self._step(op, {**x, "g": op.number(0.0)}, c)
         delta, new = self._coast(op, x, c)
-        w = x["w"] - c["decay"] * x["w"] if self.weight_decay else x["w"]
-        return {"w": w + delta, **new}
+        return {"w": self._moved(op, x["w"], delta, c), **new}
 
     def _look(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
         """The look-ahead point as a kernel of its own."""
@@ -226,6 +241,19 @@ def check_flags(rule: Rule) -> None:
     for f in fields(rule):
         if f.type == "bool" and not isinstance(getattr(rule, f.name), bool):
             raise InvalidArgument(f"must be True or False, got {getattr(rule, f.name)!r}", field=f.name)
+
+
+def check_box(rule: Rule) -> None:
+    """Check that the box is None or two finite numbers, the lower one first; store it as a tuple of floats."""
+    if rule.box is None:
+        return
+    try:
+        lo, hi = (math.nan if isinstance(x, bool | str) else float(x) for x in rule.box)
+    except (TypeError, ValueError, OverflowError):
+        lo = hi = math.nan
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+        raise InvalidArgument(f"must be None or (lo, hi) with lo < hi, got {rule.box!r}", field="box")
+    object.__setattr__(rule, "box", (lo, hi))
 
 
 def one_minus_power(base: float, exponent: float) -> float:

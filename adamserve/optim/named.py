@@ -54,7 +54,8 @@ def by_name(name: str, **options: Any) -> Rule:
 
 def to_dict(rule: Rule) -> dict[str, Any]:
     """Return a rule as a JSON-able dictionary: {"rule": "Adam", "lr": 0.001, ...}, every option written out."""
-    return {"rule": type(rule).__name__, **asdict(rule)}
+    plain = {name: list(x) if isinstance(x, tuple) else x for name, x in asdict(rule).items()}
+    return {"rule": type(rule).__name__, **plain}
 
 
 def from_dict(d: Mapping[str, Any]) -> Rule:

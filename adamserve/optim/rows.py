@@ -65,7 +65,10 @@ class History:
     def clear(self) -> None:
         """Begin again at a new origin."""
         self.now = self.runs = 0
-        self._replay_all = self._rule.l2 > 0.0
+        # With an L2 penalty w never rests. With weight decay and a box it may rest at the wall and leave it later.
+        self._replay_all = self._rule.l2 > 0.0 or (
+            self._rule.weight_decay > 0.0 and self._rule.box is not None
+        )
         self._steady = True
         self._rate = math.inf
         self._least = math.inf

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from adamserve.errors import InvalidArgument, LimitExceeded, NotFound
+from adamserve.errors import InvalidArgument, LimitExceeded, NotFinite, NotFound
 from adamserve.partition import Partition
 from adamserve.rpc import codec, wire
+from adamserve.rpc.buffers import Buffers
 from adamserve.sparse import check_table
-from adamserve.values import Array, Gradient, SparseRows
+from adamserve.values import BFLOAT16, Array, Gradient, SparseRows
 
 RANGES = 65_536
 """Separate runs of one tensor that a push may arrive in."""
 
-KEPT_BUFFERS = 4
-"""Buffers of at least a chunk's size that an endpoint keeps for the next push: fresh memory costs page faults."""
-
-
-class Buffers:
-    """Arrays to receive into; large ones are kept for the next push."""
-
-    def __init__(self) -> None:
-        self._kept: list[Array] = []
-        self._lock = threading.Lock()
-
-    def take(self, size: int, dtype: str) -> Array:
-        """An array with anything in it."""
-        with self._lock:
-            for i, array in enumerate(self._kept):
-                if array.size == size and array.dtype == dtype:
-                    return self._kept.pop(i)
-        return np.empty(size, dtype)
-
-    def give(self, array: Array) -> None:
-        """Give an array back that nobody reads any more."""
-        if array.nbytes >= codec.CHUNK_BYTES:
-            with self._lock:
-                self._kept = [*self._kept[-KEPT_BUFFERS + 1 :], array]
+_HELD: Mapping[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+    "bfloat16": BFLOAT16,
+    "float16": np.dtype("<f2"),
+    "int8": np.dtype("<f4"),
+}
+"""What elements are held as until the push is whole; rules read halves as they are."""
 
 
 class Assembly:
@@ -100,22 +86,29 @@ class Assembly:
                 f"elements {begin} to {end}, but the shard owns {span.start} to {span.stop}",
                 field=chunk.tensor,
             )
-        dtype = "float64" if name == "float64" else "float32"
+        dtype = _HELD[name]
         array = self._arrays.get(chunk.tensor)
         if array is None:
             array = self._arrays[chunk.tensor] = self._buffers.take(span.numel, dtype)
         elif array.dtype != dtype:
-            raise InvalidArgument(f"chunks of {name} and of {array.dtype}", field=chunk.tensor)
+            other = next(known for known, held in _HELD.items() if held == array.dtype)
+            raise InvalidArgument(
+                f"chunks of {name} and of {other}",
+                field=chunk.tensor,
+                fix="send all of a tensor in one encoding",
+            )
         self._note(chunk.tensor, begin, end)
         out = array[begin - span.start : end - span.start]
-        codec.decode(chunk, out)
-        _check_finite(chunk, out)  # while it is in the cache
+        if not codec.decode(chunk, out):
+            raise _not_finite(chunk)
 
     def _add_rows(self, chunk: wire.Chunk, total: int, width: int) -> None:
         parts = self._rows.setdefault(chunk.tensor, [])
-        parts.append(codec.decode_rows(chunk, width))
-        _check_finite(chunk, parts[-1][1])
-        self._counts[chunk.tensor] += len(parts[-1][0])
+        rows, values, finite = codec.decode_rows(chunk, width)
+        if not finite:
+            raise _not_finite(chunk)
+        parts.append((rows, values))
+        self._counts[chunk.tensor] += len(rows)
         if self._counts[chunk.tensor] > total or len(parts) > RANGES:
             raise LimitExceeded(
                 f"more rows than its {total}", field=chunk.tensor, fix="sum rows that are named twice"
@@ -148,11 +141,6 @@ class Assembly:
                 raise InvalidArgument(f"elements {at} to {self._spans[name].stop} are missing", field=name)
         return self._arrays
 
-    def release(self) -> None:
-        """Give the arrays back."""
-        for array in self._arrays.values():
-            self._buffers.give(array)
-
     def _note(self, tensor: str, begin: int, end: int) -> None:
         ranges = self._ranges.setdefault(tensor, [])
         if ranges and ranges[-1][1] == begin:
@@ -165,9 +153,8 @@ class Assembly:
         ranges.append((begin, end))
 
 
-def _check_finite(chunk: wire.Chunk, values: Array) -> None:
-    if not codec.finite(values):
-        what = "rows" if chunk.rows is not None else f"elements {chunk.start} to {chunk.start + chunk.length}"
-        raise InvalidArgument(
-            f"{what} hold NaN or infinity", field=chunk.tensor, fix="skip this batch, or clip the gradient"
-        )
+def _not_finite(chunk: wire.Chunk) -> NotFinite:
+    what = "rows" if chunk.rows is not None else f"elements {chunk.start} to {chunk.start + chunk.length}"
+    return NotFinite(
+        f"{what} hold NaN or infinity", field=chunk.tensor, fix="skip this batch, or clip the gradient"
+    )

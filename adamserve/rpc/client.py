@@ -7,7 +7,6 @@ shard keep their order.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -17,7 +16,6 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, overload
 
@@ -26,13 +24,17 @@ import numpy as np
 
 from adamserve import optim
 from adamserve.errors import (
+    AdamServeError,
     InvalidArgument,
     LimitExceeded,
+    NotFinite,
     NotFound,
     RolledBack,
     Unavailable,
 )
-from adamserve.rpc import codec, wire
+from adamserve.jobs import JobState
+from adamserve.rpc import codec, states, wire
+from adamserve.rpc.frames import Parts
 from adamserve.rpc.link import Credentials, Feed, Link
 from adamserve.rpc.status import error_of
 from adamserve.sparse import as_rows, check_tables, for_shards, spec_of, to_places
@@ -64,20 +66,6 @@ OUTCOMES: Mapping[int, Outcome] = {
 }
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """How a job stands, as ControlService reports it."""
-
-    name: str
-    clocks: Clocks
-    healthy: bool
-    failed: str
-    live: tuple[str, ...]
-    rollbacks: int
-    checkpoint: int
-    loss: float | None
 
 
 class PushHandle:
@@ -336,24 +324,27 @@ class Client:
         self.raise_lost()
         return receipt, target.result(), Clocks(stamps)
 
-    def report(self, loss: float) -> None:
-        """Report a batch's training loss; it feeds the convergence metrics."""
-        request = control_pb2.ReportRequest(job=self.job, pusher=self.pusher, loss=loss)
+    def report(self, loss: float, comparator_loss: float | None = None) -> None:
+        """Report a batch's training loss; it feeds the convergence metrics.
+
+        Args:
+            loss: at the parameters that were pulled.
+            comparator_loss: for a convex job, the same batch's loss at the best parameters, W*; it feeds the regret.
+        """
+        request = control_pb2.ReportRequest(
+            job=self.job, pusher=self.pusher, loss=loss, comparator_loss=comparator_loss
+        )
         self._call(self._control.Report, request)
 
     def status(self) -> JobState:
         """How the job stands."""
-        [found] = self._call(self._control.GetStatus, control_pb2.GetStatusRequest(job=self.job)).jobs
-        return JobState(
-            found.job,
-            Clocks(Stamp(s.epoch, s.clock) for s in found.stamps),
-            found.healthy,
-            found.failed,
-            tuple(found.live),
-            found.rollbacks,
-            found.checkpoint,
-            found.loss if found.HasField("loss") else None,
-        )
+        [found] = self.jobs()
+        return found
+
+    def jobs(self) -> list[JobState]:
+        """How this client's job stands; of one that was made with job "", every job that its token may see."""
+        request = control_pb2.GetStatusRequest(job=self.job)
+        return [states.received(found) for found in self._call(self._control.GetStatus, request).jobs]
 
     def checkpoint(self) -> int:
         """Write a checkpoint now; returns its number, 0 where the service keeps none."""
@@ -499,18 +490,15 @@ class Client:
 
     def _push_one(self, shard: Link, feed: Feed, head: bytes, deadline: Deadline) -> Receipt:
         """One shard's part of a push, tried until it is answered."""
-        metadata = self._credentials.metadata
 
-        def attempt(timeout: float) -> bytes:
-            if feed.small(shard):
-                message = b"".join(itertools.chain.from_iterable(self._messages(shard, feed, head)))
-                answer: bytes = shard.push_small(message, timeout=timeout, metadata=metadata)
-            else:
-                messages = map(b"".join, self._messages(shard, feed, head))
-                answer = shard.push(messages, timeout=timeout, metadata=metadata)
+        def attempt(timeout: float) -> shard_pb2.PushResponse:
+            answers = shard.call("Push", lambda: self._messages(shard, feed, head), timeout)
+            answer = shard_pb2.PushResponse.FromString(bytes(_first(answers)))
+            for _ in answers:  # to the end of the call, so that its connection can be used again
+                pass
             return answer
 
-        return _receipt(shard_pb2.PushResponse.FromString(self._retrying(attempt, deadline, shard, feed)))
+        return _receipt(self._retrying(attempt, deadline, shard, feed))
 
     def _push_pull_one(
         self,
@@ -526,13 +514,16 @@ class Client:
         request = shard_pb2.PushPullRequest(pull=asked)
         pull = request.SerializeToString()
 
+        def messages() -> Iterator[Parts]:
+            for i, message in enumerate(self._messages(shard, feed, head)):
+                embedded = wire.embedded(1, message)
+                yield embedded if i else [pull, *embedded]
+
         def attempt(timeout: float) -> Receipt:
-            pushed = (wire.embedded(1, message) for message in self._messages(shard, feed, head))
-            messages = (b"".join([pull, *message] if i == 0 else message) for i, message in enumerate(pushed))
-            answers = shard.push_pull(messages, timeout=timeout, metadata=self._credentials.metadata)
-            first = shard_pb2.PushPullResponse.FromString(next(answers))
+            answers = shard.call("PushPull", messages, timeout)
+            receipt = _receipt(shard_pb2.PushPullResponse.FromString(bytes(_first(answers))).push)
             stamps[shard.index] = self._take(shard, (wire.inside(answer, 2)[0] for answer in answers), target)
-            return _receipt(first.push)
+            return receipt
 
         receipt: Receipt = self._retrying(attempt, deadline, shard, feed)
         return receipt
@@ -609,19 +600,21 @@ class Client:
         gradient = np.asarray(gradient)
         if gradient.shape != spec.shape:
             raise InvalidArgument(f"a gradient of shape {gradient.shape} for {spec.shape}", field=name)
-        if str(gradient.dtype) == "float16":
+        if gradient.dtype == np.float16:
             gradient = gradient.astype(np.float32)
-        if str(gradient.dtype) not in ("float32", spec.dtype):
+        if gradient.dtype != np.float32 and gradient.dtype != spec.dtype:
             raise InvalidArgument(
                 f"a gradient of dtype {gradient.dtype} for a {spec.dtype} parameter", field=name
             )
         own = copy and spec.stride == 1  # otherwise `to_places` copies
         flat = to_places(spec, np.array(gradient, order="C") if own else np.ascontiguousarray(gradient))
-        # One shard refuses a push whole by itself; of several, some would apply their part and others not. The narrow
-        # encodings would change a NaN.
-        if (len(self._shards) > 1 or self._wire != "float32") and not codec.finite(flat):
-            raise InvalidArgument(
-                "the gradient holds NaN or infinity", field=name, fix="skip this batch, or clip the gradient"
+        # One shard refuses a push whole by itself; of several, some would apply their part and others not. int8 would
+        # change a NaN.
+        if (len(self._shards) > 1 or self._wire == "int8") and not codec.fits(flat, self._wire):
+            raise NotFinite(
+                "the gradient holds NaN or infinity, or numbers too large for the wire",
+                field=name,
+                fix="skip this batch, clip the gradient, or send float32",
             )
         return flat
 
@@ -671,9 +664,7 @@ class Client:
         message = request.SerializeToString()
 
         def attempt(timeout: float) -> Stamp:
-            return self._take(
-                shard, shard.pull(message, timeout=timeout, metadata=self._credentials.metadata), target
-            )
+            return self._take(shard, shard.call("Pull", lambda: [[message]], timeout), target)
 
         stamp: Stamp = self._retrying(attempt, deadline, shard)
         if stamp.epoch > shard.seen.epoch:
@@ -693,7 +684,8 @@ class Client:
             for chunk in chunks:
                 if chunk.rows is not None:
                     width = self._specs[chunk.tensor].width
-                    target.put_rows(chunk.tensor, *codec.decode_rows(chunk, width))
+                    rows, values, _ = codec.decode_rows(chunk, width)
+                    target.put_rows(chunk.tensor, rows, values)
                 else:
                     at = slice(chunk.start, chunk.start + chunk.length)
                     codec.decode(chunk, target.flat[chunk.tensor][at])
@@ -748,7 +740,7 @@ class Client:
 
     def _note(self, places: Any) -> None:
         for shard, place in zip(self._shards, places, strict=False):
-            shard.move(place.endpoint)
+            shard.move(place)
             if place.stamp.epoch > shard.seen.epoch:
                 shard.restored_clock = place.restored_clock
                 self._resync = True  # it may know of fewer pushes than were made
@@ -823,7 +815,7 @@ class Client:
                 return attempt(min(ATTEMPT_S, max(0.001, deadline.remaining())))
             except grpc.RpcError as failed:
                 error = error_of(failed)
-            except Unavailable as failed:
+            except AdamServeError as failed:
                 error = failed
             if feed is not None and feed.aborted:
                 raise _Aborted
@@ -858,6 +850,13 @@ def _commit(lr: float | None, rates: Mapping[str, float] | None) -> bytes:
 def _receipt(answer: shard_pb2.PushResponse) -> Receipt:
     stamp = Stamp(answer.stamp.epoch, answer.stamp.clock)
     return Receipt(OUTCOMES[answer.outcome], stamp, answer.staleness, answer.reason)
+
+
+def _first(answers: Iterator[Any]) -> Any:
+    answer = next(answers, None)
+    if answer is None:
+        raise Unavailable("the shard ended the call without an answer")
+    return answer
 
 
 def _outcome(future: Future[Any]) -> Any:

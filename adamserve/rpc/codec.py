@@ -7,6 +7,7 @@ adds that error to its next gradient (error feedback; Seide et al. 2014, "1-bit 
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adamserve.errors import InvalidArgument
-from adamserve.rpc import wire
-from adamserve.values import Array
+from adamserve.rpc import native, wire
+from adamserve.values import BFLOAT16, Array
 
 CHUNK_BYTES = 1 << 20
 """Bytes of elements that a sender puts into one chunk."""
@@ -63,6 +64,11 @@ def encoding_name(number: int, *, field: str) -> str:
         raise InvalidArgument(f"{number} is not an encoding", field=field, fix=f"one of {known}") from None
 
 
+def _loops(nbytes: int) -> ctypes.CDLL | None:
+    """The compiled loops, where they are worth their call."""
+    return native.library() if nbytes >= 4096 else None
+
+
 def sum32(data: memoryview | bytes) -> int:
     """A chunk's checksum: the sum, modulo 2^32, of its little-endian 32-bit words, the last padded with zeros.
 
@@ -70,7 +76,9 @@ def sum32(data: memoryview | bytes) -> int:
     catches what they do not see, a sender or receiver that mixes up its buffers.
     """
     whole = len(data) & ~3
-    total = int(np.frombuffer(data[:whole], "<u4").sum(dtype=np.uint32))
+    loops = _loops(whole)
+    words = np.frombuffer(data[:whole], "<u4")
+    total = loops.sum_words(words.size, words.ctypes.data) if loops else int(words.sum(dtype=np.uint32))
     return total + int.from_bytes(data[whole:], "little") & 0xFFFF_FFFF
 
 
@@ -80,24 +88,41 @@ def finite(values: Array) -> bool:
         return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
 
 
-def narrow(values: Array, to: str) -> Array:
-    """float32 elements as the items of bfloat16 (bits in uint16) or float16, rounded to nearest even."""
-    torch = sys.modules.get("torch")
-    if torch is not None:  # one pass on all cores, where numpy takes five
-        source = torch.from_numpy(np.ascontiguousarray(values))
-        made = source.to(getattr(torch, to))
-        return np.asarray(made.view(torch.uint16).numpy() if to == "bfloat16" else made.numpy())
-    if to == "float16":
+def fits(values: Array, name: str) -> bool:
+    """Whether every element is finite, and stays so in an encoding."""
+    largest = _LARGEST.get(name)
+    if largest is None or not values.size:
+        return finite(values)
+    return bool(-largest < values.min() and values.max() < largest)
+
+
+_LARGEST: Mapping[str, float] = {"bfloat16": 2.0**128 - 2.0**119, "float16": 65520.0}
+"""Half a step above the largest number: from here on elements are rounded to infinity."""
+
+
+def narrow(values: Array, to: str, out: Array | None = None) -> Array:
+    """float elements as the items of bfloat16 (bits in uint16) or float16, rounded to nearest even; in `out`."""
+    values = np.ascontiguousarray(values)
+    if out is None:
+        out = np.empty(values.shape, ENCODINGS[to].item)
+    if to == "bfloat16" and values.dtype == np.float32 and (loops := _loops(values.nbytes)):
+        loops.give_bfloat16(values.size, values.ctypes.data, out.ctypes.data)
+    elif (torch := sys.modules.get("torch")) is not None:
+        # uint16 is what torch knows least of: it sees the same bytes as int16 first.
+        torch.from_numpy(out.view("<i2")).view(getattr(torch, to)).copy_(torch.from_numpy(values))
+    elif to == "float16":
         with np.errstate(over="ignore"):
-            return values.astype("<f2")
-    bits = np.ascontiguousarray(values, "<f4").view("<u4")
-    rounded = bits >> 16
-    rounded &= 1
-    rounded += 0x7FFF
-    rounded += bits
-    rounded >>= 16
-    # The carry of a NaN's low bits would run into its exponent.
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype("<u2")
+            out[...] = values
+    else:
+        bits = values.astype("<f4", copy=False).view("<u4")
+        rounded = bits >> 16
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits
+        rounded >>= 16
+        # The carry of a NaN's low bits would run into its exponent.
+        out[...] = np.where(np.isnan(values), 0x7FC0, rounded)
+    return out
 
 
 def widen(items: Array, of: str, out: Array) -> None:
@@ -146,8 +171,7 @@ def encode(tensor: str, values: Array, start: int, name: str) -> Iterator[list[b
     grain = CHUNK_BYTES // encoding.itemsize
     for begin in range(0, values.size, grain):
         part = values[begin : begin + grain]
-        data = items_of(part, name)
-        total = sum32(data)
+        data, total = items_of(part, name)
         head = wire.chunk_head(tensor, start + begin, part.size, encoding.number, total, len(data))
         yield [head, data]
 
@@ -166,15 +190,16 @@ def encode_rows(tensor: str, rows: Array, values: Array, name: str) -> Iterator[
     for begin in range(0, max(1, len(rows)), grain):
         numbers = rows[begin : begin + grain].astype("<u4").tobytes()
         part = values[begin : begin + grain].reshape(-1)
-        data = items_of(part, name)
-        total = sum32(data) + sum32(numbers) & 0xFFFF_FFFF
+        data, total = items_of(part, name)
+        total = total + sum32(numbers) & 0xFFFF_FFFF
         tail = wire.chunk_rows(numbers)
         head = wire.chunk_head(tensor, 0, part.size, encoding.number, total, len(data), len(tail))
         yield [head, data, tail]
 
 
-def decode_rows(chunk: wire.Chunk, width: int) -> tuple[Array, Array]:
-    """Check a chunk of rows; returns their numbers, int64, and their values of shape (n, width), float32 or float64.
+def decode_rows(chunk: wire.Chunk, width: int) -> tuple[Array, Array, bool]:
+    """Check a chunk of rows; returns their numbers, int64, their values of shape (n, width), float32 or float64, and
+    whether these are finite.
 
     Raises:
         InvalidArgument: as `decode`; or the number of rows does not fit.
@@ -188,26 +213,41 @@ def decode_rows(chunk: wire.Chunk, width: int) -> tuple[Array, Array]:
         )
     dtype = "float64" if chunk.encoding == ENCODINGS["float64"].number else "float32"
     values = np.empty((len(data) // 4, width), dtype)
-    decode(chunk, values.reshape(-1))
-    return np.frombuffer(data, "<u4").astype(np.int64), values
+    all_finite = decode(chunk, values.reshape(-1))
+    return np.frombuffer(data, "<u4").astype(np.int64), values, all_finite
 
 
-def items_of(part: Array, name: str) -> memoryview:
-    """The bytes of a run of elements in an encoding; a view where nothing changes."""
+def items_of(part: Array, name: str) -> tuple[memoryview, int]:
+    """The bytes of a run of elements in an encoding, a view where nothing changes; and their `sum32`."""
     encoding = ENCODINGS[name]
     if name == "int8":
         items, scales = quantize(part)
-        return memoryview(scales.tobytes() + items.tobytes())
+        data = memoryview(scales.tobytes() + items.tobytes())
+        return data, sum32(data)
+    loops = _loops(part.nbytes)
+    if loops and name == "bfloat16" and part.dtype == np.float32:
+        items = np.empty(part.size, "<u2")
+        total = loops.give_bfloat16(part.size, part.ctypes.data, items.ctypes.data)
+        return memoryview(items.view(np.uint8).data), total
     if part.dtype != np.dtype(encoding.item):
         part = narrow(part, name) if name in ("bfloat16", "float16") else part.astype(encoding.item)
-    return memoryview(part.view(np.uint8).data)
+    data = memoryview(part.view(np.uint8).data)
+    return data, sum32(data)
 
 
-def decode(chunk: wire.Chunk, out: Array) -> None:
-    """Check a chunk's bytes and write its elements into `out`, 1-D of its length, float32 or float64.
+def decode(chunk: wire.Chunk, out: Array) -> bool:
+    """Check a chunk's bytes and write its elements into `out`, 1-D of its length.
+
+    Args:
+        chunk: of any encoding.
+        out: float32 or float64; or, for bfloat16 and float16, the items themselves (`BFLOAT16`, float16).
+
+    Returns:
+        Whether every element is finite.
 
     Raises:
-        InvalidArgument: unknown encoding, wrong number of bytes, or a checksum that does not fit.
+        InvalidArgument: unknown encoding, wrong number of bytes, or a checksum that does not fit; `out` may then hold
+            anything.
     """
     name = encoding_name(chunk.encoding, field=chunk.tensor)
     expected = chunk.length * ENCODINGS[name].itemsize
@@ -219,18 +259,46 @@ def decode(chunk: wire.Chunk, out: Array) -> None:
             field=chunk.tensor,
         )
     rows = 0 if chunk.rows is None else sum32(chunk.rows)
-    if sum32(chunk.data) + rows & 0xFFFF_FFFF != chunk.sum32:
+    total, all_finite = _take(name, chunk.data, out)
+    if total + rows & 0xFFFF_FFFF != chunk.sum32:
         raise InvalidArgument(
             f"the checksum of elements {chunk.start} to {chunk.start + chunk.length} does not fit",
             field=chunk.tensor,
             fix="send the sum of the chunk's 32-bit words",
         )
-    if name == "int8":
-        cut = 4 * -(-chunk.length // BLOCK)
-        dequantize(np.frombuffer(chunk.data[cut:], "i1"), np.frombuffer(chunk.data[:cut], "<f4"), out)
-        return
-    items = np.frombuffer(chunk.data, ENCODINGS[name].item)
-    if name in ("bfloat16", "float16"):
-        widen(items, name, out)
-    else:
-        out[...] = items
+    return all_finite
+
+
+_TAKES = {
+    ("float32", np.dtype(np.float32)): "take_float32",
+    ("bfloat16", np.dtype(np.float32)): "take_bfloat16",
+    ("bfloat16", BFLOAT16): "keep_bfloat16",
+    ("float16", np.dtype(np.float16)): "keep_float16",
+}
+"""The compiled loop for an encoding and what it is written to."""
+
+
+def _take(name: str, data: memoryview, out: Array) -> tuple[int, bool]:
+    """Write elements into `out`; returns the bytes' `sum32`, and whether every element is finite."""
+    loops, loop = _loops(len(data)), _TAKES.get((name, out.dtype))
+    if loops and loop:
+        good = ctypes.c_int(1)
+        source = np.frombuffer(data, np.uint8)
+        total: int = getattr(loops, loop)(out.size, source.ctypes.data, out.ctypes.data, ctypes.byref(good))
+        return total, bool(good.value)
+    if out.itemsize == 2:
+        items = np.frombuffer(data, "<u2")
+        out.view("<u2")[...] = items
+        exponent = 0x7F80 if name == "bfloat16" else 0x7C00
+        return sum32(data), not (items & exponent == exponent).any()
+    with np.errstate(over="ignore", invalid="ignore"):  # nothing is known of these bytes yet
+        if name == "int8":
+            cut = 4 * -(-out.size // BLOCK)
+            dequantize(np.frombuffer(data[cut:], "i1"), np.frombuffer(data[:cut], "<f4"), out)
+        else:
+            items = np.frombuffer(data, ENCODINGS[name].item)
+            if name in ("bfloat16", "float16"):
+                widen(items, name, out)
+            else:
+                out[...] = items
+    return sum32(data), finite(out)

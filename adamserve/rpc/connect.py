@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from adamserve import optim
 from adamserve.errors import InvalidArgument
-from adamserve.rpc.client import Client, JobState
+from adamserve.jobs import JobState
+from adamserve.rpc.client import Client
 from adamserve.rpc.link import Credentials
 from adamserve.values import Array, Clocks, JobReceipt
 
@@ -38,9 +39,9 @@ class AsyncClient:
         """As `Client.push_pull`."""
         return await asyncio.to_thread(self._client.push_pull, gradients, clock, **options)
 
-    async def report(self, loss: float) -> None:
+    async def report(self, loss: float, comparator_loss: float | None = None) -> None:
         """As `Client.report`."""
-        await asyncio.to_thread(self._client.report, loss)
+        await asyncio.to_thread(self._client.report, loss, comparator_loss)
 
     async def status(self) -> JobState:
         """As `Client.status`."""
@@ -72,6 +73,7 @@ def connect(
     cert: str | Path | None = None,
     key: str | Path | None = None,
     server_name: str = "",
+    transport: str = "auto",
     timeout_s: float = 120.0,
     lease_s: float = 10.0,
     wire_dtype: str = "float32",
@@ -87,6 +89,8 @@ def connect(
         ca: PEM file of the authorities that sign the server's certificate; without it the connection is plain text.
         cert, key: PEM files of this client's own certificate, for mutual TLS.
         server_name: name to expect in the server's certificate in place of the host.
+        transport: how tensors travel: "direct" over bare connections to the shards, the fastest; "grpc", for networks
+            that let nothing else through; "auto", direct where a connection can be made.
         timeout_s: longest that a call may take, all its tries together.
         lease_s: seconds after which the shards stop counting a client that fell silent.
         wire_dtype: how float32 gradients travel: "float32", "bfloat16", "float16" (parameters too), or "int8"
@@ -104,6 +108,7 @@ def connect(
         cert=_read("cert", cert),
         key=_read("key", key),
         server_name=server_name,
+        transport=transport,
     )
     return Client(
         target,

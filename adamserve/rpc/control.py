@@ -14,9 +14,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from adamserve import consistency, optim
 from adamserve.config import JobConfig
 from adamserve.errors import InvalidArgument, LimitExceeded, NotFound, Unavailable
+from adamserve.metrics import Observed
 from adamserve.partition import partition
-from adamserve.rpc import codec, wire
-from adamserve.rpc.assembly import Assembly, Buffers
+from adamserve.rpc import codec, states, wire
+from adamserve.rpc.assembly import Assembly
+from adamserve.rpc.buffers import Buffers
 from adamserve.rpc.endpoint import Stalls, answers, parse
 from adamserve.rpc.security import Security
 from adamserve.service.client import own_error
@@ -24,6 +26,7 @@ from adamserve.service.controller import CALL_TIMEOUT_S, JobStatus, Topology, in
 from adamserve.sparse import in_order
 from adamserve.v1 import control_pb2, types_pb2
 from adamserve.values import Array, TensorSpec
+from adamserve.watch.observe import state_of
 
 SERVICE = "adamserve.v1.ControlService"
 
@@ -146,7 +149,8 @@ class ControlServicer:
     ) -> control_pb2.ReportResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job)
-        self._ask("report", request.job, request.loss)
+        comparator = request.comparator_loss if request.HasField("comparator_loss") else None
+        self._ask("report", request.job, request.loss, comparator)
         return control_pb2.ReportResponse()
 
     @answers
@@ -159,7 +163,11 @@ class ControlServicer:
         if request.job and request.job not in {job.name for job in jobs}:
             raise NotFound(f"the service has no job {request.job!r}", field="job", fix="create it first")
         return control_pb2.GetStatusResponse(
-            jobs=[_status(job) for job in jobs if request.job in ("", job.name)]
+            jobs=[
+                states.sent(state_of(Observed(job.name, job, job.account, None)))
+                for job in jobs
+                if request.job in ("", job.name)
+            ]
         )
 
     @answers
@@ -273,13 +281,14 @@ def _job_spec(config: JobConfig) -> control_pb2.JobSpec:
 def _places(found: Topology) -> list[types_pb2.ShardPlace]:
     parts = partition(found.config.tensors, len(found.actors))
     places = []
-    for shard, endpoint in enumerate(found.endpoints):
+    for shard, (endpoint, direct) in enumerate(found.endpoints):
         joined = found.joined[shard] if found.joined else None
         stamp = joined.stamp if joined else None
         places.append(
             types_pb2.ShardPlace(
                 index=shard,
                 endpoint=endpoint,
+                direct_endpoint=direct,
                 stamp=types_pb2.Stamp(
                     epoch=stamp.epoch if stamp else found.epochs[shard], clock=stamp.clock if stamp else 0
                 ),
@@ -291,16 +300,3 @@ def _places(found: Topology) -> list[types_pb2.ShardPlace]:
             )
         )
     return places
-
-
-def _status(job: JobStatus) -> control_pb2.JobStatus:
-    return control_pb2.JobStatus(
-        job=job.name,
-        stamps=[types_pb2.Stamp(epoch=s.epoch, clock=s.clock) for s in job.clocks],
-        healthy=job.healthy,
-        failed=job.failed,
-        live=job.shards[0].live if job.shards else (),
-        rollbacks=len(job.rollbacks),
-        checkpoint=job.checkpoints,
-        loss=job.loss,
-    )

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from adamserve.calls import Calls
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.rpc import status
+from adamserve.rpc.counting import Counting
 from adamserve.rpc.security import Limits, Security
 from adamserve.values import Deadline
 
@@ -26,11 +28,17 @@ log = logging.getLogger("adamserve.rpc")
 Parsed = TypeVar("Parsed", bound=Message)
 
 
-def serve(limits: Limits, name: str, handler: grpc.GenericRpcHandler, stalls: Stalls) -> Endpoint:
-    """A gRPC server with this service, health and reflection; not bound, not started, NOT_SERVING."""
+def serve(
+    limits: Limits, name: str, handler: grpc.GenericRpcHandler, stalls: Stalls, calls: Calls
+) -> Endpoint:
+    """A gRPC server with this service, health and reflection; not bound, not started, NOT_SERVING.
+
+    Its calls are counted in `calls`.
+    """
     server = grpc.server(
         ThreadPoolExecutor(max_workers=limits.streams, thread_name_prefix="adamserve-grpc"),
         maximum_concurrent_rpcs=limits.streams,
+        interceptors=[Counting(calls)],
         options=[
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", limits.message_bytes),
@@ -47,6 +55,22 @@ def serve(limits: Limits, name: str, handler: grpc.GenericRpcHandler, stalls: St
     endpoint = Endpoint(server, checks, ("", name), stalls)
     endpoint.mark(serving=False)
     return endpoint
+
+
+class Call(Protocol):
+    """What the service asks about a call and does to it; grpc.ServicerContext is one."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """What came with it, such as its authorization."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds that the caller will still wait; None without end."""
+
+    def peer(self) -> str:
+        """Who called, for people."""
+
+    def cancel(self) -> Any:
+        """End it at once, from another thread."""
 
 
 class Endpoint:
@@ -137,9 +161,9 @@ def parse(kind: type[Parsed], data: bytes | memoryview) -> Parsed:
     return message
 
 
-def deadline_of(context: grpc.ServicerContext, limits: Limits) -> Deadline:
+def deadline_of(call: Call, limits: Limits) -> Deadline:
     """The call's own deadline, or the service's longest."""
-    remaining = context.time_remaining()
+    remaining = call.time_remaining()
     return Deadline.after(limits.call_s if remaining is None else min(remaining, limits.call_s))
 
 
@@ -149,16 +173,16 @@ class Stalls:
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
         self._lock = threading.Lock()
-        self._moved: dict[grpc.ServicerContext, float] = {}
+        self._moved: dict[Call, float] = {}
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="adamserve-stalls", daemon=True).start()
 
     @contextmanager
-    def watching(self, context: grpc.ServicerContext) -> Iterator[Callable[[], None]]:
-        """Watch a stream; call what it yields whenever something has moved."""
+    def watching(self, call: Call) -> Iterator[Callable[[], None]]:
+        """Watch a call; call what it yields whenever something has moved."""
 
         def moved() -> None:
-            self._moved[context] = time.monotonic()
+            self._moved[call] = time.monotonic()
 
         with self._lock:
             moved()
@@ -166,7 +190,7 @@ class Stalls:
             yield moved
         finally:
             with self._lock:
-                self._moved.pop(context, None)
+                self._moved.pop(call, None)
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -176,7 +200,7 @@ class Stalls:
         while not self._stopped.wait(min(1.0, self._stall_s / 4)):
             late = time.monotonic() - self._stall_s
             with self._lock:
-                stalled = [context for context, at in self._moved.items() if at < late]
-            for context in stalled:
-                log.warning("cut a stream from %s: nothing moved for %g s", context.peer(), self._stall_s)
-                context.cancel()
+                stalled = [call for call, at in self._moved.items() if at < late]
+            for call in stalled:
+                log.warning("cut a call from %s: nothing moved for %g s", call.peer(), self._stall_s)
+                call.cancel()

@@ -1,21 +1,33 @@
-"""One client's connection to one shard, and the push that goes over it."""
+"""One client's ways to one shard, and the push that goes over them."""
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import grpc
 
 from adamserve import sparse
+from adamserve.errors import InvalidArgument, Unavailable
+from adamserve.rpc.carrier import DirectCarrier, GrpcCarrier, Unreachable
+from adamserve.rpc.frames import PREFACE, Parts, client_tls
 from adamserve.v1 import types_pb2
 from adamserve.values import Clocks, Deadline, Gradient, Receipt, Span, Stamp
 
-SMALL_BYTES = 1 << 18
-"""A push of no more than this goes as one message, which gRPC handles as a plain call."""
+CONNECT_S = 2.0
+"""Longest that a direct connection may take to be made; gRPC is used in its place then, and"""
+
+AVOID_S = 300.0
+"""for as long, before a direct one is tried again."""
+
+Answers = Iterator[bytes | memoryview]
+
+TRANSPORTS = ("auto", "direct", "grpc")
 
 OPTIONS = [
     ("grpc.max_receive_message_length", 8 << 20),
@@ -39,6 +51,7 @@ class Credentials:
         ca: PEM authorities that the server's certificate must come from.
         cert, key: this client's own PEM certificate chain and key.
         server_name: name to expect in the server's certificate in place of the endpoint's host.
+        transport: how tensors travel. "direct": over bare connections; "grpc"; "auto": direct where that can be had.
     """
 
     token: str = field(default="", repr=False)
@@ -46,6 +59,13 @@ class Credentials:
     cert: bytes = field(default=b"", repr=False)
     key: bytes = field(default=b"", repr=False)
     server_name: str = ""
+    transport: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.transport not in TRANSPORTS:
+            raise InvalidArgument(
+                f"{self.transport!r} is none", field="transport", fix=f"one of {', '.join(TRANSPORTS)}"
+            )
 
     def channel(self, endpoint: str) -> grpc.Channel:
         """A connection of its own to an endpoint; made when it is first used."""
@@ -57,10 +77,35 @@ class Credentials:
         secure = grpc.ssl_channel_credentials(self.ca, self.key or None, self.cert or None)
         return grpc.secure_channel(endpoint, secure, options)
 
+    def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
+        """A bare connection to an endpoint, its preface sent.
+
+        Raises:
+            OSError: there is none to be had.
+        """
+        host, _, port = endpoint.rpartition(":")
+        host = host.strip("[]")
+        connected = socket.create_connection((host, int(port)), min(CONNECT_S, timeout_s))
+        try:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.ca:
+                tls = client_tls(self.ca, self.cert, self.key)
+                connected = tls.wrap_socket(connected, server_hostname=self.server_name or host)
+            connected.sendall(PREFACE)
+        except BaseException:
+            connected.close()
+            raise
+        return connected
+
+    @property
+    def authorization(self) -> str:
+        """What every call carries; "" without a token."""
+        return f"Bearer {self.token}" if self.token else ""
+
     @property
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """What every call carries."""
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        """`authorization` as gRPC takes it."""
+        return (("authorization", self.authorization),) if self.token else ()
 
 
 class Feed:
@@ -97,7 +142,8 @@ class Feed:
         while True:
             with self._changed:
                 while self.tail is None and not self.aborted and len(self.gradients) == done:
-                    self.aborted = not self._changed.wait(self._deadline.remaining())
+                    if not self._changed.wait(self._deadline.remaining()):
+                        self.aborted = True
                 if self.aborted:
                     return  # without a commit, nothing is applied
                 fresh = list(self.gradients.items())[done:]
@@ -110,16 +156,9 @@ class Feed:
             if ended:
                 return
 
-    def small(self, shard: Link) -> bool:
-        """Whether everything for a shard is here and fits one message."""
-        if self.tail is None:
-            return False
-        owned = (span for span in shard.spans if span.tensor in self.gradients)
-        return sum(sparse.part(self.gradients[span.tensor], span).nbytes for span in owned) <= SMALL_BYTES
-
 
 class Link:
-    """The connection to one shard."""
+    """The ways to one shard."""
 
     def __init__(self, index: int, place: types_pb2.ShardPlace, credentials: Credentials) -> None:
         self.index = index
@@ -128,34 +167,60 @@ class Link:
         self.restored_clock = place.restored_clock
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"adamserve-shard-{index}")
         self._credentials = credentials
-        self._endpoint = ""
-        self._channel: grpc.Channel | None = None
-        self.move(place.endpoint)
+        self._endpoints = ("", "")
+        self._grpc: GrpcCarrier | None = None
+        self._direct: DirectCarrier | None = None
+        self._avoid_until = 0.0
+        self.move(place)
 
-    def move(self, endpoint: str) -> None:
-        """Talk to this endpoint from now on."""
-        if endpoint == self._endpoint:
-            return
-        self.disconnect()
-        self._endpoint = endpoint
-        channel: Any = self._credentials.channel(endpoint)
-        self._channel = channel
-        service = "/adamserve.v1.ShardService"
-        # One message on a stream is a plain call: the same bytes, fewer steps.
-        self.push_small = channel.unary_unary(f"{service}/Push")
-        self.push = channel.stream_unary(f"{service}/Push")
-        self.pull = channel.unary_stream(f"{service}/Pull")
-        self.push_pull = channel.stream_stream(f"{service}/PushPull")
+    def call(self, method: str, messages: Callable[[], Iterable[Parts]], timeout_s: float) -> Answers:
+        """Make one call, as `Carrier.call`, over the better way that can be had.
+
+        Args:
+            messages: makes the call's messages; called once for each way that is tried.
+        """
+        direct, grpc_carrier = self._direct, self._grpc
+        if direct is not None and time.monotonic() >= self._avoid_until:
+            try:
+                return direct.call(method, messages(), timeout_s)
+            except Unreachable:
+                if self._credentials.transport == "direct":
+                    raise
+                self._avoid_until = time.monotonic() + AVOID_S
+        if grpc_carrier is None:
+            raise Unavailable(f"shard {self.index} has no direct endpoint", field="transport", fix="use grpc")
+        return grpc_carrier.call(method, messages(), timeout_s)
+
+    def move(self, place: types_pb2.ShardPlace) -> None:
+        """Talk to the shard where it is now."""
+        self._move(place.endpoint, place.direct_endpoint)
 
     def reconnect(self) -> None:
-        """Drop the connection and make another when it is needed."""
-        endpoint, self._endpoint = self._endpoint, ""
-        self.move(endpoint)
+        """Drop the connections and make others when they are needed."""
+        endpoints, self._endpoints = self._endpoints, ("", "")
+        self._move(*endpoints)
 
     def disconnect(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
+        """Drop the connections."""
+        for carrier in (self._grpc, self._direct):
+            if carrier is not None:
+                carrier.close()
+        self._grpc = self._direct = None
 
     def close(self) -> None:
+        """Drop the connections, and the thread with them."""
         self.thread.shutdown(wait=False, cancel_futures=True)
         self.disconnect()
+
+    def _move(self, endpoint: str, direct: str) -> None:
+        if (endpoint, direct) == self._endpoints:
+            return
+        self.disconnect()
+        if direct != self._endpoints[1]:
+            self._avoid_until = 0.0
+        self._endpoints = (endpoint, direct)
+        credentials = self._credentials
+        if direct and credentials.transport != "grpc":
+            self._direct = DirectCarrier(partial(credentials.connect, direct), credentials.authorization)
+        if credentials.transport != "direct":
+            self._grpc = GrpcCarrier(credentials.channel(endpoint), credentials.metadata)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from adamserve.config import is_loopback as is_loopback
 from adamserve.errors import DataError, InvalidArgument, Unauthenticated
 
 
@@ -136,11 +136,3 @@ def check_bind(host: str, security: Security, *, insecure: bool) -> None:
         field="host",
         fix=f"give {' and '.join(missing)}, or --insecure if the network is trusted",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,4 +1,4 @@
-"""ShardService: one endpoint a shard process, calling that process's `ShardHost`s.
+"""ShardService: what its calls do, with the `ShardHost`s of one shard process; gRPC's side of it is at the end.
 
 A push is assembled in buffers of its own while it arrives, without the shard's lock; only a complete and correct one is
 offered to the shard. A stream on which nothing moves is cut by `Stalls`, so that nobody holds a thread for long.
@@ -6,25 +6,32 @@ offered to the shard. A stream on which nothing moves is cut by `Stalls`, so tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
-import ray
 
 from adamserve.errors import InvalidArgument
+from adamserve.optim.threads import share
 from adamserve.rpc import codec, wire
-from adamserve.rpc.assembly import Assembly, Buffers
-from adamserve.rpc.endpoint import Endpoint, Stalls, answers, deadline_of, parse, serve, streams
-from adamserve.rpc.security import Security, is_loopback
+from adamserve.rpc.assembly import Assembly
+from adamserve.rpc.buffers import Buffers
+from adamserve.rpc.endpoint import Call, Stalls, answers, deadline_of, parse, streams
+from adamserve.rpc.frames import Parts
+from adamserve.rpc.security import Security
 from adamserve.service.actors import Hosts
 from adamserve.service.host import ShardHost
 from adamserve.v1 import shard_pb2, types_pb2
 from adamserve.values import Array, Outcome, Push, Receipt, Stamp
 
 SERVICE = "adamserve.v1.ShardService"
+
+Messages = Iterable[bytes | memoryview]
+
+Method = Callable[[Messages, Call], Iterator[Parts]]
 
 OUTCOMES: Mapping[Outcome, shard_pb2.Outcome] = {
     Outcome.APPLIED: shard_pb2.OUTCOME_APPLIED,
@@ -33,8 +40,11 @@ OUTCOMES: Mapping[Outcome, shard_pb2.Outcome] = {
 }
 
 
-class ShardServicer:
-    """Push, Pull and PushPull over the hosts of one process."""
+class ShardCalls:
+    """Push, Pull and PushPull over the hosts of one process, whatever carries their messages.
+
+    Each takes a call's messages, which need to last only until the next one is taken, and yields answers in pieces.
+    """
 
     def __init__(self, hosts: Hosts, security: Security) -> None:
         self._hosts = hosts
@@ -42,58 +52,57 @@ class ShardServicer:
         self._limits = security.limits
         self.stalls = Stalls(security.limits.stall_s)
         self._buffers = Buffers()
+        self._publish = {
+            name: _publisher(name, self._buffers)
+            for name, encoding in codec.ENCODINGS.items()
+            if "float32" in encoding.parameters
+        }
+        self.methods: Mapping[str, Method] = {
+            "Push": self.push,
+            "Pull": self.pull,
+            "PushPull": self.push_pull,
+        }
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """The methods by name; messages come and go as bytes."""
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Push": grpc.stream_unary_rpc_method_handler(self.push),
-                "Pull": grpc.unary_stream_rpc_method_handler(self.pull),
-                "PushPull": grpc.stream_stream_rpc_method_handler(self.push_pull),
-            },
-        )
-
-    @answers
-    def push(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    def push(self, messages: Messages, call: Call) -> Iterator[Parts]:
         """As in shard.proto."""
-        receipt, _ = self._push(((message, None) for message in messages), context)
-        return _response(receipt).SerializeToString()
+        receipt, _ = self._push(((message, None) for message in messages), call)
+        yield [_response(receipt).SerializeToString()]
 
-    @streams
-    def pull(self, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
         """As in shard.proto."""
-        for parts in self._pull(parse(shard_pb2.PullRequest, message), context):
-            yield b"".join(parts)
+        with self.stalls.watching(call):
+            requests = [parse(shard_pb2.PullRequest, message) for message in itertools.islice(messages, 2)]
+        if len(requests) != 1:
+            raise InvalidArgument("a pull is asked for by one message", field="message")
+        yield from self._pull(requests[0], call)
 
-    @streams
-    def push_pull(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+    def push_pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
         """As in shard.proto."""
         receipt, pull = self._push(
-            ((push, rest) for push, rest in (wire.inside(message, 1) for message in messages)), context
+            ((push, rest) for push, rest in (wire.inside(message, 1) for message in messages)), call
         )
-        yield shard_pb2.PushPullResponse(push=_response(receipt)).SerializeToString()
-        for parts in self._pull(pull, context):
-            yield b"".join(wire.embedded(2, parts))
+        yield [shard_pb2.PushPullResponse(push=_response(receipt)).SerializeToString()]
+        for parts in self._pull(pull, call):
+            yield wire.embedded(2, parts)
 
     def _push(
-        self, messages: Iterable[tuple[bytes | memoryview, bytes | None]], context: grpc.ServicerContext
+        self, messages: Iterable[tuple[bytes | memoryview, bytes | None]], call: Call
     ) -> tuple[Receipt, shard_pb2.PullRequest]:
         """Receive a whole push and apply it; returns also what to pull afterwards, as job and pusher of the push."""
         start: shard_pb2.PushStart | None = None
         commit: shard_pb2.PushCommit | None = None
         pull = shard_pb2.PullRequest()
         assembly: Assembly | None = None
-        with self.stalls.watching(context) as moved:
+        with self.stalls.watching(call) as moved:
             for message, beside in messages:
                 moved()
                 rest, chunks = wire.split(message)
                 part = parse(shard_pb2.PushRequest, rest)
-                if assembly is None:
+                if assembly is None or start is None:
                     if not part.HasField("start"):
                         raise InvalidArgument("the first message has none", field="start")
                     start = part.start
-                    self._tokens.check(context.invocation_metadata(), start.job)
+                    self._tokens.check(call.invocation_metadata(), start.job)
                     host = self._hosts(start.job)
                     host.renew(start.pusher, start.session)
                     assembly = Assembly(host.partition, host.index, self._buffers)
@@ -104,8 +113,9 @@ class ShardServicer:
                     raise InvalidArgument("came twice", field="start")
                 if commit is not None:
                     raise InvalidArgument("a message follows it", field="commit")
-                for chunk in chunks:
-                    assembly.add(chunk)
+                with host.refusing(start.pusher):
+                    for chunk in chunks:
+                        assembly.add(chunk)
                 if part.HasField("commit"):
                     commit = part.commit
         if start is None or assembly is None or commit is None:
@@ -114,33 +124,31 @@ class ShardServicer:
                 field="commit",
                 fix="send it in the last message",
             )
+        with host.refusing(start.pusher):
+            gradients = assembly.gradients()
         pulled = Stamp(start.pulled.epoch, start.pulled.clock)
         push = Push(
             start.pusher,
             start.seq,
             pulled,
-            assembly.gradients(),
+            gradients,
             commit.lr if commit.HasField("lr") else None,
             # A rate for a tensor of another shard is that shard's to check.
             dict(commit.rates),
             start.session,
             finite=True,
         )
-        receipt = host.push(push, deadline=deadline_of(context, self._limits))
-        assembly.release()
-        return receipt, pull
+        return host.push(push, deadline=deadline_of(call, self._limits)), pull
 
-    def _pull(
-        self, request: shard_pb2.PullRequest, context: grpc.ServicerContext
-    ) -> Iterator[list[bytes | memoryview]]:
+    def _pull(self, request: shard_pb2.PullRequest, call: Call) -> Iterator[list[bytes | memoryview]]:
         """The parameters as the parts of PullResponses."""
-        self._tokens.check(context.invocation_metadata(), request.job)
+        self._tokens.check(call.invocation_metadata(), request.job)
         host = self._hosts(request.job)
         name = codec.encoding_name(request.encoding or codec.ENCODINGS["float32"].number, field="encoding")
         if "float32" not in codec.ENCODINGS[name].parameters:
             raise InvalidArgument(f"parameters do not travel as {name}", field="encoding")
         options: dict[str, Any] = {
-            "deadline": deadline_of(context, self._limits),
+            "deadline": deadline_of(call, self._limits),
             "pusher": request.pusher or None,
             "session": request.session,
             "training": request.training,
@@ -151,11 +159,11 @@ class ShardServicer:
             stamp, found = host.pull_rows(wanted, **options)
             fields = _chunks_of_rows(host, wanted, found, name)
         else:
-            stamp, flat = host.pull(_PUBLISH[name], **options)
+            stamp, flat = host.pull(self._publish[name], **options)
             fields = _chunks(host, flat, name)
         first = shard_pb2.PullResponse(stamp=types_pb2.Stamp(epoch=stamp.epoch, clock=stamp.clock))
         head: list[bytes | memoryview] = [first.SerializeToString()]
-        with self.stalls.watching(context) as moved:
+        with self.stalls.watching(call) as moved:
             for parts in fields:  # small tensors share a message
                 head += parts
                 if sum(map(len, head)) >= codec.CHUNK_BYTES:
@@ -193,19 +201,27 @@ def _chunks_of_rows(
             yield from codec.encode(span.tensor, values, span.start, encoding)
 
 
-def _publisher(name: str) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
+def _publisher(name: str, buffers: Buffers) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
     """Copies a shard's flat arrays, float32 ones in an encoding's items."""
 
     def publish(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         return {
-            dtype: codec.narrow(values, name) if dtype == "float32" and name != "float32" else values.copy()
-            for dtype, values in arrays.items()
+            dtype: copied(values, name if dtype == "float32" else dtype) for dtype, values in arrays.items()
         }
 
+    def copied(values: Array, encoding: str) -> Array:
+        out = buffers.take(values.size, codec.ENCODINGS[encoding].item)
+
+        def part(start: int, stop: int) -> None:
+            if encoding in ("bfloat16", "float16"):
+                codec.narrow(values[start:stop], encoding, out[start:stop])
+            else:
+                out[start:stop] = values[start:stop]
+
+        share(values.size, part)
+        return out
+
     return publish
-
-
-_PUBLISH = {name: _publisher(name) for name, e in codec.ENCODINGS.items() if "float32" in e.parameters}
 
 
 def _response(receipt: Receipt) -> shard_pb2.PushResponse:
@@ -217,17 +233,28 @@ def _response(receipt: Receipt) -> shard_pb2.PushResponse:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ShardEdge:
-    """Starts a shard's endpoint in the shard's own process (`adamserve.service.actors.Edge`)."""
+def grpc_handler(calls: ShardCalls) -> grpc.GenericRpcHandler:
+    """The methods as gRPC takes them; messages come and go as bytes."""
 
-    host: str
-    security: Security
+    @answers
+    def push(calls: ShardCalls, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        return b"".join(next(calls.push(messages, context)))
 
-    def open(self, hosts: Hosts) -> Endpoint:
-        """Listen on any free port; NOT_SERVING until told otherwise."""
-        servicer = ShardServicer(hosts, self.security)
-        endpoint = serve(self.security.limits, SERVICE, servicer.handler(), servicer.stalls)
-        advertise = self.host if is_loopback(self.host) else ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        endpoint.listen(self.host, 0, self.security, advertise)
-        return endpoint
+    @streams
+    def pull(calls: ShardCalls, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        return map(b"".join, calls.pull([message], context))
+
+    @streams
+    def push_pull(
+        calls: ShardCalls, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        return map(b"".join, calls.push_pull(messages, context))
+
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Push": grpc.stream_unary_rpc_method_handler(partial(push, calls)),
+            "Pull": grpc.unary_stream_rpc_method_handler(partial(pull, calls)),
+            "PushPull": grpc.stream_stream_rpc_method_handler(partial(push_pull, calls)),
+        },
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import signal
 import threading
@@ -15,15 +16,23 @@ import ray
 from ray.exceptions import RayError
 
 from adamserve import checkpoint
-from adamserve.errors import AdamServeError, InvalidArgument
-from adamserve.metrics import Exporter, Observed
+from adamserve.calls import Calls
+from adamserve.errors import AdamServeError, InvalidArgument, Unauthenticated
+from adamserve.families import RPC_FAMILIES
+from adamserve.logs import LogConfig, fields, set_up
+from adamserve.metrics import Exporter, Observed, Reading
 from adamserve.rpc import control
+from adamserve.rpc.edge import ShardEdge
 from adamserve.rpc.endpoint import serve
-from adamserve.rpc.security import Security, check_bind, is_loopback
-from adamserve.rpc.server import ShardEdge
+from adamserve.rpc.security import Security, Tokens, check_bind
 from adamserve.service.client import own_error
 from adamserve.service.cluster import connected, launch
 from adamserve.service.controller import CALL_TIMEOUT_S, ServiceConfig
+from adamserve.service.exporting import node_address
+from adamserve.watch.discovery import Directory
+from adamserve.watch.news import News
+from adamserve.watch.observe import state_of
+from adamserve.watch.page import Board, pages
 
 log = logging.getLogger("adamserve.rpc")
 
@@ -39,6 +48,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 50051
     metrics_port: int = 0
+    sd_file: Path | None = None
     shards: int = 1
     checkpoint_dir: Path | None = None
     security: Security = field(default_factory=Security)
@@ -47,6 +57,7 @@ class ServeConfig:
     gpus_per_shard: float = 0.0
     threads_per_shard: int = 0
     grace_s: float = 10.0
+    log: LogConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port"):
@@ -65,6 +76,8 @@ class Ready:
         target: host:port of ControlService, for `adamserve.connect`.
         shards: host:port of each ShardService.
         metrics: URL for Prometheus.
+        status: URL of the status page.
+        discovery: URL where Prometheus discovers every process's metrics (http_sd).
         tls, token: whether clients need an authority's certificate, and a token.
         jobs: taken up from checkpoints.
     """
@@ -72,6 +85,8 @@ class Ready:
     target: str
     shards: tuple[str, ...]
     metrics: str
+    status: str
+    discovery: str
     tls: bool
     token: bool
     jobs: tuple[str, ...]
@@ -87,6 +102,8 @@ class Ready:
             f"  control  {self.target}",
             *(f"  shard {i}  {address}" for i, address in enumerate(self.shards)),
             f"  metrics  {self.metrics}",
+            f"  status   {self.status}",
+            f"  targets  {self.discovery}",
             f"  jobs     {', '.join(self.jobs) or 'none yet'}",
             f'  connect  adamserve.connect("{self.target}", job="NAME"{options})',
         ]
@@ -96,11 +113,17 @@ class Ready:
 def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
     """Serve until SIGTERM or SIGINT; then drain, write a checkpoint of every job, and return."""
     stopping = threading.Event()
-    # The signals come after Ray's start, which sets its own.
+    if config.log is not None:
+        set_up(config.log)
+    # While Ray starts, Ctrl-C still ends the process at once.
     with connected(config.address), _signals(stopping), serving(config) as (ready, observe):
         on_ready(ready)
+        log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))
         while not stopping.wait(OBSERVE_EVERY_S):
             observe()
+        observe()  # what has happened since is told too
+        log.info("stopping", extra=fields(grace_s=config.grace_s))
+    log.info("stopped")
 
 
 @contextmanager
@@ -118,21 +141,37 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
         gpus_per_shard=config.gpus_per_shard,
         threads_per_shard=config.threads_per_shard,
         edge=edge,
+        metrics_host=config.host,
+        log=config.log,
     )
     controller = launch(service)
     try:
         jobs = _resume(controller, config.checkpoint_dir)
         servicer = control.ControlServicer(controller, config.shards, config.security)
-        endpoint = serve(config.security.limits, control.SERVICE, servicer.handler(), servicer.stalls)
-        advertise = (
-            config.host if is_loopback(config.host) else ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        )
+        calls = Calls()
+        endpoint = serve(config.security.limits, control.SERVICE, servicer.handler(), servicer.stalls, calls)
+        advertise = node_address(config.host)
         endpoint.listen(config.host, config.port, config.security, advertise)
-        exporter = Exporter.serve(config.host, config.metrics_port)
+        board, news, directory = Board(), News(), Directory(config.sd_file)
+        tokens = config.security.tokens
+        exporter = Exporter.serve(
+            config.host,
+            config.metrics_port,
+            pages(board),
+            (lambda given: may_look(tokens, given)) if tokens.digests else None,
+            collect=[Reading(RPC_FAMILIES, lambda: [calls])],
+            open_pages={"/sd": directory.page},
+        )
+        directory.put("controller", {0: f"{advertise}:{exporter.port}"})
 
         def observe() -> None:
             statuses = _ask(controller.status.remote())
-            exporter.show(*(Observed(status.name, status, status.loss, None) for status in statuses))
+            observed = [Observed(status.name, status, status.account, None) for status in statuses]
+            exporter.show(*observed)
+            jobs = [state_of(one) for one in observed]
+            board.show(*jobs)
+            news.show(*jobs)
+            directory.put("shard", _ask(controller.metrics.remote()))
 
         try:
             observe()
@@ -143,6 +182,8 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
                     endpoint.address,
                     shards,
                     f"http://{advertise}:{exporter.port}/metrics",
+                    f"http://{advertise}:{exporter.port}/",
+                    f"http://{advertise}:{exporter.port}/sd",
                     bool(config.security.cert),
                     bool(config.security.tokens.digests),
                     jobs,
@@ -151,6 +192,7 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
             )
         finally:
             endpoint.drain(config.grace_s)
+            directory.close()
             exporter.close()
             try:
                 _ask(controller.drain.remote(config.grace_s))
@@ -160,6 +202,21 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
     finally:
         ray.get(controller.stop.remote(), timeout=CALL_TIMEOUT_S)
         ray.kill(controller)
+
+
+def may_look(tokens: Tokens, given: str) -> bool:
+    """Whether an HTTP `Authorization` header carries a token good for every job: as Bearer, or as Basic's password."""
+    scheme, _, rest = given.partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            rest = base64.b64decode(rest, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return False
+    try:
+        tokens.check([("authorization", f"Bearer {rest}")], None)
+    except Unauthenticated:
+        return False
+    return scheme.lower() in ("basic", "bearer")
 
 
 def read_pem(path: Path | None, name: str) -> bytes:

@@ -3,8 +3,9 @@
     error             status                 error             status
     InvalidArgument   INVALID_ARGUMENT       LimitExceeded     RESOURCE_EXHAUSTED
     BadSequence       INVALID_ARGUMENT       Unauthenticated   UNAUTHENTICATED
-    NotFound          NOT_FOUND              Unavailable       UNAVAILABLE
-    Conflict          FAILED_PRECONDITION    CheckpointError   FAILED_PRECONDITION
+    NotFinite         INVALID_ARGUMENT       Unavailable       UNAVAILABLE
+    NotFound          NOT_FOUND              CheckpointError   FAILED_PRECONDITION
+    Conflict          FAILED_PRECONDITION
 
 The class, the field and the fix travel in the trailer `grpc-status-details-bin` as google.rpc.ErrorInfo and
 google.rpc.BadRequest. They are a few text fields, read and written here, so that a client needs no package for them.
@@ -30,6 +31,7 @@ LONGEST = 1024
 
 CODES: Mapping[type[AdamServeError], grpc.StatusCode] = {
     errors.BadSequence: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFinite: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
@@ -81,14 +83,15 @@ def error_of(call: Any) -> AdamServeError:
     code, text = call.code(), call.details() or ""
     for key, value in call.trailing_metadata() or ():
         if key == DETAILS:
-            ours = _from_details(value)
+            ours = from_details(value)
             if ours is not None:
                 return ours
     kind = BY_CODE.get(code, errors.Unavailable)
     return kind(f"{code.name}: {text}"[:LONGEST])
 
 
-def _from_details(status: bytes) -> AdamServeError | None:
+def from_details(status: bytes) -> AdamServeError | None:
+    """The error in a google.rpc.Status; None where it holds none of ours."""
     try:
         for any_ in _all(status, 3):
             if _ERROR_INFO not in _all(any_, 1):

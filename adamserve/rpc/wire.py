@@ -80,7 +80,7 @@ def split(message: bytes | memoryview) -> tuple[bytes, list[Chunk]]:
     return b"".join(rest), chunks
 
 
-def inside(message: bytes, field: int) -> tuple[memoryview, bytes]:
+def inside(message: bytes | memoryview, field: int) -> tuple[memoryview, bytes]:
     """Take one embedded message out of a message; returns it (empty where there is none) and what is left."""
     found = memoryview(b"")
     rest: list[memoryview] = []

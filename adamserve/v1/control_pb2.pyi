@@ -95,14 +95,16 @@ class LeaveResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ReportRequest(_message.Message):
-    __slots__ = ("job", "pusher", "loss")
+    __slots__ = ("job", "pusher", "loss", "comparator_loss")
     JOB_FIELD_NUMBER: _ClassVar[int]
     PUSHER_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
+    COMPARATOR_LOSS_FIELD_NUMBER: _ClassVar[int]
     job: str
     pusher: str
     loss: float
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., loss: _Optional[float] = ...) -> None: ...
+    comparator_loss: float
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., loss: _Optional[float] = ..., comparator_loss: _Optional[float] = ...) -> None: ...
 
 class ReportResponse(_message.Message):
     __slots__ = ()
@@ -115,7 +117,14 @@ class GetStatusRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("job", "stamps", "healthy", "failed", "live", "rollbacks", "checkpoint", "loss")
+    __slots__ = ("job", "stamps", "healthy", "failed", "live", "rollbacks", "checkpoint", "loss", "best_loss", "regret_steps", "regret", "rule", "rate", "checkpoint_age_s", "shards", "staleness", "pushers", "events")
+    class StalenessEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
     JOB_FIELD_NUMBER: _ClassVar[int]
     STAMPS_FIELD_NUMBER: _ClassVar[int]
     HEALTHY_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +133,16 @@ class JobStatus(_message.Message):
     ROLLBACKS_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
+    BEST_LOSS_FIELD_NUMBER: _ClassVar[int]
+    REGRET_STEPS_FIELD_NUMBER: _ClassVar[int]
+    REGRET_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    PUSHERS_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
     job: str
     stamps: _containers.RepeatedCompositeFieldContainer[_types_pb2.Stamp]
     healthy: bool
@@ -132,7 +151,66 @@ class JobStatus(_message.Message):
     rollbacks: int
     checkpoint: int
     loss: float
-    def __init__(self, job: _Optional[str] = ..., stamps: _Optional[_Iterable[_Union[_types_pb2.Stamp, _Mapping]]] = ..., healthy: bool = ..., failed: _Optional[str] = ..., live: _Optional[_Iterable[str]] = ..., rollbacks: _Optional[int] = ..., checkpoint: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
+    best_loss: float
+    regret_steps: int
+    regret: float
+    rule: str
+    rate: float
+    checkpoint_age_s: float
+    shards: _containers.RepeatedCompositeFieldContainer[ShardStatus]
+    staleness: _containers.ScalarMap[int, int]
+    pushers: _containers.RepeatedCompositeFieldContainer[PusherStatus]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, job: _Optional[str] = ..., stamps: _Optional[_Iterable[_Union[_types_pb2.Stamp, _Mapping]]] = ..., healthy: bool = ..., failed: _Optional[str] = ..., live: _Optional[_Iterable[str]] = ..., rollbacks: _Optional[int] = ..., checkpoint: _Optional[int] = ..., loss: _Optional[float] = ..., best_loss: _Optional[float] = ..., regret_steps: _Optional[int] = ..., regret: _Optional[float] = ..., rule: _Optional[str] = ..., rate: _Optional[float] = ..., checkpoint_age_s: _Optional[float] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., staleness: _Optional[_Mapping[int, int]] = ..., pushers: _Optional[_Iterable[_Union[PusherStatus, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
+class ShardStatus(_message.Message):
+    __slots__ = ("shard", "up", "stamp", "pushes", "waiting", "state_bytes")
+    class PushesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    UP_FIELD_NUMBER: _ClassVar[int]
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    PUSHES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    up: bool
+    stamp: _types_pb2.Stamp
+    pushes: _containers.ScalarMap[str, int]
+    waiting: int
+    state_bytes: int
+    def __init__(self, shard: _Optional[int] = ..., up: bool = ..., stamp: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ..., pushes: _Optional[_Mapping[str, int]] = ..., waiting: _Optional[int] = ..., state_bytes: _Optional[int] = ...) -> None: ...
+
+class PusherStatus(_message.Message):
+    __slots__ = ("name", "seq", "pushed_at")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    PUSHED_AT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    seq: int
+    pushed_at: float
+    def __init__(self, name: _Optional[str] = ..., seq: _Optional[int] = ..., pushed_at: _Optional[float] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("at", "kind", "shards", "pusher", "reason", "count")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    PUSHER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    at: float
+    kind: str
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    pusher: str
+    reason: str
+    count: int
+    def __init__(self, at: _Optional[float] = ..., kind: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., pusher: _Optional[str] = ..., reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
     __slots__ = ("jobs",)

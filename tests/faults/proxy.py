@@ -100,7 +100,7 @@ class Proxy:
                             server.sendall(data)
                             sent += len(data)
                             continue
-                        # HTTP/2 greets with some hundred bytes; answers come after them.
+                        # HTTP/2 greets with some hundred bytes; answers come after them. A direct one only answers.
                         if fault == "drop answer" and sent > after:
                             self._note(fault)
                             return

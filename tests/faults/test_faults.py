@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -35,18 +36,24 @@ SIZE = 60_000
 class Proxied(Credentials):
     """Sends every connection to an endpoint through that endpoint's proxy."""
 
-    def __init__(self, proxies: dict[str, Proxy], seed: int) -> None:
-        super().__init__()
+    def __init__(self, proxies: dict[str, Proxy], seed: int, transport: str) -> None:
+        super().__init__(transport=transport)
         object.__setattr__(self, "proxies", proxies)
         object.__setattr__(self, "seed", seed)
         object.__setattr__(self, "lock", threading.Lock())
 
     def channel(self, endpoint: str) -> Any:
+        return super().channel(self._proxy(endpoint))
+
+    def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
+        return super().connect(self._proxy(endpoint), timeout_s)
+
+    def _proxy(self, endpoint: str) -> str:
         kept: Any = self
         with kept.lock:
             if endpoint not in kept.proxies:
                 kept.proxies[endpoint] = Proxy(endpoint, kept.seed + len(kept.proxies))
-        return super().channel(kept.proxies[endpoint].address)
+            return str(kept.proxies[endpoint].address)
 
 
 @pytest.fixture
@@ -68,14 +75,18 @@ def proxies() -> Iterator[dict[str, Proxy]]:
         proxy.close()
 
 
+@pytest.mark.parametrize("transport", ["direct", "grpc"])
 def test_no_push_is_lost_or_doubled_over_500_faults(
-    one: tuple[Ready, str, Path], proxies: dict[str, Proxy], monkeypatch: pytest.MonkeyPatch
+    transport: str,
+    one: tuple[Ready, str, Path],
+    proxies: dict[str, Proxy],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.005)
     ready, _, _ = one
     with Client(ready.target, "sum", pusher="first") as first:
         first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
-    credentials = Proxied(proxies, seed=5)
+    credentials = Proxied(proxies, 5, transport)
     sums = np.zeros((TRAINERS, SIZE))
     failed: list[BaseException] = []
 
@@ -118,7 +129,7 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
     np.testing.assert_array_equal(arrays["w"], -sums.sum(axis=0))
     happened = {kind: sum(proxy.happened[kind] for proxy in proxies.values()) for kind in FAULTS}
     assert all(happened.values()), happened
-    print(f"{sum(happened.values())} faults {happened}, {clock.newest} updates a shard")
+    print(f"{transport}: {sum(happened.values())} faults {happened}, {clock.newest} updates a shard")
 
 
 def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, str, Path]) -> None:

@@ -34,6 +34,10 @@ def oracle(rule: optim.Rule) -> Update:
     def root(a: Array) -> Array:
         return np.sqrt(a + kind.eps) if kind.eps_inside_sqrt else np.sqrt(a) + kind.eps
 
+    def project(w: Array, g: Array, t: int) -> Array:
+        w = update(w, g, t)
+        return w if kind.box is None else np.clip(w, *kind.box)
+
     def update(w: Array, g: Array, t: int) -> Array:
         lr = rate(t)
         if kind.l2:
@@ -80,4 +84,4 @@ def oracle(rule: optim.Rule) -> Update:
         state["u"] = np.maximum(kind.beta2 * slot("u", w), np.abs(g) + kind.eps)
         return decayed - lr * over(m_hat, state["u"])
 
-    return update
+    return project

@@ -32,4 +32,8 @@ RULES_UNDER_TEST: list[Rule] = [
     LpAdam(lr=0.01, p=100, bias_correction=False),
     AdaMax(lr=0.01),
     AdaMax(lr=0.01, eps=1e-8, weight_decay=0.1),
+    SGD(lr=0.01, momentum=0.9, box=(-0.5, 0.25)),
+    Nesterov(lr=0.01, momentum=0.9, box=(-0.5, 0.25)),
+    Adam(lr=0.01, box=(-0.5, 0.25)),
+    Adam(lr=0.01, box=(0.0625, 0.25), weight_decay=0.1),
 ]

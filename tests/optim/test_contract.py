@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -76,7 +78,7 @@ def test_it_keeps_shape_and_dtype(rule: optim.Rule, dtype: torch.dtype, shape: t
 def test_a_zero_gradient_on_fresh_slots_leaves_w_alone(rule: optim.Rule) -> None:
     w = torch.tensor([1.0, -2.0])
     rule.step_(w, torch.zeros(2), rule.init(w), 1)
-    if not (rule.weight_decay or rule.l2):
+    if not (rule.weight_decay or rule.l2 or rule.box):
         assert w.tolist() == [1.0, -2.0]
     else:
         assert (w.abs() < torch.tensor([1.0, 2.0])).all()
@@ -230,6 +232,12 @@ def test_a_bad_argument_is_named_and_nothing_changes(arguments: dict[str, Any], 
         ("adam", {"lr_schedule": "cosine"}, "lr_schedule"),
         ("adam", {"weight_decay": float("nan")}, "weight_decay"),
         ("adam", {"l2": -1}, "l2"),
+        ("adam", {"box": (1.0, 1.0)}, "box"),
+        ("adam", {"box": (0.0, float("nan"))}, "box"),
+        ("adam", {"box": (0.0, float("inf"))}, "box"),
+        ("adam", {"box": (0.0,)}, "box"),
+        ("adam", {"box": "01"}, "box"),
+        ("adam", {"box": 1}, "box"),
         ("sgd", {"momentum": 1.0}, "momentum"),
         ("nesterov", {"momentum": -0.1}, "momentum"),
         ("rmsprop", {"decay": 1.0}, "decay"),
@@ -247,7 +255,26 @@ def test_a_bad_constant_is_named(name: str, constants: dict[str, Any], field: st
 
 @every_rule
 def test_a_rule_survives_its_dictionary(rule: optim.Rule) -> None:
-    assert optim.from_dict(optim.to_dict(rule)) == rule
+    assert optim.from_dict(json.loads(json.dumps(optim.to_dict(rule)))) == rule
+
+
+@every_rule
+def test_a_box_holds_w_and_leaves_the_slots_alone(rule: optim.Rule) -> None:
+    """Projected after every update; where no wall is touched nothing differs, to the bit."""
+    rng = np.random.default_rng(5)
+    start = torch.from_numpy(rng.uniform(0.1, 0.2, 50))
+    boxed, free = (dataclasses.replace(rule, box=box) for box in ((0.1, 0.2), None))
+    w, slots, t = start.clone(), boxed.init(start), 0
+    touched = 0
+    for t in range(1, 30):
+        g = torch.from_numpy(rng.standard_normal(50))
+        alone, alone_slots = w.clone(), {name: slot.clone() for name, slot in slots.items()}
+        free.step_(alone, g, alone_slots, t)
+        boxed.step_(w, g, slots, t)
+        assert torch.equal(w, alone.clamp(0.1, 0.2))
+        assert all(torch.equal(slots[name], alone_slots[name]) for name in slots)
+        touched += int((w != alone).sum())
+    assert touched > 0
 
 
 def test_all_finite_sees_every_element() -> None:

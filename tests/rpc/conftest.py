@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,18 +32,35 @@ def service(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         security=Security(limits=Limits(stall_s=STALL_S, jobs=1000)),
         grace_s=1.0,
     )
-    with serving(config) as (ready, _):
+    ended = threading.Event()
+
+    def observing() -> None:
+        while not ended.wait(0.2):
+            observe()
+
+    with serving(config) as (ready, observe):
+        observer = threading.Thread(target=observing)
+        observer.start()
         yield ready
+        ended.set()
+        observer.join()
 
 
 @pytest.fixture
-def connect(service: Ready) -> Iterator[Connect]:
+def transport() -> str:
+    """How clients' tensors travel; tests that want both override it. Never "auto", which would hide a failure."""
+    return "direct"
+
+
+@pytest.fixture
+def connect(service: Ready, transport: str) -> Iterator[Connect]:
     """Connects clients to one job; all of them are closed at the end."""
     made: list[Client] = []
     job = f"job-{uuid.uuid4().hex[:12]}"
 
     def begin(**options: Any) -> Client:
         options.setdefault("timeout_s", 20.0)
+        options.setdefault("transport", transport)
         client = adamserve.connect(service.target, options.pop("job", job), **options)
         made.append(client)
         return client

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import uuid
 
+import accelerate
 import pytest
 import torch
 from torch import nn
 
 from adamserve import RemoteOptimizer
 from adamserve.rpc.serving import Ready
-
-accelerate = pytest.importorskip("accelerate", reason="needs accelerate (pip install adamserve[accelerate])")
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

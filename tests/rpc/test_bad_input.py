@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -16,9 +17,12 @@ from adamserve import optim
 from adamserve.errors import AdamServeError
 from adamserve.partition import partition
 from adamserve.rpc import codec, status, wire
-from adamserve.rpc.assembly import Assembly, Buffers
+from adamserve.rpc.assembly import Assembly
+from adamserve.rpc.buffers import Buffers
+from adamserve.rpc.carrier import DirectCarrier
 from adamserve.rpc.client import Client
 from adamserve.rpc.endpoint import parse
+from adamserve.rpc.link import Credentials
 from adamserve.rpc.serving import Ready
 from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
 from adamserve.values import SparseRows, TensorSpec
@@ -42,6 +46,8 @@ class Raw:
         self.channel: Any = grpc.insecure_channel(service.shards[0])
         self.control: Any = control_pb2_grpc.ControlServiceStub(grpc.insecure_channel(service.target))
         self.method: Any = self.channel.stream_unary("/adamserve.v1.ShardService/Push")
+        found = self.control.GetTopology(control_pb2.GetTopologyRequest(job=self.job))
+        self.direct = DirectCarrier(partial(Credentials().connect, found.shards[0].direct_endpoint), "")
 
     def start(self, **fields: Any) -> bytes:
         known = {"job": self.job, "pusher": self.client.pusher, "session": self.session, "seq": 1}
@@ -51,6 +57,17 @@ class Raw:
 
     def push(self, *messages: bytes) -> Any:
         return self.method(iter(messages), timeout=20)
+
+    def refused(self, way: str, *messages: bytes) -> tuple[Code, AdamServeError]:
+        """A push that has to be refused; returns its status and error."""
+        if way == "grpc":
+            with pytest.raises(grpc.RpcError) as caught:
+                self.push(*messages)
+            error: Any = caught.value
+            return error.code(), status.error_of(error)
+        with pytest.raises(AdamServeError) as ours:
+            list(self.direct.call("Push", ([message] for message in messages), 20.0))
+        return status.code_of(ours.value), ours.value
 
 
 COMMIT = shard_pb2.PushRequest(commit=shard_pb2.PushCommit()).SerializeToString()
@@ -76,6 +93,7 @@ def rows(*numbers: int, value: float = 1.0, **fields: Any) -> bytes:
 def raw(service: Ready, connect: Connect) -> Iterator[Raw]:
     made = Raw(service, connect(lease_s=60.0))
     yield made
+    made.direct.close()
     made.channel.close()
 
 
@@ -176,14 +194,26 @@ BAD: dict[str, tuple[Messages, Code, str]] = {
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("way", ["grpc", "direct"])
+def test_refusals_are_counted_and_seen_with_their_reason(raw: Raw, way: str) -> None:
+    for name, messages in BAD.items():
+        if name in ("NaN", "infinity", "missing slice", "skipped seq"):
+            raw.refused(way, *messages[0](raw))
+    state = raw.client.status()
+    [event] = state.events
+    assert (event.kind, event.pusher, event.shards, event.count) == ("invalid", raw.client.pusher, (0,), 4)
+    assert event.reason.startswith("seq: 3 skips 1")
+    assert [shard.pushes.get("INVALID", 0) for shard in state.shards] == [4, 0]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("way", ["grpc", "direct"])
 @pytest.mark.parametrize(("messages", "code", "field"), BAD.values(), ids=BAD)
 def test_a_bad_push_is_refused_and_nothing_changes(
-    raw: Raw, messages: Messages, code: Code, field: str
+    raw: Raw, way: str, messages: Messages, code: Code, field: str
 ) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        raw.push(*messages(raw))
-    error: Any = caught.value
-    assert (error.code(), status.error_of(error).field) == (code, field)
+    found, error = raw.refused(way, *messages(raw))
+    assert (found, error.field) == (code, field)
     arrays, clock = raw.client.pull()
     assert arrays["w"].tobytes() + arrays["x"].tobytes() == bytes(48)
     assert [stamp.clock for stamp in clock] == [0, 0]
@@ -409,7 +439,8 @@ def test_damaged_messages_do_no_harm() -> None:
     rng = np.random.default_rng(0)
     good = [chunk(), chunk([1, 2, 3], start=2), rows(1, 4), COMMIT, b"".join(wire.embedded(1, [chunk()]))]
     good += [
-        b"".join(next(codec.encode("w", np.ones(6, np.float32), 0, name))) for name in ("bfloat16", "int8")
+        b"".join(next(codec.encode("w", np.ones(6, np.float32), 0, name)))
+        for name in ("bfloat16", "float16", "int8")
     ]
     for i in range(FUZZED // 2):
         message = bytearray(good[i % len(good)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,20 @@ import pytest
 
 import adamserve
 from adamserve import optim
-from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.errors import Conflict, InvalidArgument, NotFinite, NotFound, Unavailable
+from adamserve.regret import RECENT
 from adamserve.rpc.client import Client
+from adamserve.rpc.link import Credentials
 from adamserve.rpc.serving import Ready
 from adamserve.values import Outcome
 from tests.rpc.conftest import Connect, ones, zeros
 
 pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(params=["direct", "grpc"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def test_what_is_pushed_is_what_is_pulled(counting: Client) -> None:
@@ -29,6 +37,19 @@ def test_what_is_pushed_is_what_is_pulled(counting: Client) -> None:
     assert [stamp.clock for stamp in clock] == [1, 1]
     for name, gradient in gradients.items():
         np.testing.assert_array_equal(after[name], before[name] - gradient)
+
+
+def test_a_push_that_is_given_up_ends_at_once(connect: Connect) -> None:
+    """Long before its deadline, and nothing of it counts."""
+    client = connect(timeout_s=1000.0)
+    client.create(zeros(), optim.SGD(lr=1.0, momentum=0.0))
+    _, clock = client.pull()
+    feed, _, _ = client.begin(clock, into=zeros())
+    feed.add("w", client.gradient("w", ones()["w"], copy=True))
+    client.abort(feed)
+    assert all(future.done() for future in feed.futures)
+    client.push(ones(), clock)
+    assert float(client.pull()[0]["w"].sum()) == -20.0
 
 
 def test_create_is_idempotent_and_refuses_another_rule(connect: Connect) -> None:
@@ -154,6 +175,18 @@ def test_status_report_and_checkpoint(counting: Client) -> None:
         counting.report(float("nan"))
 
 
+def test_regret_is_the_sum_of_losses_above_the_comparator_s(counting: Client) -> None:
+    counting.report(3.0)
+    status = counting.status()
+    assert (status.regret, status.regret_steps, status.best_loss) == (None, 0, None)
+    for _ in range(RECENT):
+        counting.report(2.0, comparator_loss=0.5)
+    with pytest.raises(InvalidArgument, match="comparator_loss: must be finite"):
+        counting.report(1.0, comparator_loss=float("inf"))
+    status = counting.status()
+    assert (status.regret, status.regret_steps, status.best_loss) == (1.5 * RECENT, RECENT, 2.0)
+
+
 def test_a_reader_needs_no_name_and_can_wait_for_a_clock(connect: Connect, counting: Client) -> None:
     reader = connect()
     _, clock = counting.pull()
@@ -223,3 +256,58 @@ def test_no_service_is_said_within_the_timeout() -> None:
 def test_no_job(connect: Connect) -> None:
     with pytest.raises(NotFound, match="job: the service has no job"):
         connect(job="absent").pull()
+
+
+class Counted(Credentials):
+    """Counts the direct connections that are made."""
+
+    def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
+        MADE.append(endpoint)
+        return super().connect(endpoint, timeout_s)
+
+
+MADE: list[str] = []
+
+
+def test_one_connection_a_shard_serves_all_calls(service: Ready, counting: Client) -> None:
+    MADE.clear()
+    with Client(service.target, counting.job, credentials=Counted(transport="direct")) as client:
+        for _ in range(3):
+            _, clock = client.pull()
+            client.push(ones(), clock)
+            client.push(ones(), clock, wait=False).result()
+            client.push_pull(ones(), clock)
+    assert len(MADE) == len(set(MADE)) == 2
+
+
+class Blocked(Credentials):
+    """A network that lets gRPC through and nothing else."""
+
+    def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
+        raise ConnectionRefusedError(111, "blocked")
+
+
+def test_grpc_is_used_where_no_direct_connection_can_be_made(service: Ready, counting: Client) -> None:
+    with Client(service.target, counting.job, credentials=Blocked(), timeout_s=20.0) as client:
+        client.push(ones(), client.pull()[1])
+        assert float(client.pull()[0]["s"]) == -1.0
+    with (
+        Client(
+            service.target, counting.job, credentials=Blocked(transport="direct"), timeout_s=1.0
+        ) as client,
+        pytest.raises(Unavailable, match="blocked"),
+    ):
+        client.pull()
+
+
+def test_numbers_too_large_for_the_wire_are_refused_on_every_shard(connect: Connect) -> None:
+    """70000 is finite in float32 and infinite in float16: one of two shards would refuse its part alone."""
+    client = connect(wire_dtype="float16")
+    client.create(zeros(), optim.SGD(lr=1.0, momentum=0.0))
+    gradients = ones()
+    gradients["large"][0, 0] = 70_000.0
+    with pytest.raises(NotFinite, match="too large for the wire"):
+        client.push(gradients, client.pull()[1])
+    arrays, clock = client.pull()
+    assert [stamp.clock for stamp in clock] == [0, 0]
+    assert not any(array.any() for array in arrays.values())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.sparse  # type: ignore[import-untyped]
+import scipy.sparse
 import torch
 from torch import Tensor, nn
 
@@ -151,7 +151,7 @@ def test_what_travels_is_the_rows_named() -> None:
     parts = list(codec.encode_rows("table", numbers, values, "float32"))
     assert sum(len(part) for field in parts for part in field) <= 1000 * 68 + 40
     [chunk] = wire.split(b"".join(parts[0]))[1]
-    found, same = codec.decode_rows(chunk, 16)
+    found, same, _ = codec.decode_rows(chunk, 16)
     np.testing.assert_array_equal(found, numbers)
     np.testing.assert_array_equal(same, values)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -9,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamserve.errors import AdamServeError, InvalidArgument
-from adamserve.rpc import codec, status, wire
+from adamserve.rpc import codec, native, status, wire
 from adamserve.v1 import shard_pb2, types_pb2
+from adamserve.values import BFLOAT16
 
 NAMES = st.text(max_size=20)
 COUNTS = st.integers(0, 2**40)
@@ -67,7 +72,7 @@ def test_floats_round_to_nearest_even(name: str, bits: list[int]) -> None:
     import torch
 
     values = np.array(bits, "<u4").view("<f4")
-    data = codec.items_of(values, name)
+    data, _ = codec.items_of(values, name)
     if name == "float32":
         assert bytes(data) == values.tobytes()
         return
@@ -171,3 +176,51 @@ def test_garbled_details_fall_back_to_the_status(trailer: bytes) -> None:
 
     back = status.error_of(_Call(grpc.StatusCode.NOT_FOUND, ((status.DETAILS, trailer),)))
     assert isinstance(back, AdamServeError)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("float32", "<f4"), ("bfloat16", "<f4"), ("bfloat16", BFLOAT16), ("float16", "<f2")]
+)
+@pytest.mark.parametrize("size", [1024, 2049, 4096, 4097, 100_003, 131_072, 140_001])
+@pytest.mark.parametrize("special", [None, 0, -1], ids=["finite", "first", "last"])
+def test_the_compiled_loops_do_what_numpy_does(
+    name: str, dtype: np.dtype[Any] | str, size: int, special: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every bit and the checksum, from any address; NaN and infinity are seen wherever they stand."""
+    assert native.library() is not None, "these tests want a C compiler"
+    rng = np.random.default_rng(size)
+    bits = rng.integers(0, 2**32, size, np.uint32)
+    values = np.where((bits >> 23 & 0xFF) < 0xFE, bits, 1).astype("<u4").view("<f4")
+    if name == "float16":
+        values = rng.standard_normal(size, np.float32)
+    if special is not None:
+        values[special] = rng.choice([np.nan, np.inf, -np.inf])
+    data, total = codec.items_of(values, name)
+    chunk = wire.Chunk("w", 0, size, codec.ENCODINGS[name].number, total, memoryview(b"abc" + data)[3:])
+    around = np.zeros(size + 4, dtype)
+    out = around[3:-1]
+    found = codec.decode(chunk, out)
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    plain, plain_total = codec.items_of(values, name)
+    expected = np.empty(size, dtype)
+    assert (bytes(data), total, found) == (bytes(plain), plain_total, codec.decode(chunk, expected))
+    assert (
+        around.tobytes() == np.zeros(3, dtype).tobytes() + expected.tobytes() + np.zeros(1, dtype).tobytes()
+    )
+    if np.dtype(dtype).itemsize == 2:
+        assert out.tobytes() == bytes(data)
+    assert found is (special is None)
+    with pytest.raises(InvalidArgument, match="checksum"):
+        codec.decode(replace(chunk, sum32=total ^ 1), expected)
+
+
+@pytest.mark.parametrize(("name", "edge"), [("float16", 65520.0), ("bfloat16", 2.0**128 - 2.0**119)])
+def test_fits_is_whether_rounding_keeps_every_number_finite(name: str, edge: float) -> None:
+    below = np.nextafter(np.float32(edge), np.float32(0))
+    for value in (below, np.float32(edge), np.float32(np.inf), np.float32(np.nan), -below, np.float32(-edge)):
+        values = np.array([1.0, value], np.float32)
+        data, total = codec.items_of(values, name)
+        out = np.empty(2, np.float32)
+        number = codec.ENCODINGS[name].number
+        assert codec.fits(values, name) is codec.decode(wire.Chunk("w", 0, 2, number, total, data), out)

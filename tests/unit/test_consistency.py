@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamserve import consistency
-from adamserve.consistency import BSP, SSP, Async, Consistency, Leases, Verdict, admit, may_start, parse
+from adamserve.consistency import (
+    BSP,
+    SILENT_S,
+    SSP,
+    Async,
+    Consistency,
+    Leases,
+    Verdict,
+    admit,
+    may_start,
+    parse,
+)
 from adamserve.errors import InvalidArgument
 from adamserve.values import Stamp
 
@@ -188,3 +199,23 @@ def test_a_lease_is_renewed_even_after_it_ran_out_but_not_after_it_was_dropped()
 def test_a_lease_has_a_positive_length(lease_s: float) -> None:
     with pytest.raises(InvalidArgument, match="lease_s"):
         Leases().grant("a", lease_s)
+
+
+def test_a_pusher_is_silent_from_the_end_of_its_lease_until_it_comes_back_or_is_forgotten() -> None:
+    now = ManualClock()
+    leases = Leases(now)
+    for name, lease_s in (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", SILENT_S * 2)):
+        leases.grant(name, lease_s)
+    assert leases.silent() == []
+    now.seconds += 2.0
+    assert leases.silent() == ["a", "b"]
+    leases.renew("a")
+    leases.drop("b")
+    assert leases.silent() == []
+    now.seconds += 1.0
+    assert leases.silent() == ["a", "c"]
+    now.seconds += SILENT_S - 0.5
+    assert leases.silent() == ["a", "c"]
+    now.seconds += 0.5
+    assert leases.silent() == []
+    assert leases.live() == ["d"]

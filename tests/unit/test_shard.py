@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from adamserve import optim
 from adamserve.consistency import BSP, SSP, Async, Consistency, Decision
 from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, NotFound
+from adamserve.jobs import Event, PusherSeen
 from adamserve.partition import partition
 from adamserve.shard import RECEIPTS_KEPT, Shard, borrow
 from adamserve.values import (
+    BFLOAT16,
     Array,
     Outcome,
     Push,
@@ -44,6 +46,7 @@ def make(
     consistency: Consistency | None = None,
     tensors: Sequence[TensorSpec] = TENSORS,
     now: Callable[[], float] | None = None,
+    wall: Callable[[], float] | None = None,
     epoch: int = 1,
     state: ShardState | None = None,
     pushers: Sequence[str] = ("a",),
@@ -56,6 +59,7 @@ def make(
         rule=rule or optim.SGD(lr=1.0, momentum=0.0),
         consistency=consistency or Async(),
         now=now or ManualClock(),
+        wall=wall or ManualClock(),
     )
     for pusher in pushers:
         shard.join(pusher, lease_s=LEASE_S)
@@ -90,6 +94,29 @@ def test_a_push_moves_every_tensor_and_the_clock() -> None:
     arrays = shard.state().arrays["w"]
     for spec in TENSORS:
         np.testing.assert_array_equal(arrays[spec.name], np.arange(spec.numel) - 0.5)
+
+
+@pytest.mark.parametrize("consistency", [Async(), BSP(), Async(delay_compensation=2.0)], ids=str)
+def test_a_gradient_in_bfloat16_is_the_numbers_that_it_stands_for(consistency: Consistency) -> None:
+    rng = np.random.default_rng(0)
+    shards = [make(rule=optim.Adam(lr=0.1), consistency=consistency, pushers="ab") for _ in range(2)]
+    for seq in range(1, 5):
+        bits = {
+            spec.name: (rng.standard_normal(spec.numel, np.float32).view("<u4") >> 16).astype("<u2")
+            for spec in TENSORS
+        }
+        wide = {name: (b.astype("<u4") << 16).view("<f4") for name, b in bits.items()}
+        wide["d"] = wide["d"].astype("<f8")
+        for shard, gradients in zip(
+            shards, ({name: b.view(BFLOAT16) for name, b in bits.items()}, wide), strict=True
+        ):
+            clock = shard.stamp.clock
+            for pusher in "ab":
+                shard.note_pull(pusher)
+            offer(shard, seq, clock, gradients, pusher="a")
+            offer(shard, seq, clock, wide, pusher="b")
+    assert shards[0].stamp.clock == (4 if isinstance(consistency, BSP) else 8)
+    assert contents(shards[0]) == contents(shards[1])
 
 
 def test_a_tensor_left_out_does_not_move_and_keeps_its_own_count() -> None:
@@ -156,6 +183,7 @@ BAD_PUSHES: list[tuple[str, dict[str, Any], type[AdamServeError], str]] = [
     ("infinity", {"gradients": {"scalar": np.array([math.inf], np.float32)}}, InvalidArgument, "scalar"),
     ("minus infinity", {"gradients": {"d": np.full(5, -math.inf)}}, InvalidArgument, "d"),
     ("half NaN", {"gradients": {"w": np.full(12, math.nan, np.float16)}}, InvalidArgument, "w"),
+    ("bfloat16 NaN", {"gradients": {"w": np.full(12, 0x7FC0, "<u2").view(BFLOAT16)}}, InvalidArgument, "w"),
     ("seq 0", {"seq": 0}, BadSequence, "seq"),
     ("negative seq", {"seq": -3}, BadSequence, "seq"),
     ("skipped seq", {"seq": 4}, BadSequence, "seq"),
@@ -351,3 +379,41 @@ def test_a_borrowed_array_is_the_same_memory_in_the_same_shape(shape: tuple[int,
         assert tuple(tensor.shape) == shape
         np.testing.assert_array_equal(tensor.numpy(), array)
         assert array.size == 0 or tensor.data_ptr() == array.ctypes.data
+
+
+def test_statistics_name_each_live_pusher_with_its_last_push() -> None:
+    wall, clock = ManualClock(), ManualClock()
+    shard = make(now=clock, wall=wall, pushers=("b", "a", "gone"))
+    wall.seconds = 50.0
+    offer(shard, 1, 0, ones())
+    wall.seconds = 60.0
+    offer(shard, 2, 1, ones())
+    offer(shard, 2, 1, ones())  # sent again: decided once
+    shard.leave("gone")
+    assert shard.statistics().pushers == (PusherSeen("a", 2, 60.0), PusherSeen("b", 0, None))
+    clock.seconds += LEASE_S + 1
+    shard.renew("a")
+    found = shard.statistics()
+    assert found.pushers == (PusherSeen("a", 2, 60.0),)
+    assert found.live == ("a",)
+
+
+def test_refusals_and_lost_leases_are_events_with_their_reason() -> None:
+    wall, clock = ManualClock(), ManualClock()
+    shard = make(now=clock, wall=wall, consistency=Async(max_staleness=0), pushers=("a", "b", "c"))
+    wall.seconds = 50.0
+    offer(shard, 1, 0, ones())
+    for seq in (1, 2):
+        offer(shard, seq, 0, ones(), pusher="b")
+    shard.refuse("a", "w: the gradient holds NaN or infinity")
+    clock.seconds += LEASE_S / 2
+    shard.renew("a")
+    clock.seconds += LEASE_S / 2 + 1
+    shard.leave("a")
+    wall.seconds = 60.0
+    assert shard.statistics().events[:2] == (
+        Event(50.0, "stale", (0,), "b", "stale by 1 updates, at most 0 are allowed", 2),
+        Event(50.0, "invalid", (0,), "a", "w: the gradient holds NaN or infinity", 1),
+    )
+    assert [(e.kind, e.pusher) for e in shard.statistics().events[2:]] == [("silent", "b"), ("silent", "c")]
+    assert shard.statistics().pushes["INVALID"] == 1

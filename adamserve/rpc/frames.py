@@ -1,0 +1,158 @@
+"""Frames on a bare connection: how ShardService's messages travel without HTTP/2 (proto/adamserve/v1/direct.proto)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+
+from adamserve.errors import InvalidArgument, LimitExceeded
+
+PREFACE = b"adamserve/1\n"
+
+CALL, MESSAGE, END, STATUS = 1, 2, 3, 4
+"""Kinds of frames."""
+
+Parts = Sequence[bytes | memoryview]
+"""A message in pieces, sent one after the other."""
+
+_HEAD = struct.Struct("<BI")
+
+_BUFFER_BYTES = 1 << 16
+"""Small frames are collected up to this, both to be sent and to be read."""
+
+_PIECES = 512
+"""Pieces that one system call takes; the least that Linux allows is 1024."""
+
+
+class Frames:
+    """One end of a connection. One thread sends and receives; another may `cut` it.
+
+    Args:
+        connected: a connected socket, or one with TLS around it; owned from now on. Its timeout bounds each wait.
+        longest: bytes of the longest frame that is taken.
+    """
+
+    def __init__(self, connected: socket.socket, longest: int) -> None:
+        self.socket = connected
+        self._reader = connected.makefile("rb", _BUFFER_BYTES)
+        self._longest = longest
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._pending: list[bytes | memoryview] = []
+        self._pending_bytes = 0
+
+    def put(self, kind: int, parts: Parts = ()) -> None:
+        """Add a frame; small ones wait for `flush`. The pieces are sent from where they lie."""
+        size = sum(len(part) for part in parts)
+        self._pending += [_HEAD.pack(kind, size), *parts]
+        self._pending_bytes += _HEAD.size + size
+        if self._pending_bytes >= _BUFFER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what was put; returns when the system has taken all of it."""
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        if isinstance(self.socket, ssl.SSLSocket):
+            self.socket.sendall(b"".join(pending))
+            return
+        for i in range(0, len(pending), _PIECES):
+            _send(self.socket, pending[i : i + _PIECES])
+
+    def get(self) -> tuple[int, memoryview] | None:
+        """The next frame's kind and content, which stays there until the next call; None at the end of the connection.
+
+        Raises:
+            LimitExceeded: it is longer than allowed; nothing of it was read.
+            ConnectionError: the connection ended within it.
+        """
+        head = self._reader.read(_HEAD.size)
+        if not head:
+            return None
+        if len(head) < _HEAD.size:
+            raise ConnectionResetError("the connection ended within a frame")
+        kind, size = _HEAD.unpack(head)
+        if size > self._longest:
+            raise LimitExceeded(
+                f"a frame of {size} bytes, at most {self._longest} are taken",
+                fix="send several messages",
+            )
+        if size > len(self._buffer):
+            self._buffer = bytearray(size)
+        content = memoryview(self._buffer)[:size]
+        if self._reader.readinto(content) < size:  # type: ignore[attr-defined]
+            raise ConnectionResetError("the connection ended within a frame")
+        return kind, content
+
+    def take_preface(self) -> None:
+        """Read what a client begins with.
+
+        Raises:
+            InvalidArgument: it is something else.
+        """
+        if self._reader.read(len(PREFACE)) != PREFACE:
+            raise InvalidArgument("the connection does not begin with adamserve/1", field="preface")
+
+    def discard(self, most: int) -> None:
+        """Read on without looking until the other side ends, or this many bytes have come."""
+        while most > 0:
+            read = self._reader.readinto(self._buffer)  # type: ignore[attr-defined]
+            if not read:
+                return
+            most -= read
+
+    def cut(self) -> None:
+        """End the connection in both directions; whoever waits on it is woken."""
+        with suppress(OSError):  # it has ended already
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the connection back to the system."""
+        self._reader.close()
+        self.socket.close()
+
+
+def server_tls(cert: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:
+    """TLS for a server: PEM certificate chain and key; b"", or the authorities that clients' certificates come from."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _load(context, cert, key)
+    context.num_tickets = (
+        0  # what the server sends first is then an answer: a client may look for one while it sends
+    )
+    if client_ca:
+        context.load_verify_locations(cadata=client_ca.decode())
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_tls(ca: bytes, cert: bytes, key: bytes) -> ssl.SSLContext:
+    """TLS for a client: PEM authorities that the server's certificate must come from; its own chain and key, or b""."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=ca.decode())
+    if cert:
+        _load(context, cert, key)
+    return context
+
+
+def _load(context: ssl.SSLContext, cert: bytes, key: bytes) -> None:
+    """Python takes certificates from files only: this one is memory, and no key touches a disk."""
+    with os.fdopen(os.memfd_create("adamserve-tls", os.MFD_CLOEXEC), "wb") as file:
+        file.write(cert.rstrip() + b"\n" + key)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+
+
+def _send(connected: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
+    """Send all of it: a call to the system may take any share."""
+    views = [memoryview(part) for part in parts]
+    while views:
+        sent = connected.sendmsg(views)
+        done = 0
+        while done < len(views) and sent >= len(views[done]):
+            sent -= len(views[done])
+            done += 1
+        views = views[done:]
+        if sent:
+            views[0] = views[0][sent:]
