@@ -2,49 +2,93 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 
+from adamserve.families import WORKER_FAMILIES, WorkerSeen
+from adamserve.logs import LogConfig, fields, set_up
+from adamserve.metrics import Reading
+from adamserve.optim import Adam
+from adamserve.regret import Meter
 from adamserve.service.client import ClusterClient
+from adamserve.service.exporting import expose
+from adamserve.values import Array
 from workers import networks
 from workers.data import Dataset
+from workers.gauge import Timed, Watched
 from workers.loop import LoopConfig, Report, run
+
+log = logging.getLogger("adamserve.worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What all workers of a job have in common.
+
+    Attributes:
+        controller: handle of the service's controller.
+        job: the job's name.
+        network, l2: as for `networks.build`.
+        lease_s: the pushers' lease.
+        comparator: parameters to count regret against.
+        theorem: the rule, where the constants of the theorem on its regret are to be measured.
+        metrics_host: where the worker serves its metrics, as for `ServiceConfig`; None serves none.
+    """
+
+    controller: Any
+    job: str
+    network: str
+    l2: float = 0.0
+    lease_s: float = 10.0
+    comparator: Mapping[str, Array] | None = None
+    theorem: Adam | None = None
+    metrics_host: str | None = None
 
 
 @ray.remote(concurrency_groups={"loop": 1, "control": 2})  # type: ignore[call-overload] # not in Ray's stubs
 class WorkerActor:
-    """One worker of a job: joins, runs the loop, and hands its reports over when asked.
+    """One worker of one job at a time: takes it up, joins, runs the loop, and hands its reports over when asked.
 
     Args:
-        controller: handle of the service's controller.
-        job: the job's name; the worker pushes as "worker-RANK".
-        network: name of the network to build.
-        data: the data set, shared through Ray's object store.
-        config: this worker's part.
         threads: torch's threads in this process.
-        lease_s: the pusher's lease.
+        log_as: how this process logs; None leaves that to it.
     """
 
-    def __init__(
-        self,
-        controller: Any,
-        job: str,
-        network: str,
-        data: Dataset,
-        config: LoopConfig,
-        threads: int,
-        lease_s: float,
-    ) -> None:
+    def __init__(self, threads: int, log_as: LogConfig | None = None) -> None:
+        if log_as is not None:
+            set_up(log_as)
         torch.set_num_threads(threads)
+        self._changed = threading.Condition()
+        self._reports: list[Report] = []
+        self._metrics = ""
+
+    @ray.method(concurrency_group="control")
+    def take(self, task: Task, data: Dataset, config: LoopConfig) -> None:
+        """Take up a job; the worker pushes as "worker-RANK".
+
+        Args:
+            task: the job.
+            data: the data set, shared through Ray's object store.
+            config: this worker's part.
+        """
+        self._task = task
         self._data = data
         self._config = config
-        self._model = networks.build(network, data, seed=config.seed)
-        self._client = ClusterClient(controller, job, f"worker-{config.rank}", lease_s=lease_s)
-        self._reports: list[Report] = []
-        self._changed = threading.Condition()
+        self._model = networks.build(task.network, data, seed=config.seed, l2=task.l2)
+        self._client = ClusterClient(task.controller, task.job, f"worker-{config.rank}", lease_s=task.lease_s)
+        self._timed = Timed(self._client)
+        self._watched = Watched(task.theorem) if task.theorem is not None else None
+        if task.metrics_host is not None and not self._metrics:
+            _, self._metrics = expose(
+                task.metrics_host, "worker", [Reading(WORKER_FAMILIES, lambda: [self._seen()])]
+            )
+        self._reports = []
         self._begun = 0
         self._held = False
         self._limit: int | None = None
@@ -57,15 +101,22 @@ class WorkerActor:
     @ray.method(concurrency_group="loop")
     def run(self) -> int:
         """Train to the end; returns the last step made."""
+        pusher = f"worker-{self._config.rank}"
+        log.info("worker begins", extra=fields(job=self._task.job, pusher=pusher, seq=self._client.seq))
+        self._timed.begin()
         with self._client:
-            return run(
-                self._client,
+            last = run(
+                self._timed,
                 self._model,
                 self._data,
                 self._config,
                 report=self._keep,
                 stopped=self._may_not_begin,
+                comparator=self._task.comparator,
+                observe=self._watched,
             )
+        log.info("worker has ended", extra=fields(job=self._task.job, pusher=pusher, seq=last))
+        return last
 
     @ray.method(concurrency_group="control")
     def reports(self) -> list[Report]:
@@ -73,6 +124,16 @@ class WorkerActor:
         with self._changed:
             reports, self._reports = self._reports, []
         return reports
+
+    @ray.method(concurrency_group="control")
+    def metrics(self) -> str:
+        """Where its metrics are, host:port; empty where it serves none."""
+        return self._metrics
+
+    @ray.method(concurrency_group="control")
+    def meter(self) -> Meter | None:
+        """What has been measured for the theorem so far."""
+        return self._watched.read() if self._watched is not None else None
 
     @ray.method(concurrency_group="control")
     def hold(self) -> int:
@@ -97,6 +158,10 @@ class WorkerActor:
                 return True
             self._begun = self._client.seq + 1
             return False
+
+    def _seen(self) -> WorkerSeen:
+        timed = self._timed
+        return WorkerSeen(self._task.job, self._config.rank, timed.steps, dict(timed.seconds))
 
     def _keep(self, report: Report) -> None:
         with self._changed:

@@ -7,8 +7,10 @@ again, or resumed from a checkpoint, goes on with the step after its last decide
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,14 +19,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adamserve.errors import InvalidArgument
+from adamserve.errors import InvalidArgument, NotFinite
 from adamserve.shard import borrow
 from adamserve.sparse import as_rows
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome
 from workers.data import Dataset
 from workers.data.bags import Bags
 from workers.data.batches import indices, step_seed, steps_per_epoch
-from workers.networks import BagOfWords
+from workers.networks import BagOfWords, Logistic
 
 EVALUATION_BATCH = 1000
 """Examples evaluated at once."""
@@ -60,6 +62,8 @@ class LoopConfig:
         max_steps: stop after this many pushes of this worker; None sets no such bound.
         target_loss: stop when the training loss of the last 20 batches, on average, is at most this.
         device: where the gradient is computed, as torch names it.
+        dtype: of the computation, as torch names it: the parameters'.
+        evaluate: after every epoch rank 0 evaluates on the test set.
         by_rows: push and pull only the rows that a mini-batch of `Bags` touches.
     """
 
@@ -71,6 +75,8 @@ class LoopConfig:
     max_steps: int | None = None
     target_loss: float | None = None
     device: str = "cpu"
+    dtype: str = "float32"
+    evaluate: bool = True
     by_rows: bool = True
 
     def __post_init__(self) -> None:
@@ -88,12 +94,17 @@ class LoopConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One step: its loss at the pulled parameters, and what became of its push."""
+    """One step: its loss at the pulled parameters, and what became of its push.
+
+    Attributes:
+        comparator_loss: the same mini-batch's loss at the comparator; NaN without one.
+    """
 
     rank: int
     step: int
     epoch: float
     loss: float
+    comparator_loss: float
     outcome: Outcome
     staleness: int
     clock: int
@@ -123,6 +134,8 @@ def run(
     *,
     report: Callable[[Report], None],
     stopped: Callable[[], bool],
+    comparator: Mapping[str, Array] | None = None,
+    observe: Callable[[Mapping[str, Array], Mapping[str, Gradient]], None] | None = None,
 ) -> int:
     """Train until the epochs are done, a stop condition holds, or `stopped()` says so.
 
@@ -134,12 +147,20 @@ def run(
         data: worker `rank` takes its share of every epoch's permutation.
         report: called after every step, and by rank 0 after every epoch's evaluation.
         stopped: asked before every step.
+        comparator: parameters to compute every mini-batch's loss at as well, as for regret.
+        observe: called before every push with the parameters pulled and the gradients; they change afterwards.
 
     Returns:
         The last step made, counted from the start of the job.
+
+    Raises:
+        NotFinite: a loss or a gradient is NaN or infinite: the training has diverged.
     """
-    device = torch.device(config.device)
-    model.to(device)
+    device, dtype = torch.device(config.device), getattr(torch, config.dtype)
+    model.to(device, dtype)
+    best = deepcopy(model) if comparator is not None else None
+    if best is not None and comparator is not None:
+        best.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in comparator.items()})
     mirror = Mirror(model)
     batches = Batches(data, model, config)
     y = borrow(data.train_y).to(device)
@@ -159,8 +180,14 @@ def run(
         seed = step_seed(config.seed, config.rank, step)
         x, rows = batches.take(chosen, seed)
         clock = mirror.pull(client, rows)
-        loss = gradient(model, x, y[torch.from_numpy(chosen)], seed=seed)
-        receipt = client.push(mirror.gradients(), clock)
+        labels = y[torch.from_numpy(chosen)]
+        loss = gradient(model, x, labels, seed=seed)
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss of step {step + 1} is {loss}", field="loss", fix="lower the rate")
+        gradients = mirror.gradients()
+        if observe is not None:
+            observe(mirror.arrays, gradients)
+        receipt = client.push(gradients, clock)
         done = (step + 1) / per_epoch
         report(
             StepReport(
@@ -168,13 +195,14 @@ def run(
                 step + 1,
                 done,
                 loss,
+                math.nan if best is None else loss_of(best, x, labels, seed=seed),
                 receipt.outcome,
                 receipt.staleness,
                 receipt.clock.newest,
                 time.time(),
             )
         )
-        if config.rank == 0 and (step + 1) % per_epoch == 0:
+        if config.evaluate and config.rank == 0 and (step + 1) % per_epoch == 0:
             clock = mirror.pull(client, training=False)
             test_loss, accuracy = evaluate(model, data.test_x, data.test_y)
             report(EpochReport(0, round(done), clock.newest, test_loss, accuracy, time.time()))
@@ -189,7 +217,8 @@ class Batches:
 
     def __init__(self, data: Dataset, model: nn.Module, config: LoopConfig) -> None:
         self._bags = data.train_x if isinstance(data.train_x, Bags) else None
-        self._x = None if isinstance(data.train_x, Bags) else borrow(data.train_x).to(config.device)
+        dtype = getattr(torch, config.dtype)
+        self._x = None if isinstance(data.train_x, Bags) else borrow(data.train_x).to(config.device, dtype)
         self._model = model
         self._by_rows = config.by_rows
         if isinstance(model, BagOfWords):
@@ -205,33 +234,54 @@ class Batches:
 
 
 def gradient(model: nn.Module, x: torch.Tensor | Bags, y: torch.Tensor, *, seed: int) -> float:
-    """Leave the mini-batch's cross-entropy gradient in the parameters' `.grad`; returns the loss.
+    """Leave the gradient of a mini-batch's loss in the parameters' `.grad`; returns the loss.
 
     Args:
         x, y: [batch, features] inputs (or bags) and [batch] class indices.
-        seed: of the dropout masks.
+        seed: of the dropout masks and other draws.
     """
-    model.train()
-    torch.manual_seed(seed)
     model.zero_grad(set_to_none=True)
-    loss = functional.cross_entropy(model(x), y)
+    loss = _loss(model, x, y, seed)
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
 
 
 @torch.no_grad()
+def loss_of(model: nn.Module, x: torch.Tensor | Bags, y: torch.Tensor, *, seed: int) -> float:
+    """What `gradient` returns, without the gradient."""
+    return float(_loss(model, x, y, seed))
+
+
+def _loss(model: nn.Module, x: torch.Tensor | Bags, y: torch.Tensor, seed: int) -> torch.Tensor:
+    """A training step's loss: mean cross-entropy of logits, or the mean of what the network itself calls a loss."""
+    model.train()
+    torch.manual_seed(seed)
+    outputs = model(x)
+    loss = outputs.mean() if outputs.ndim == 1 else functional.cross_entropy(outputs, y)
+    return loss + model.penalty() if isinstance(model, Logistic) and model.l2 else loss
+
+
+@torch.no_grad()
 def evaluate(model: nn.Module, inputs: Array | Bags, labels: Array) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over a data set, without dropout."""
+    """Mean loss and accuracy over a data set, without dropout and penalty.
+
+    A network that classifies nothing has its own loss, drawn with a fixed seed, and NaN for the accuracy.
+    """
     model.eval()
-    device = next(model.parameters()).device
-    total, right = 0.0, 0
-    for start in range(0, len(labels), EVALUATION_BATCH):
-        some = inputs[start : start + EVALUATION_BATCH]
-        x = some if isinstance(some, Bags) else borrow(some).to(device)
-        y = borrow(labels[start : start + EVALUATION_BATCH]).to(device)
-        logits = model(x)
-        total += float(functional.cross_entropy(logits, y, reduction="sum"))
-        right += int((logits.argmax(dim=1) == y).sum())
+    like = next(model.parameters())
+    total, right = 0.0, 0.0
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        for start in range(0, len(labels), EVALUATION_BATCH):
+            some = inputs[start : start + EVALUATION_BATCH]
+            x = some if isinstance(some, Bags) else borrow(some).to(like)
+            y = borrow(labels[start : start + EVALUATION_BATCH]).to(like.device)
+            outputs = model(x)
+            if outputs.ndim == 1:
+                total, right = total + float(outputs.sum()), math.nan
+            else:
+                total += float(functional.cross_entropy(outputs, y, reduction="sum"))
+                right += int((outputs.argmax(dim=1) == y).sum())
     return total / len(labels), right / len(labels)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workers.loop import EpochReport, StepReport
 
-COLUMNS = ("at", "rank", "step", "epoch", "loss", "outcome", "staleness", "clock")
+COLUMNS = ("at", "rank", "step", "epoch", "loss", "comparator_loss", "outcome", "staleness", "clock")
 """Columns of metrics.csv: one line a push; `at` in seconds since 1970, staleness and clock in updates."""
 
 

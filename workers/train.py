@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,15 +26,24 @@ from adamserve import checkpoint, consistency, optim
 from adamserve.config import JobConfig
 from adamserve.consistency import BSP, Consistency
 from adamserve.errors import Conflict, InvalidArgument, Unavailable
+from adamserve.logs import LogConfig
 from adamserve.metrics import Exporter, Observed
+from adamserve.regret import Account, Meter, adam_bound, check_theorem
 from adamserve.service.client import ClusterClient, own_error
 from adamserve.service.cluster import connected, launch
 from adamserve.service.controller import JobStatus, ServiceConfig, initial_parts
+from adamserve.service.exporting import node_address
 from adamserve.sparse import spec_of
-from adamserve.values import TensorSpec
+from adamserve.values import ITEM_BYTES, Array, TensorSpec
+from adamserve.watch.discovery import Directory
+from adamserve.watch.news import News
+from adamserve.watch.observe import state_of
+from adamserve.watch.page import Board, pages
 from workers import networks
-from workers.actor import WorkerActor
+from workers.actor import Task, WorkerActor
 from workers.data import Dataset, load
+from workers.data.batches import indices
+from workers.hindsight import Hindsight
 from workers.loop import EpochReport, LoopConfig, Report, StepReport, evaluate
 from workers.record import without_nan, write_curve, write_json, write_metrics
 
@@ -46,6 +57,9 @@ WORKER_RESTARTS = 3
 """How often a worker that died is started again before the run gives up."""
 
 SPARSE = ("exact", "lazy", "dense")
+
+BOUND_EVERY_S = 5.0
+"""How often the theorem's constants are put together, where they are measured."""
 
 STOP_TIMEOUT_S = 120.0
 """How long workers may take to finish the step under way."""
@@ -71,9 +85,17 @@ class TrainConfig:
         lease_s: seconds after which a silent worker stops counting.
         checkpoint_every_s: seconds between checkpoints.
         max_steps, target_loss: stop conditions of each worker, beside `epochs`.
+        whiten: normalise and whiten the images.
+        l2: for dense logistic regression, weight of the penalty in its loss.
+        regret: for dense logistic regression with l2, count the regret: live against the best parameters for the
+            training set, and at the end against the best for just the batches seen.
+        dtype: of parameters and computation, "float32" or "float64".
         sparse: for data that are bags of words, "exact" or "lazy" as in `JobConfig`, or "dense": push and pull whole
             tensors.
-        metrics_host, metrics_port: where to serve Prometheus metrics; port None serves none, 0 takes a free one.
+        log: how the run's processes log.
+        metrics_host, metrics_port: where to serve Prometheus metrics; port None serves none, 0 takes a free one. Shards
+            and workers serve theirs beside it, on any free port.
+        sd_file: file to keep for Prometheus' file_sd: where every process's metrics are.
     """
 
     network: str = "mlp"
@@ -95,9 +117,15 @@ class TrainConfig:
     checkpoint_every_s: float = 30.0
     max_steps: int | None = None
     target_loss: float | None = None
+    whiten: bool = False
+    l2: float = 0.0
+    regret: bool = False
+    dtype: str = "float32"
     sparse: str = "exact"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
+    sd_file: Path | None = None
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         for name in ("shards", "workers", "epochs", "batch"):
@@ -111,10 +139,32 @@ class TrainConfig:
                 raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
         if self.target_loss is not None and not 0 < self.target_loss < float("inf"):
             raise InvalidArgument(f"must be positive, got {self.target_loss}", field="target_loss")
+        if not 0 <= self.l2 < float("inf"):
+            raise InvalidArgument(f"must be at least 0, got {self.l2}", field="l2")
+        if self.dtype not in ITEM_BYTES:
+            raise InvalidArgument(f"must be {' or '.join(ITEM_BYTES)}, got {self.dtype!r}", field="dtype")
         if self.sparse not in SPARSE:
             raise InvalidArgument(f"must be {', '.join(SPARSE)}, got {self.sparse!r}", field="sparse")
         if not 0 <= self.seed < 2**32:
             raise InvalidArgument(f"must be in 0 to 2^32 - 1, got {self.seed}", field="seed")
+        if self.sd_file is not None and self.metrics_port is None:
+            raise InvalidArgument("there are no metrics", field="sd_file", fix="give --metrics-port too")
+
+    @property
+    def theorem(self) -> optim.Adam | None:
+        """The rule, where the run counts regret and the theorem's bound on it is about the rule."""
+        if not self.regret or not isinstance(self.rule, optim.Adam):
+            return None
+        try:
+            check_theorem(self.rule)
+        except InvalidArgument:
+            return None
+        return self.rule
+
+    @property
+    def exported_at(self) -> str | None:
+        """Where shards and workers serve their metrics; None where nobody does."""
+        return None if self.metrics_port is None else self.metrics_host
 
     def settings(self) -> dict[str, Any]:
         """What the job is, as JSON: kept in every checkpoint, and not to be changed by `resume`."""
@@ -126,6 +176,9 @@ class TrainConfig:
             "workers": self.workers,
             "batch": self.batch,
             "seed": self.seed,
+            "whiten": self.whiten,
+            "l2": self.l2,
+            "dtype": self.dtype,
             "sparse": self.sparse,
         }
 
@@ -142,6 +195,9 @@ class TrainConfig:
             workers=kept["workers"],
             batch=kept["batch"],
             seed=kept["seed"],
+            whiten=kept.get("whiten", False),
+            l2=kept.get("l2", 0.0),
+            dtype=kept.get("dtype", "float32"),
             sparse=kept["sparse"],
         )
 
@@ -156,6 +212,7 @@ class Progress:
     test_accuracy: float | None
     pushes_per_s: float
     staleness: float
+    average_regret: float | None
     rollbacks: int
     note: str
 
@@ -166,11 +223,14 @@ class _Log:
     def __init__(self) -> None:
         self.steps: list[StepReport] = []
         self.epochs: list[EpochReport] = []
+        self.account = Account()
 
     def add(self, reports: Sequence[Report]) -> None:
         for report in reports:
             if isinstance(report, StepReport):
                 self.steps.append(report)
+                known = not math.isnan(report.comparator_loss)
+                self.account.add(report.loss, report.comparator_loss if known else None)
             else:
                 self.epochs.append(report)
 
@@ -181,10 +241,11 @@ class _Log:
         return Progress(
             epoch=max((s.epoch for s in recent), default=0.0),
             epochs=config.epochs,
-            loss=float(np.mean([s.loss for s in recent])) if recent else float("nan"),
+            loss=math.nan if self.account.loss is None else self.account.loss,
             test_accuracy=self.epochs[-1].test_accuracy if self.epochs else None,
             pushes_per_s=len(window) / span if span > 0 else 0.0,
             staleness=float(np.mean([s.staleness for s in recent])) if recent else 0.0,
+            average_regret=self.account.average,
             rollbacks=len(status.rollbacks) if status else 0,
             note=note,
         )
@@ -217,17 +278,38 @@ def train(
     data = load(
         config.dataset,
         config.data_dir,
+        whiten=config.whiten,
         progress=lambda message: on_progress(log.progress(config, None, message)),
     )
-    model = networks.build(config.network, data, seed=config.seed)
+    model = networks.build(config.network, data, seed=config.seed, l2=config.l2)
+    model.to(getattr(torch, config.dtype))
+    hindsight = None
+    if config.regret:
+        if not isinstance(model, networks.Logistic):
+            raise InvalidArgument(
+                f"{config.network} on {config.dataset} has no convex loss",
+                field="regret",
+                fix="use logreg on dense data",
+            )
+        hindsight = Hindsight(data, config.l2)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    exporter = (
-        Exporter.serve(config.metrics_host, config.metrics_port) if config.metrics_port is not None else None
-    )
-    if exporter is not None:
-        on_progress(
-            log.progress(config, None, f"metrics at http://{config.metrics_host}:{exporter.port}/metrics")
+    board, news, exporter = Board(), News(), None
+    directory = Directory(config.sd_file)
+    if config.metrics_port is not None:
+        exporter = Exporter.serve(
+            config.metrics_host, config.metrics_port, pages(board), open_pages={"/sd": directory.page}
         )
+        directory.put("controller", {0: f"{node_address(config.metrics_host)}:{exporter.port}"})
+        where = f"http://{config.metrics_host}:{exporter.port}"
+        on_progress(log.progress(config, None, f"status at {where}/, metrics at {where}/metrics"))
+
+    def show(observed: Observed) -> None:
+        state = state_of(observed)
+        news.show(state)
+        if exporter is not None:
+            exporter.show(observed)
+            board.show(state)
+
     local_cpus = config.workers + 1
     local_gpus = None if config.gpus_per_shard or config.gpus_per_worker else 0
     try:
@@ -238,15 +320,20 @@ def train(
                 shards=config.shards,
                 gpus_per_shard=config.gpus_per_shard,
                 checkpoint_dir=(config.run_dir / "checkpoints").resolve(),
+                metrics_host=config.exported_at,
+                log=config.log,
             )
             controller = launch(service)
             try:
-                record = _train(config, controller, data, model, log, on_progress, stop, exporter)
+                record = _train(
+                    config, controller, data, model, hindsight, log, on_progress, stop, show, directory
+                )
             finally:
                 ray.get(controller.stop.remote(), timeout=STOP_TIMEOUT_S)
     except RayTaskError as error:
         raise own_error(error) from None
     finally:
+        directory.close()
         if exporter is not None:
             exporter.close()
     record = {**record, "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")}
@@ -265,16 +352,22 @@ def _train(
     controller: Any,
     data: Dataset,
     model: torch.nn.Module,
+    hindsight: Hindsight | None,
     log: _Log,
     on_progress: Callable[[Progress], None],
     stop: threading.Event,
-    exporter: Exporter | None,
+    show: Callable[[Observed], None],
+    directory: Directory,
 ) -> dict[str, Any]:
     """The part of a run that has a service: job, workers, last checkpoint, last evaluation."""
     _open_job(config, controller, model)
-    crew = _Crew(config, controller, ray.put(data))
+    comparator = None
+    if hindsight is not None:
+        on_progress(log.progress(config, None, "looking for the best parameters"))
+        comparator = hindsight.as_parameters(hindsight.minimum().w)
+    crew = _Crew(config, controller, ray.put(data), comparator, directory)
     began = time.time()
-    stopped_early = crew.work(log, on_progress, stop, exporter)
+    stopped_early = crew.work(log, on_progress, stop, show)
     seconds = time.time() - began
     ray.get(controller.checkpoint.remote(JOB), timeout=STOP_TIMEOUT_S)
     reader = ClusterClient(controller, JOB)
@@ -315,6 +408,8 @@ def _train(
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
         "steps": len(log.steps),
+        "regret": None if hindsight is None else _regret(config, hindsight, log, len(data.train_y)),
+        "best_loss": log.account.best,
         "clocks": [stamp.clock for stamp in clocks],
         "epochs_of_shards": [stamp.epoch for stamp in clocks],
         "pushes": {"by_shard_and_outcome": pushes, "per_s": round(len(log.steps) / max(seconds, 1e-9), 1)},
@@ -328,6 +423,31 @@ def _train(
         "checkpoints": status.checkpoints,
         "seconds": {"training": round(seconds, 3)},
         "run_dir": str(config.run_dir),
+    }
+
+
+def _regret(config: TrainConfig, hindsight: Hindsight, log: _Log, examples: int) -> dict[str, Any]:
+    """The regret of the steps that this run made, live and in hindsight."""
+    batches = [
+        indices(
+            n=examples,
+            batch=config.batch,
+            workers=config.workers,
+            rank=s.rank,
+            step=s.step - 1,
+            seed=config.seed,
+        )
+        for s in log.steps
+    ]
+    if not batches:
+        return {"steps": 0}
+    found = hindsight.regret(np.array([s.loss for s in log.steps]), batches)
+    return {
+        "steps": found.steps,
+        "regret": found.total,
+        "average_regret": found.average,
+        "gradient_norm": found.best.gradient_norm,
+        "live": {"regret": log.account.regret, "average_regret": log.account.average},
     }
 
 
@@ -361,20 +481,40 @@ def _open_job(config: TrainConfig, controller: Any, model: torch.nn.Module) -> N
 class _Crew:
     """The workers of a run: started together, watched, started again where one dies, stopped together."""
 
-    def __init__(self, config: TrainConfig, controller: Any, data: Any) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        controller: Any,
+        data: Any,
+        comparator: Mapping[str, Array] | None,
+        directory: Directory,
+    ) -> None:
         self._config = config
-        self._controller = controller
+        self._directory = directory
+        self._bound = _Bound(config.theorem, comparator)
         self._data = data
+        self._controller = controller
+        self._task = Task(
+            controller=controller,
+            job=JOB,
+            network=config.network,
+            l2=config.l2,
+            lease_s=config.lease_s,
+            comparator=comparator,
+            theorem=config.theorem,
+            metrics_host=config.exported_at,
+        )
         self._threads = max(1, (torch.get_num_threads()) // config.workers)
         self.restarts = 0
-        self._actors = [self._start(rank) for rank in range(config.workers)]
+        self._actors = [self._start() for _ in range(config.workers)]
+        ray.get([self._assign(rank) for rank in range(config.workers)])
 
     def work(
         self,
         log: _Log,
         on_progress: Callable[[Progress], None],
         stop: threading.Event,
-        exporter: Exporter | None,
+        show: Callable[[Observed], None],
     ) -> bool:
         """Run every worker to its end. All have joined before any begins, so that the first round is whole.
 
@@ -382,6 +522,7 @@ class _Crew:
             Whether `stop` ended it early.
         """
         ray.get([actor.join.remote() for actor in self._actors])
+        self._directory.put("worker", self._each("metrics"))
         runs = {actor.run.remote(): rank for rank, actor in enumerate(self._actors)}
         asked_to_stop = False
         note = ""
@@ -397,16 +538,22 @@ class _Crew:
                     ray.get(ref)
                 except RayActorError:
                     note = f"worker {rank} died and was started again"
+                    self._directory.drop("worker", rank)
+                    self._bound.keep(rank)
                     runs[self._replace(rank)] = rank
             log.add(self._reports())
             status = self._status()
             on_progress(log.progress(self._config, status, note))
-            if exporter is not None:
-                exporter.show(_observed(log, status))
+            show(self._observed(log, status))
         log.add(self._reports())
         return asked_to_stop
 
-    def _start(self, rank: int) -> Any:
+    def _start(self) -> Any:
+        return WorkerActor.options(  # type: ignore[attr-defined]
+            num_cpus=1, num_gpus=self._config.gpus_per_worker, scheduling_strategy="SPREAD"
+        ).remote(self._threads, self._config.log)
+
+    def _assign(self, rank: int) -> Any:
         config = self._config
         loop = LoopConfig(
             rank=rank,
@@ -417,19 +564,20 @@ class _Crew:
             max_steps=config.max_steps,
             target_loss=config.target_loss,
             device="cuda" if config.gpus_per_worker else "cpu",
+            dtype=config.dtype,
             by_rows=config.sparse != "dense",
         )
-        return WorkerActor.options(  # type: ignore[attr-defined]
-            num_cpus=1, num_gpus=config.gpus_per_worker, scheduling_strategy="SPREAD"
-        ).remote(self._controller, JOB, config.network, self._data, loop, self._threads, config.lease_s)
+        return self._actors[rank].take.remote(self._task, self._data, loop)
 
     def _replace(self, rank: int) -> Any:
         """Start a dead worker again; it goes on after its last decided push."""
         self.restarts += 1
         if self.restarts > WORKER_RESTARTS:
             raise Unavailable(f"worker {rank} died, after {WORKER_RESTARTS} restarts", field=f"worker {rank}")
-        self._actors[rank] = self._start(rank)
+        self._actors[rank] = self._start()
+        ray.get(self._assign(rank))
         ray.get(self._actors[rank].join.remote())
+        self._directory.put("worker", self._each("metrics"))
         return self._actors[rank].run.remote()
 
     def _stop_together(self) -> None:
@@ -459,15 +607,52 @@ class _Crew:
         statuses: Sequence[JobStatus] = ray.get(self._controller.status.remote(), timeout=STOP_TIMEOUT_S)
         return statuses[0] if statuses else None
 
+    def _observed(self, log: _Log, status: JobStatus | None) -> Observed:
+        """The run as it is now; `log` goes on changing while the metrics are scraped."""
+        self._directory.put("shard", ray.get(self._controller.metrics.remote(), timeout=STOP_TIMEOUT_S))
+        if self._bound.due():
+            self._bound.take(self._each("meter"))
+        return Observed(
+            job=JOB,
+            status=status,
+            account=deepcopy(log.account),
+            test_accuracy=log.epochs[-1].test_accuracy if log.epochs else None,
+            regret_bound=self._bound.average,
+        )
 
-def _observed(log: _Log, status: JobStatus | None) -> Observed:
-    recent = log.steps[-50:]
-    return Observed(
-        job=JOB,
-        status=status,
-        loss=float(np.mean([s.loss for s in recent])) if recent else None,
-        test_accuracy=log.epochs[-1].test_accuracy if log.epochs else None,
-    )
+
+class _Bound:
+    """The theorem's bound on R(T)/T, from what the workers measure; None where the theorem is not about the rule.
+
+    The theorem is about one learner whose gradients are applied at once. With several workers their constants are put
+    together, and the bound is a yardstick.
+    """
+
+    def __init__(self, rule: optim.Adam | None, best: Mapping[str, Array] | None) -> None:
+        self._rule = rule
+        self._best = np.concatenate([array.reshape(-1) for array in best.values()]) if best else None
+        self._meters: dict[int, Meter] = {}
+        self._ended: list[Meter] = []
+        self._at = -math.inf
+        self.average: float | None = None
+
+    def due(self) -> bool:
+        """Whether it is time to ask the workers."""
+        return self._rule is not None and time.monotonic() - self._at >= BOUND_EVERY_S
+
+    def keep(self, rank: int) -> None:
+        """A worker is gone; what it had measured counts on."""
+        if (meter := self._meters.pop(rank, None)) is not None:
+            self._ended.append(meter)
+
+    def take(self, meters: Mapping[int, Meter | None]) -> None:
+        """Work the bound out from what the workers have measured so far."""
+        self._at = time.monotonic()
+        self._meters |= {rank: meter for rank, meter in meters.items() if meter is not None}
+        everything = [*self._ended, *self._meters.values()]
+        if self._rule is not None and self._best is not None and everything:
+            constants = Meter.merged(everything).measured(self._best)
+            self.average = adam_bound(self._rule, constants) / constants.steps
 
 
 def _as_json(value: Any) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import signal
 import sys
 import threading
@@ -12,7 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,8 +24,16 @@ if TYPE_CHECKING:
     from adamserve.optim import Rule
     from workers.train import Progress
 
+log = logging.getLogger("adamserve.train")
+
 PLAIN_EVERY_S = 2.0
 """Seconds between progress lines where there is no terminal to redraw."""
+
+CHECK_ONLY = "check only"
+"""As a context's object: the options are checked, and nothing is run."""
+
+LogFormat = Annotated[Literal["text", "json"], typer.Option(help="How every process logs to standard error.")]
+LogLevel = Annotated[str, typer.Option(help="Least that is logged: debug, info, warning or error.")]
 
 JOB_OPTIONS: tuple[str, ...] = (
     "network",
@@ -36,7 +46,16 @@ JOB_OPTIONS: tuple[str, ...] = (
     "workers",
     "consistency",
 )
-JOB_OPTIONS += ("max_staleness", "staleness_lr", "delay_compensation", "batch", "seed")
+JOB_OPTIONS += (
+    "whiten",
+    "l2",
+    "dtype",
+    "max_staleness",
+    "staleness_lr",
+    "delay_compensation",
+    "batch",
+    "seed",
+)
 """Options that a resumed run takes from its checkpoint."""
 
 
@@ -50,7 +69,9 @@ class Format(StrEnum):
 def train(
     context: typer.Context,
     network: Annotated[str, typer.Argument(help="The network to train.")] = "mlp",
-    dataset: Annotated[str, typer.Option(help="The data set: digits (embedded) or mnist.")] = "digits",
+    dataset: Annotated[
+        str, typer.Option(help="The data set: digits or zipf (embedded), mnist, imdb or cifar10.")
+    ] = "digits",
     optimizer: Annotated[
         str,
         typer.Option(
@@ -81,6 +102,18 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training set by all workers together.")] = 20,
     batch: Annotated[int, typer.Option(help="Examples in one worker's mini-batch.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
+    whiten: Annotated[
+        bool, typer.Option("--whiten", help="Normalise the images' contrast and whiten them.")
+    ] = False,
+    l2: Annotated[
+        float, typer.Option(help="logreg on dense data: weight of the L2 penalty in the loss.")
+    ] = 0.0,
+    regret: Annotated[
+        bool, typer.Option("--regret", help="logreg with --l2: count the regret, live and in hindsight.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Of parameters and computation: float32 or float64.")
+    ] = "float32",
     sparse: Annotated[
         str,
         typer.Option(help="Bags of words: exact or lazy rows, or dense (push and pull whole tensors)."),
@@ -109,11 +142,20 @@ def train(
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of the metrics; none are served without it.")
     ] = None,
+    sd_file: Annotated[
+        Path | None,
+        typer.Option(help="File to keep for Prometheus' file_sd: where every process's metrics are."),
+    ] = None,
+    log_format: LogFormat = "text",
+    log_level: LogLevel = "info",
     output: Annotated[
         Format, typer.Option("--format", help="Print the result as a table or as JSON.")
     ] = Format.table,
 ) -> None:
     """Train a network through the service, on a local Ray or on a running cluster."""
+    from adamserve.logs import LogConfig, set_up
+
+    log_as = LogConfig(log_format, log_level)
     if resume:
         _refuse_changes(context)
     if lr is not None and not 0 < lr < float("inf"):
@@ -133,11 +175,12 @@ def train(
         )
     if run_dir is None:
         run_dir = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{network}-{dataset}"
-    from workers import networks
+    from workers import data, networks
     from workers.train import TrainConfig
     from workers.train import train as run
 
     networks.lookup(network)
+    data.lookup(dataset)
     config = TrainConfig(
         network=network,
         dataset=dataset,
@@ -148,6 +191,10 @@ def train(
         epochs=epochs,
         batch=batch,
         seed=seed,
+        whiten=whiten,
+        l2=l2,
+        regret=regret,
+        dtype=dtype,
         sparse=sparse,
         data_dir=data_dir,
         run_dir=run_dir,
@@ -161,8 +208,13 @@ def train(
         target_loss=target_loss,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
+        sd_file=sd_file.absolute() if sd_file is not None else None,
+        log=log_as,
     )
-    with _stopping() as stop, _progress() as show:
+    if context.obj is CHECK_ONLY:
+        return
+    set_up(log_as)
+    with _stopping() as stop, _progress(as_log=log_format == "json") as show:
         record = run(config, on_progress=show, stop=stop)
     if output is Format.json:
         print(json.dumps(record))
@@ -208,7 +260,7 @@ def _stopping() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("\nstopping after the steps under way; once more to stop at once", file=sys.stderr)
+        log.info("stopping after the steps under way; once more to stop at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -219,26 +271,38 @@ def _stopping() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
-    """A line on stderr that is redrawn in a terminal, and printed now and then elsewhere."""
-    terminal = sys.stderr.isatty()
+def _progress(*, as_log: bool) -> Iterator[Callable[[Progress], None]]:
+    """A line on stderr that is redrawn in a terminal, and printed or logged now and then elsewhere."""
+    from dataclasses import asdict
+
+    from adamserve.logs import fields
+
+    terminal = sys.stderr.isatty() and not as_log
     printed = 0.0
     noted = ""
 
     def show(progress: Progress) -> None:
         nonlocal printed, noted
-        accuracy = "" if progress.test_accuracy is None else f"  test {progress.test_accuracy:.2%}"
+        due = time.monotonic() - printed >= PLAIN_EVERY_S or progress.note != noted
+        if not terminal and not due:
+            return
+        noted, printed = progress.note, time.monotonic()
+        if as_log:
+            facts = {name: value for name, value in asdict(progress).items() if value not in (None, "")}
+            log.info("progress", extra=fields(**{k: v for k, v in facts.items() if v == v}))
+            return
+        known = progress.test_accuracy is not None and not math.isnan(progress.test_accuracy)
+        accuracy = "" if not known else f"  test {progress.test_accuracy:.2%}"
+        regret = "" if progress.average_regret is None else f"  regret/T {progress.average_regret:.4f}"
         rollbacks = f"  rollbacks {progress.rollbacks}" if progress.rollbacks else ""
         note = f"  {progress.note}" if progress.note else ""
         line = (
-            f"epoch {progress.epoch:5.2f}/{progress.epochs}  loss {progress.loss:.4f}{accuracy}"
+            f"epoch {progress.epoch:5.2f}/{progress.epochs}  loss {progress.loss:.4f}{regret}{accuracy}"
             f"  {progress.pushes_per_s:.0f} pushes/s  staleness {progress.staleness:.1f}{rollbacks}{note}"
         )
         if terminal:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - printed >= PLAIN_EVERY_S or progress.note != noted:
-            noted = progress.note
-            printed = time.monotonic()
+        else:
             print(line, file=sys.stderr, flush=True)
 
     try:
@@ -260,13 +324,18 @@ def _table(record: dict[str, Any]) -> None:
             ", ".join(f"{k}={v}" for k, v in config["rule"].items() if k != "rule"),
             config["rule"]["rule"],
         ),
-        ("test accuracy", f"{record['test_accuracy']:.2%}", None),
+        (
+            "test accuracy",
+            "none" if record["test_accuracy"] is None else f"{record['test_accuracy']:.2%}",
+            None,
+        ),
         ("test loss", f"{record['test_loss']:.4f}", None),
         ("training loss", f"{record['train_loss']:.4f}", None),
         ("steps", f"{record['steps']} by {config['workers']} workers on {config['shards']} shards", None),
         ("pushes/s", f"{record['pushes']['per_s']}", None),
         ("staleness", ", ".join(f"{k} {v:g}" for k, v in record["staleness"].items()), None),
         ("rollbacks", str(len(record["rollbacks"])), None),
+        *([("R(T)/T", f"{record['regret']['average_regret']:.6f}", None)] if record["regret"] else []),
         ("training time", f"{record['seconds']['training']:.1f} s", None),
         ("run folder", record["run_dir"], None),
     ]

@@ -1,4 +1,4 @@
-"""Data sets by name: `digits` and `zipf` (embedded); `mnist`, `imdb` and `cifar10` (official files).
+"""Data sets by name: `digits`, `digits32` and `zipf` (embedded); `mnist`, `imdb` and `cifar10` (official files).
 
 A further data set is one module with a loader, and one row in `NAMES`. Importing this package loads numpy
 only.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,12 @@ class Dataset:
                 field=self.name,
             )
 
+    def first(self, examples: int | None) -> Dataset:
+        """The same with the first `examples` training examples only; None for all."""
+        if examples is None:
+            return self
+        return replace(self, train_x=self.train_x[:examples], train_y=self.train_y[:examples])
+
     @property
     def features(self) -> int:
         """Numbers in one example."""
@@ -83,17 +89,34 @@ class Dataset:
         return isinstance(self.train_x, Bags)
 
 
-def load(name: str, data_dir: Path | None = None, *, progress: Progress | None = None) -> Dataset:
+def load(
+    name: str, data_dir: Path | None = None, *, whiten: bool = False, progress: Progress | None = None
+) -> Dataset:
     """Load a data set.
 
     Args:
         name: one of `NAMES`.
         data_dir: folder with its official files; an embedded data set has none and leaves it unread.
+        whiten: normalise contrast and whiten, fitted on the training set (`workers.data.whiten`).
         progress: told about anything slow; nobody is told where it is None.
 
     Raises:
         InvalidArgument: there is no data set of that name.
         DataError: its files are missing or damaged; names the file.
+    """
+    data = lookup(name)(data_dir, progress or (lambda message: None))
+    if whiten:
+        from workers.data.whiten import whitened
+
+        data = whitened(data, progress=progress or (lambda message: None))
+    return data
+
+
+def lookup(name: str) -> Callable[[Path | None, Progress], Dataset]:
+    """The loader of the data set of that name.
+
+    Raises:
+        InvalidArgument: there is none.
     """
     loader = NAMES.get(name)
     if loader is None:
@@ -102,13 +125,19 @@ def load(name: str, data_dir: Path | None = None, *, progress: Progress | None =
         raise InvalidArgument(
             f"there is no data set {name!r}", field="dataset", fix=f"{hint}choose {' or '.join(NAMES)}"
         )
-    return loader(data_dir, progress or (lambda message: None))
+    return loader
 
 
 def _digits(data_dir: Path | None, progress: Progress) -> Dataset:
     from workers.data.digits import load_digits
 
     return load_digits()
+
+
+def _digits32(data_dir: Path | None, progress: Progress) -> Dataset:
+    from workers.data.digits import load_digits32
+
+    return load_digits32()
 
 
 def _mnist(data_dir: Path | None, progress: Progress) -> Dataset:
@@ -137,6 +166,7 @@ def _zipf(data_dir: Path | None, progress: Progress) -> Dataset:
 
 NAMES: Mapping[str, Callable[[Path | None, Progress], Dataset]] = {
     "digits": _digits,
+    "digits32": _digits32,
     "mnist": _mnist,
     "imdb": _imdb,
     "cifar10": _cifar10,

@@ -17,6 +17,7 @@ from workers.data import Dataset, Progress
 
 SIDE, CHANNELS = 32, 3
 FEATURES = CHANNELS * SIDE * SIDE
+RECORD = 1 + FEATURES
 BINARY, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 FIX = f"give --data-dir a folder that holds {BINARY} or {PYTHON}, unpacked"
 
@@ -67,23 +68,33 @@ def _find(data_dir: Path | None) -> tuple[Path, str]:
 
 def _binary(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A binary batch: records of one label byte and 3,072 pixel bytes."""
-    data = np.fromfile(path, np.uint8)
-    if not data.size or data.size % (1 + FEATURES):
-        raise DataError(f"has {data.size} bytes, not a multiple of {1 + FEATURES}", field=str(path))
-    records = data.reshape(-1, 1 + FEATURES)
-    return records[:, 1:], _labels(path, records[:, 0], lambda at: at * (1 + FEATURES))
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", field=str(path)) from None
+    rest = data.size % RECORD
+    if rest or not data.size:
+        raise DataError(
+            f"at byte {data.size}: expected a record of {RECORD} bytes, found the end of the file after {rest}",
+            field=str(path),
+            fix="fetch the file again",
+        )
+    records = data.reshape(-1, RECORD)
+    return records[:, 1:], _labels(path, records[:, 0], lambda at: at * RECORD)
 
 
 def _python(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A python batch: a pickled dictionary, of which nothing but numbers, texts and arrays is made."""
     try:
         with path.open("rb") as file:
-            found = _Plain(file, encoding="bytes").load()
-        pixels, labels = found[b"data"], np.asarray(found[b"labels"])
-    except DataError:
-        raise
-    except Exception as error:  # whatever a damaged pickle makes of itself
-        raise DataError(f"cannot be read: {error!r}", field=str(path)) from None
+            try:
+                found = _Plain(file, encoding="bytes").load()
+                pixels, labels = found[b"data"], np.asarray(found[b"labels"])
+            except Exception as error:  # whatever a damaged pickle makes of itself
+                where = f"at or before byte {file.tell()}"
+                raise DataError(f"{where}: cannot be read: {error!r}", field=str(path)) from None
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", field=str(path)) from None
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (FEATURES,):
         raise DataError(f"holds no images of {FEATURES} bytes", field=str(path))
     if labels.shape != (len(pixels),) or not len(pixels):
@@ -105,5 +116,5 @@ class _Plain(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise DataError(f"a batch asks for {module}.{name}", field="batch", fix="use the official files")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)

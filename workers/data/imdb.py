@@ -28,14 +28,15 @@ FOLDER = "aclImdb"
 WORDS = 10_000
 """Most frequent words of the training set that are kept."""
 
-VERSION = 1
+VERSION = 2
 """Of what is cached; another tokenizer needs another number."""
 
 FIX = f"give --data-dir a folder that holds {ARCHIVE} or {FOLDER}/"
 
 _BREAK = re.compile(r"<br\s*/?>")
 _TOKEN = re.compile(r"[a-z0-9']+")
-_MEMBER = re.compile(r"(?:.*/)?(train|test)/(pos|neg)/\d+_\d+\.txt$")
+_MEMBER = re.compile(r"(?:.*/)?(train|test)/(pos|neg)/\d+_(\d+)\.txt$")
+_RATINGS = {"neg": range(1, 5), "pos": range(7, 11)}
 
 
 def tokens(text: str) -> list[str]:
@@ -54,7 +55,8 @@ def load_imdb(
         words: how many of the training set's most frequent words to keep.
 
     Raises:
-        DataError: there is no such file, it is damaged, or a part of the data set is empty; names it.
+        DataError: there is no such file; it is damaged; a review is empty, no UTF-8, or in the wrong folder for its
+            rating; or a part of the data set is empty. Names the file, and the byte where there is one.
     """
     source = _find(data_dir)
     kept = cache_dir() / "data" / "imdb" / f"{_digest(source, words)}.npz"
@@ -84,24 +86,27 @@ def _find(data_dir: Path | None) -> Path:
 
 
 def _digest(source: Path, words: int) -> str:
-    """What the cached arrays depend on: an archive's bytes; a folder's file names, sizes and times."""
+    """What the cached arrays depend on: an archive's bytes, or the names and bytes of a folder's files."""
     found = hashlib.sha256(f"{VERSION} {words} ".encode())
     if source.is_file():
         with source.open("rb") as file:
             while block := file.read(1 << 20):
                 found.update(block)
     else:
-        for path in sorted(source.glob("t*/[pn]*/*.txt")):
-            status = path.stat()
-            found.update(f"{path.relative_to(source)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for name, content in _reviews(source):
+            found.update(f"{name} {len(content)} ".encode())
+            found.update(content)
     return found.hexdigest()[:32]
 
 
-def _texts(source: Path) -> Iterator[tuple[str, str]]:
-    """Every review: its path and its text."""
+def _reviews(source: Path) -> Iterator[tuple[str, bytes]]:
+    """Every review: its path and its bytes."""
     if source.is_dir():
         for path in sorted(source.glob("t*/[pn]*/*.txt")):
-            yield str(path.relative_to(source)), path.read_text(encoding="utf-8", errors="replace")
+            try:
+                yield str(path.relative_to(source)), path.read_bytes()
+            except OSError as error:
+                raise DataError(f"cannot be read: {error.strerror}", field=str(path)) from None
         return
     try:
         # tarfile's own gzip reader takes an archive that is cut short for one that ends there.
@@ -109,23 +114,35 @@ def _texts(source: Path) -> Iterator[tuple[str, str]]:
             for member in archive:
                 file = archive.extractfile(member) if member.isfile() else None
                 if file is not None and _MEMBER.match(member.name):
-                    yield member.name, file.read().decode("utf-8", errors="replace")
+                    yield member.name, file.read()
             while unpacked.read(1 << 20):
                 pass  # to its checksum
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {error}", field=str(source)) from None
 
 
+def _text(path: str, content: bytes) -> str:
+    if not content:
+        raise DataError("at byte 0: expected a review, found the end of the file", field=path)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"0x{content[error.start]:02x}"
+        raise DataError(f"at byte {error.start}: expected UTF-8, found {found}", field=path) from None
+
+
 def _read(source: Path, words: int, progress: Progress) -> dict[str, NDArray[np.generic]]:
     """Tokenise everything; the order of the examples is that of their names."""
     reviews: dict[tuple[str, str], list[tuple[str, set[str]]]] = {}
     frequency: Counter[str] = Counter()
-    for count, (path, text) in enumerate(_texts(source)):
+    for count, (path, content) in enumerate(_reviews(source)):
         found = _MEMBER.match("/" + path)
         if found is None:
             continue
-        part, label = found.groups()
-        all_words = tokens(text)
+        part, label, rating = found.groups()
+        if int(rating) not in _RATINGS[label]:
+            raise DataError(f"a rating of {rating} is not {label}", field=f"{source}/{path}", fix=FIX)
+        all_words = tokens(_text(f"{source}/{path}", content))
         if part == "train":
             frequency.update(all_words)
         reviews.setdefault((part, label), []).append((path, set(all_words)))

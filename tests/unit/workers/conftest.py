@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -76,7 +77,8 @@ class Mirror:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content[: mirror.cut_after])
+                with contextlib.suppress(ConnectionError):  # whoever has seen enough hangs up
+                    self.wfile.write(content[: mirror.cut_after])
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

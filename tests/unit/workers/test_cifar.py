@@ -13,9 +13,7 @@ import pytest
 from adamserve.errors import DataError
 from workers import networks
 from workers.data import load
-from workers.data.cifar import BINARY, FEATURES, PYTHON, load_cifar10
-
-RECORD = 1 + FEATURES
+from workers.data.cifar import BINARY, FEATURES, PYTHON, RECORD, load_cifar10
 
 
 def records(n: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -83,14 +81,17 @@ def relabelled(content: bytes) -> bytes:
 
 
 DAMAGED: dict[str, tuple[Any, str]] = {
-    "truncated": (damage("data_batch_2.bin", lambda b: b[:-1]), "not a multiple of 3073"),
-    "empty": (damage("test_batch.bin", lambda b: b""), "has 0 bytes"),
+    "truncated": (
+        damage("data_batch_2.bin", lambda b: b[:-1]),
+        f"at byte {6 * RECORD - 1}: expected a record of 3073 bytes, found the end of the file after 3072",
+    ),
+    "empty": (damage("test_batch.bin", lambda b: b""), "at byte 0: expected a record of 3073 bytes"),
     "mislabelled": (
         damage("data_batch_1.bin", relabelled),
         f"at byte {RECORD}: expected a label from 0 to 9, found 10",
     ),
     "truncated pickle": (damage("data_batch_1", lambda b: b[:-20]), "cannot be read"),
-    "empty pickle": (damage("data_batch_1", lambda b: b""), "cannot be read"),
+    "empty pickle": (damage("data_batch_1", lambda b: b""), "at or before byte 0: cannot be read: EOFError"),
     "not a pickle": (damage("test_batch", lambda b: b"CIFAR" + b), "cannot be read"),
     "other keys": (damage("test_batch", lambda b: pickle.dumps({b"x": 1})), "cannot be read"),
     "labels missing": (
@@ -123,8 +124,9 @@ def test_a_damaged_batch_is_named(prepare: Any, problem: str, tmp_path: Path) ->
 
 def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     (write_python(tmp_path) / "test_batch").write_bytes(pickle.dumps({b"data": Evil(tmp_path / "made")}))
-    with pytest.raises(DataError, match=rf"{os.name}\.mkdir"):
+    with pytest.raises(DataError, match=rf"asks for {os.name}\.mkdir") as caught:
         load_cifar10(tmp_path)
+    assert caught.value.field == str(tmp_path / PYTHON / "test_batch")
     assert not (tmp_path / "made").exists()
 
 

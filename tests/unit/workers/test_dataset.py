@@ -49,7 +49,7 @@ def test_a_wrong_array_is_refused(change: dict[str, Any], says: str) -> None:
     assert says in caught.value.problem
 
 
-ALL = "choose digits or mnist or imdb or cifar10 or zipf"
+ALL = "choose digits or digits32 or mnist or imdb or cifar10 or zipf"
 
 
 @pytest.mark.parametrize(("name", "fix"), [("mnits", f"did you mean mnist? {ALL}"), ("", ALL)])
@@ -98,4 +98,4 @@ def test_importing_the_package_loads_neither_torch_nor_scikit_learn() -> None:
 
 
 def test_every_name_has_a_loader() -> None:
-    assert list(NAMES) == ["digits", "mnist", "imdb", "cifar10", "zipf"]
+    assert list(NAMES) == ["digits", "digits32", "mnist", "imdb", "cifar10", "zipf"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from adamserve.errors import DataError, InvalidArgument
 from workers import networks
 from workers.data import Dataset, load
 from workers.data.bags import Bags
-from workers.data.imdb import ARCHIVE, load_imdb, tokens
+from workers.data.imdb import ARCHIVE, WORDS, load_imdb, tokens
 from workers.networks import BagOfWords
 
 REVIEWS = {
@@ -88,6 +89,16 @@ def test_what_was_read_is_kept_under_its_content(tmp_path: Path, cache: Path) ->
     assert len(load_imdb(tmp_path, words=5).train_y) == 5
 
 
+def test_another_text_of_the_same_size_and_time_is_read_anew(tmp_path: Path, cache: Path) -> None:
+    folder(tmp_path)
+    load_imdb(tmp_path, words=5)
+    review = tmp_path / "aclImdb/test/neg/0_3.txt"
+    before = review.stat()
+    review.write_text("wow")  # was "bad"; the vocabulary is the training set's
+    os.utime(review, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert bags(load_imdb(tmp_path, words=5), "test") == [[], [0, 3, 4]]
+
+
 @pytest.mark.parametrize(
     ("prepare", "problem"),
     [
@@ -98,14 +109,39 @@ def test_what_was_read_is_kept_under_its_content(tmp_path: Path, cache: Path) ->
             lambda path: (path / ARCHIVE).write_bytes((archive(path) / ARCHIVE).read_bytes()[:200]),
             "cannot be read",
         ),
+        (lambda path: (path / ARCHIVE).write_bytes(b""), "cannot be read"),
     ],
-    ids=["nothing there", "one class", "not an archive", "cut short"],
+    ids=["nothing there", "one class", "not an archive", "cut short", "empty archive"],
 )
 def test_a_damaged_source_is_named(prepare: Any, problem: str, tmp_path: Path, cache: Path) -> None:
     prepare(tmp_path)
     with pytest.raises(DataError, match=problem) as caught:
         load_imdb(tmp_path)
     assert str(tmp_path) in caught.value.field
+
+
+BAD_REVIEWS = {
+    "mislabelled, positive": ("train/pos/2_4.txt", b"good", "a rating of 4 is not pos"),
+    "mislabelled, negative": ("test/neg/2_7.txt", b"bad", "a rating of 7 is not neg"),
+    "empty": ("train/neg/2_1.txt", b"", "at byte 0: expected a review, found the end of the file"),
+    "not a text": ("train/neg/2_1.txt", b"bad \xff", "at byte 4: expected UTF-8, found 0xff"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "problem"), BAD_REVIEWS.values(), ids=BAD_REVIEWS)
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
+def test_a_bad_review_is_named(
+    name: str, content: bytes, problem: str, packed: bool, tmp_path: Path, cache: Path
+) -> None:
+    source = folder(tmp_path) / "aclImdb"
+    (source / name).write_bytes(content)
+    if packed:
+        with tarfile.open(tmp_path / ARCHIVE, "w:gz") as made:
+            made.add(source, "aclImdb")
+    with pytest.raises(DataError) as caught:
+        load_imdb(tmp_path)
+    assert caught.value.field == (f"{tmp_path / ARCHIVE}/aclImdb/{name}" if packed else str(source / name))
+    assert caught.value.problem == problem
 
 
 def test_without_a_folder_the_fix_is_said() -> None:
@@ -159,5 +195,7 @@ def test_networks_for_bags() -> None:
     model = networks.build("logreg", data, seed=0)
     assert isinstance(model, BagOfWords)
     assert sum(p.numel() for p in model.parameters()) == networks.logreg_parameters(4, 2) == 10
+    imdb = networks.lookup("logreg").build(WORDS, 2, seed=0, sparse=True)
+    assert sum(p.numel() for p in imdb.parameters()) == 20_002
     with pytest.raises(InvalidArgument, match=r"takes no bags of words.*choose logreg"):
         networks.build("mlp", data, seed=0)

@@ -32,6 +32,60 @@ def test_the_mlp_has_so_many_parameters(features: int, parameters: int) -> None:
     assert network.parameters(features, 10) == parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "features", "parameters"),
+    [("vae", 784, 860_884), ("vae", 64, 140_164), ("logreg", 784, 7_850)],
+)
+def test_other_networks_have_so_many_parameters(name: str, features: int, parameters: int) -> None:
+    network = networks.lookup(name)
+    assert sum(p.numel() for p in network.build(features, 10, seed=0).parameters()) == parameters
+    assert network.parameters(features, 10) == parameters
+
+
+def test_the_auto_encoder_s_loss_is_the_negative_lower_bound() -> None:
+    """Against the definition: E_q[log q(z|x) - log p(z) - log p(x|z)], by many draws and torch.distributions."""
+    from torch import distributions
+
+    torch.manual_seed(0)
+    model = networks.VariationalAutoencoder(6, hidden=5, latent=2).double()
+    x = torch.rand(3, 6, dtype=torch.float64)
+    draws = 40_000
+    with torch.no_grad():
+        hidden = functional.softplus(model.encoder(x))
+        posterior = distributions.Normal(model.mean(hidden), (0.5 * model.log_variance(hidden)).exp())
+        z = posterior.sample((draws,))
+        logits = model.output(functional.softplus(model.decoder(z)))
+        p = logits.sigmoid()
+        likelihood = (x * p.log() + (1 - x) * (1 - p).log()).sum(-1)
+        prior = distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+        expected = (posterior.log_prob(z).sum(-1) - prior - likelihood).mean(0)
+        found = torch.stack([model(x) for _ in range(2000)]).mean(0)
+    # Two Monte Carlo means with standard deviations near 0.02 and 0.005.
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
+
+
+def test_the_penalty_is_in_the_loss_and_its_gradient() -> None:
+    from workers.loop import gradient
+
+    x, y = torch.rand(4, 64), torch.arange(4)
+    plain, penalised = (networks.build("logreg", DIGITS, seed=0, l2=l2) for l2 in (0.0, 0.5))
+    for model in (plain, penalised):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.fill_(0.25)
+    gap = gradient(penalised, x, y, seed=0) - gradient(plain, x, y, seed=0)
+    assert gap == pytest.approx(0.5 * 0.5 * 0.25**2 * 650, rel=1e-5)
+    for a, b in zip(penalised.parameters(), plain.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        torch.testing.assert_close(a.grad - b.grad, torch.full_like(a, 0.5 * 0.25))
+
+
+def test_a_penalty_that_a_network_has_not_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match=r"l2: mlp on shape of digits has no penalty .*use -o l2="):
+        networks.build("mlp", DIGITS, seed=0, l2=0.1)
+
+
 def test_the_mlp_s_tensors_have_names_for_people() -> None:
     shapes = {name: tuple(p.shape) for name, p in networks.build("mlp", DIGITS, seed=0).named_parameters()}
     assert shapes == {
@@ -86,9 +140,9 @@ def test_dropout_is_on_in_training_only() -> None:
 @pytest.mark.parametrize(
     ("name", "fix"),
     [
-        ("mpl", "did you mean mlp? choose mlp or cnn or logreg"),
-        ("resnet", "choose mlp or cnn or logreg"),
-        ("", "choose mlp or cnn or logreg"),
+        ("mpl", "did you mean mlp? choose mlp or cnn or logreg or vae"),
+        ("resnet", "choose mlp or cnn or logreg or vae"),
+        ("", "choose mlp or cnn or logreg or vae"),
     ],
 )
 def test_an_unknown_network_lists_the_known(name: str, fix: str) -> None:

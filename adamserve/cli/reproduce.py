@@ -1,0 +1,118 @@
+"""`adamserve reproduce`: the paper's experiments, a report and a table of what held."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adamserve.cli.train import PLAIN_EVERY_S, Format
+from adamserve.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NAMES = ("logreg-mnist", "logreg-imdb", "mlp-mnist", "cnn-cifar10", "vae-bias", "adamax", "regret")
+"""The experiments, in the order in which `all` runs them."""
+
+
+def reproduce(
+    experiment: Annotated[str, typer.Argument(help=f"{', '.join(NAMES)}, or all.")],
+    scale: Annotated[
+        str, typer.Option(help="smoke (minutes), cpu (an hour or two on two cores) or full.")
+    ] = "smoke",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the data sets' files; embedded stand-ins are used without it."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; runs/reproduce-SCALE by default.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds: 1 for smoke, 3 for cpu, 5 for full.")] = None,
+    shards: Annotated[int, typer.Option(help="Shard processes.")] = 2,
+    workers: Annotated[int, typer.Option(help="Workers of each training; the paper has one.")] = 1,
+    consistency: Annotated[str, typer.Option(help="async, ssp:S or bsp.")] = "async",
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, host:port or auto.")] = None,
+    output: Annotated[
+        Format, typer.Option("--format", help="Print the verdicts as a table or as JSON.")
+    ] = Format.table,
+) -> None:
+    """Run the paper's experiments through the service, and say by numbers which of its claims held.
+
+    A run that was stopped goes on where it was when it is started again with the same --out.
+    """
+    if experiment != "all" and experiment not in NAMES:
+        raise InvalidArgument(
+            f"there is no experiment {experiment!r}",
+            field="EXPERIMENT",
+            fix=f"choose {', '.join(NAMES)} or all",
+        )
+    scales = ("smoke", "cpu", "full")
+    if scale not in scales:
+        raise InvalidArgument(f"must be {', '.join(scales)}, got {scale!r}", field="scale")
+    for name, value in (("shards", shards), ("workers", workers), ("seeds", seeds)):
+        if value is not None and value < 1:
+            raise InvalidArgument(f"must be at least 1, got {value}", field=name)
+    from adamserve.consistency import parse
+
+    mode = parse(consistency)
+    from workers.experiments.base import SEEDS, Scale, Settings
+    from workers.experiments.catalogue import EXPERIMENTS
+    from workers.experiments.reproduce import reproduce as run
+
+    chosen = [EXPERIMENTS[name] for name in (NAMES if experiment == "all" else (experiment,))]
+    folder = out if out is not None else Path("runs") / f"reproduce-{scale}"
+    settings = Settings(
+        scale=Scale(scale),
+        data=data_dir is not None,
+        seeds=SEEDS[Scale(scale)] if seeds is None else seeds,
+        shards=shards,
+        workers=workers,
+        consistency=mode,
+    )
+    with _progress() as show:
+        verdicts = run(chosen, settings, data_dir=data_dir, out=folder, address=address, progress=show)
+    if output is Format.json:
+        print(json.dumps(verdicts))
+    else:
+        _table(verdicts, folder / "REPORT.html")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that is redrawn in a terminal, and printed now and then elsewhere."""
+    terminal = sys.stderr.isatty()
+    printed = 0.0
+
+    def show(line: str) -> None:
+        nonlocal printed
+        if terminal:
+            print(f"\r\033[K{line[:150]}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - printed >= 5 * PLAIN_EVERY_S:
+            printed = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if terminal:
+            print(file=sys.stderr)
+
+
+def _table(verdicts: Sequence[dict[str, Any]], report: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"claims; the figures are in {report}")
+    for heading in ("experiment", "claim", "verdict"):
+        table.add_column(heading)
+    for verdict in verdicts:
+        for claim in verdict["claims"]:
+            table.add_row(verdict["experiment"], claim["text"], "held" if claim["held"] else "not held")
+    Console().print(table)

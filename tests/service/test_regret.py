@@ -1,0 +1,132 @@
+"""Regret as the service counts it, against a recomputation that shares nothing with it."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from scipy.optimize import minimize
+
+from adamserve import optim
+from adamserve.errors import NotFound
+from adamserve.service.client import ClusterClient, own_error
+from tests.optim.oracle import oracle
+from tests.service.conftest import create
+from tests.service.test_train import record_of, run
+from workers.data import load
+from workers.data.batches import indices
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+L2, BATCH, SEED = 0.01, 32, 4
+RULE = optim.Adam(lr=0.1, lr_schedule="inverse_sqrt", beta1_decay=0.99)
+
+
+def losses_and_gradient(w: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    """Penalised cross-entropy of each example, and the gradient of their mean; w is [classes, features + 1]."""
+    logits = x @ w[:, :-1].T + w[:, -1]
+    logits -= logits.max(axis=1, keepdims=True)
+    p = np.exp(logits)
+    p /= p.sum(axis=1, keepdims=True)
+    penalty = 0.5 * L2 * float((w * w).sum())
+    losses = -np.log(p[np.arange(len(y)), y]) + penalty
+    p[np.arange(len(y)), y] -= 1
+    p /= len(y)
+    return losses, np.hstack([p.T @ x, p.sum(axis=0)[:, None]]) + L2 * w
+
+
+def test_the_service_s_regret_is_the_recorded_pushes_recomputed(tmp_path: Path) -> None:
+    done = run(
+        "train", "logreg", "--dataset", "digits", "--l2", L2, "--regret", "--dtype", "float64", "--workers", 1,
+        "--batch", BATCH, "--epochs", 6, "--seed", SEED, "--optimizer", "adam", "--lr", RULE.lr,
+        "--lr-schedule", "inverse_sqrt", "-o", "beta1_decay=0.99", "--run-dir", tmp_path, "--format", "json",
+    )  # fmt: skip
+    found = record_of(done)["regret"]
+    with (tmp_path / "metrics.csv").open() as file:
+        pushes = list(csv.DictReader(file))
+    data = load("digits")
+    x, y = np.asarray(data.train_x, np.float64), data.train_y
+    # The trajectory anew, from the pushes' steps: float64 numpy and the oracle's Adam.
+    update, w, met = oracle(RULE), np.zeros((10, 65)), []
+    batches = [
+        indices(n=len(y), batch=BATCH, workers=1, rank=0, step=int(push["step"]) - 1, seed=SEED)
+        for push in pushes
+    ]
+    for t, batch in enumerate(batches, 1):
+        losses, g = losses_and_gradient(w, x[batch], y[batch])
+        met.append(losses.mean())
+        w = update(w, g, t)
+    np.testing.assert_allclose([float(push["loss"]) for push in pushes], met, rtol=1e-9)
+    # W* over the same batches in the same order, by another method than the service's.
+    every = np.concatenate(batches)
+
+    def objective(flat: Any) -> tuple[float, Any]:
+        losses, g = losses_and_gradient(flat.reshape(10, 65), x[every], y[every])
+        return float(losses.mean()), g.ravel()
+
+    best = minimize(
+        objective, np.zeros(650), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 5000}
+    )
+    assert np.linalg.norm(best.jac) < 1e-6  # so the minimum is within 1e-12 / (2 l2) = 5e-11
+    expected = float(np.sum(met)) - len(met) * best.fun
+    assert found["steps"] == len(met) == 6 * 45
+    assert found["regret"] == pytest.approx(expected, rel=1e-6)
+    assert found["average_regret"] == pytest.approx(expected / len(met), rel=1e-6)
+    # Live, the comparator is the best for the whole training set, which is not quite the best for the batches seen.
+    comparator = [float(push["comparator_loss"]) for push in pushes]
+    assert found["live"]["regret"] == pytest.approx(np.sum(met) - np.sum(comparator), rel=1e-9)
+    assert 0 < found["regret"] - found["live"]["regret"] < 0.01 * found["regret"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mlp", "--regret"], "--regret: mlp on digits has no convex loss (use logreg on dense data)"),
+        (["logreg", "--regret"], "--l2: must be positive for a minimum to exist (e.g. 0.001)"),
+        (["logreg", "--l2", "-1"], "--l2: must be at least 0, got -1.0"),
+        (
+            ["mlp", "--l2", "0.1"],
+            "--l2: mlp on digits has no penalty in its loss (use -o l2=... (the rule's))",
+        ),
+        (["mlp", "--dtype", "float16"], "--dtype: must be float32 or float64, got 'float16'"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run("train", *arguments, "--run-dir", tmp_path / "run", rc=2)
+    assert f"adamserve: {message}" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_that_diverges_says_so(tmp_path: Path) -> None:
+    # From zero weights a bias's gradient is 0.1 - k/32 for a whole k, so at least 0.00625 in size: at this rate the
+    # first update, whoever's it is, is beyond float32, and whoever pulls next has no finite loss. Every worker pulls
+    # again after its own first push.
+    done = run(
+        "train", "logreg", "--optimizer", "sgd", "--lr", "1e41", "--batch", 32, "--epochs", 1,
+        "--run-dir", tmp_path / "r", rc=2,
+    )  # fmt: skip
+    assert re.search(
+        r"adamserve: loss: the loss of step [12] is (nan|inf) \(lower the rate\)", done.stderr
+    ), done.stderr
+
+
+def test_a_dropped_job_is_gone_and_its_name_is_free(start: Callable[..., Any]) -> None:
+    service = start(shards=2, checkpoint_dir=None)
+    for value in (1.0, 2.0):
+        create(service, {"w": np.full(4, value, np.float32)}, shards=2, job="short")
+        client = ClusterClient(service, "short")
+        assert client.pull()[0]["w"].tolist() == [value] * 4
+        for _ in range(2):  # idempotent
+            ray.get(service.drop.remote("short"))
+        with pytest.raises(NotFound, match="no job 'short'"):
+            client.pull()
+        with pytest.raises(ray.exceptions.RayTaskError) as caught:
+            ray.get(service.topology.remote("short"))
+        assert isinstance(own_error(caught.value), NotFound)
+        assert ray.get(service.status_now.remote()) == ()

@@ -1,0 +1,226 @@
+"""`adamserve reproduce` as a user runs it, and its report as a browser shows it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import json
+import math
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamserve import optim
+from adamserve.cli.reproduce import NAMES
+from tests.browser import visit
+from tests.service.test_train import COMMAND, run
+from tests.unit.workers.conftest import tiny_mnist, write
+from workers.experiments.catalogue import EXPERIMENTS
+from workers.experiments.comparison import STEP, _grown
+from workers.experiments.lab import Data, Result, Trial, read_log
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def reproduce(*arguments: object) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [*COMMAND, "reproduce", *map(str, arguments), "--format", "json"],
+        capture_output=True, text=True, timeout=580, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    verdicts: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return verdicts
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """Every experiment at the smallest scale, without a data folder."""
+    out = tmp_path_factory.mktemp("smoke")
+    return out, reproduce("all", "--scale", "smoke", "--out", out)
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_every_experiment_runs_and_says_what_held(smoke: tuple[Path, list[dict[str, Any]]]) -> None:
+    out, verdicts = smoke
+    assert tuple(verdict["experiment"] for verdict in verdicts) == NAMES == tuple(EXPERIMENTS)
+    for verdict in verdicts:
+        folder = out / verdict["experiment"]
+        assert json.loads((folder / "verdict.json").read_text()) == verdict
+        assert verdict["held"] == all(claim["held"] for claim in verdict["claims"])
+        assert verdict["claims"]
+        assert all(claim["text"] and claim["source"] and claim["numbers"] for claim in verdict["claims"])
+        assert verdict["settings"] == {
+            "scale": "smoke", "data": "stand-ins", "seeds": 1, "shards": 2, "workers": 1, "consistency": "async",
+        }  # fmt: skip
+        assert any("stands in for" in line for line in verdict["differs"]), verdict["differs"]
+        for figure in verdict["figures"]:
+            assert (folder / figure).read_bytes().startswith(b"\x89PNG")
+            assert b"<svg" in (folder / figure).with_suffix(".svg").read_bytes()
+        assert list(folder.glob("*.csv"))
+
+
+def test_what_must_hold_at_any_size_held(smoke: tuple[Path, list[dict[str, Any]]]) -> None:
+    """Identities and limits, unlike who wins, do not depend on the size of the data."""
+    held = {claim["text"]: claim["held"] for verdict in smoke[1] for claim in verdict["claims"]}
+    for part in (
+        "the L^p rules go to AdaMax",
+        "R(T) stays below the theorem's bound",
+        "the service's R(T) is the sum by hand",
+        "on Reddi's stream Adam's average regret stays above",
+        "AMSGrad's falls below",
+        "goes the same way as the rule by itself",
+    ):
+        [found] = [verdict for text, verdict in held.items() if part in text]
+        assert found, part
+
+
+def test_the_grid_that_chose_the_rates_is_kept(smoke: tuple[Path, list[dict[str, Any]]]) -> None:
+    out, verdicts = smoke
+    log = read_log(out / "logreg-mnist" / "trials.jsonl")
+    assert len(log) == 9
+    by_rule: dict[str, dict[float, float]] = {}
+    for key, result in log.items():
+        rule = json.loads(key)["rule"]
+        by_rule.setdefault(rule["rule"], {})[rule["lr"]] = result.final
+    [table] = [rows for title, rows in verdicts[0]["tables"].items() if title.startswith("Final")]
+    for label, rate, *_ in table[1:]:
+        best = min(by_rule[label], key=lambda lr: by_rule[label][lr])
+        assert float(rate) == pytest.approx(best, rel=1e-2)
+
+
+def test_the_report_shows_every_figure_and_asks_for_nothing(
+    smoke: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    out, verdicts = smoke
+    with served(out) as address:
+        url = f"{address}/REPORT.html"
+        seen = visit(
+            url,
+            "({images: [...document.images].map(i => [i.complete, i.naturalWidth]),"
+            " text: document.body.innerText})",
+        )
+    assert seen.requests == [url]
+    assert seen.errors == []
+    figures = sum(len(verdict["figures"]) for verdict in verdicts)
+    assert len(seen.answer["images"]) == figures
+    assert all(complete and width >= 300 for complete, width in seen.answer["images"])
+    for verdict in verdicts:
+        assert verdict["title"] in seen.answer["text"]
+        assert all(claim["text"] in seen.answer["text"] for claim in verdict["claims"])
+    assert seen.screenshot.startswith(b"\x89PNG")
+    # A page without its figures is a tenth of this.
+    assert len(seen.screenshot) > 200_000
+    (tmp_path / "REPORT.png").write_bytes(seen.screenshot)
+
+
+def test_what_is_done_is_not_run_again(smoke: tuple[Path, list[dict[str, Any]]]) -> None:
+    out, verdicts = smoke
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "REPORT.html"}
+    assert reproduce("all", "--scale", "smoke", "--out", out) == verdicts
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    done = run("reproduce", "all", "--scale", "smoke", "--out", out, "--shards", 1, rc=2)
+    assert "--out: " in done.stderr
+    assert "holds a reproduction with shards 2, not 1 (give another folder)" in done.stderr
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "logreg-imdb" / "trials.jsonl"
+    command = [*COMMAND, "reproduce", "logreg-imdb", "--out", str(tmp_path)]
+    running = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    tick = threading.Event()
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        assert running.poll() is None
+        tick.wait(0.05)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    kept = log.read_text().splitlines()
+    assert not (tmp_path / "logreg-imdb" / "verdict.json").exists()
+    log.write_text("\n".join(kept) + '\n{"trial": {"netw')  # as if killed in the middle of a line
+    [verdict] = reproduce("logreg-imdb", "--out", tmp_path)
+    lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
+    assert lines[: len(kept)] == kept
+    assert len(read_log(log)) == 9
+    assert verdict["claims"]
+
+
+def test_a_missing_data_set_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    data = write(tmp_path / "data" / "mnist", tiny_mnist()).parent
+    done = run("reproduce", "all", "--data-dir", data, "--out", tmp_path / "out", rc=2)
+    assert f"adamserve: {data}: holds neither aclImdb_v1.tar.gz nor aclImdb" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["settings.json"]
+
+
+BAD = [
+    (["reproduce", "mnist"], "EXPERIMENT: there is no experiment 'mnist' (choose logreg-mnist, "),
+    (["reproduce", "all", "--scale", "big"], "--scale: must be smoke, cpu, full, got 'big'"),
+    (["reproduce", "all", "--seeds", "0"], "--seeds: must be at least 1, got 0"),
+    (["reproduce", "all", "--workers", "0"], "--workers: must be at least 1, got 0"),
+    (["reproduce", "all", "--consistency", "sync"], "--consistency: 'sync' is not a consistency mode"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_line(
+    arguments: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert f"adamserve: {message}" in run(*arguments, rc=2).stderr
+
+
+def trial(**changes: Any) -> Trial:
+    fields: dict[str, Any] = {
+        "network": "logreg", "data": Data(name="digits"), "rule": optim.Adam(), "batch": 8, "epochs": 2, "seed": 0,
+    }  # fmt: skip
+    return Trial(**{**fields, **changes})
+
+
+def test_a_trial_s_key_is_all_of_it() -> None:
+    others = [
+        trial(seed=1),
+        trial(rule=optim.Adam(lr=0.1)),
+        trial(rule=optim.AdaMax()),
+        trial(data=Data(name="digits", examples=5)),
+        trial(l2=0.1),
+        trial(workers=2),
+    ]
+    assert len({t.key() for t in [trial(), *others]}) == 1 + len(others)
+    assert trial().key() == trial().key()
+
+
+def test_the_grid_grows_at_the_edge_that_is_best() -> None:
+    def results(*finals: float) -> dict[float, Result]:
+        return {
+            STEP**i: Result(costs=(9.0, final), staleness=0.0, seconds=1.0) for i, final in enumerate(finals)
+        }
+
+    assert _grown(results(3, 2, 3)) == pytest.approx([1, STEP, STEP**2])
+    assert _grown(results(1, 2, 3)) == pytest.approx([1 / STEP, 1, STEP, STEP**2])
+    assert _grown(results(3, 2, 1)) == pytest.approx([1, STEP, STEP**2, STEP**3])
+    assert _grown(results(math.inf, math.inf, 1)) == pytest.approx([1, STEP, STEP**2, STEP**3])

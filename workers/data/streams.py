@@ -1,0 +1,112 @@
+"""Streams of convex losses whose best parameters are known in closed form, for the study of regret."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from adamserve.errors import InvalidArgument
+from adamserve.values import Array
+
+
+class Stream(Protocol):
+    """Losses L_1, L_2, ... of parameters of shape (elements,), in float64."""
+
+    @property
+    def elements(self) -> int: ...
+
+    def loss(self, t: int, w: Array) -> float:
+        """L_t(w), t from 1."""
+
+    def gradient(self, t: int, w: Array) -> Array:
+        """The gradient of L_t at w."""
+
+    def best(self, steps: int) -> Array:
+        """W*: where the sum of L_1 to L_steps is least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadratic:
+    """L_t(w) = 1/2 sum_i a_i (w_i - c_ti)^2: noisy targets c_t around 1, curvatures a_i from 1 down to 1/`condition`.
+
+    Attributes:
+        elements: parameters.
+        condition: largest curvature over smallest.
+        seed: of the targets.
+    """
+
+    elements: int = 10
+    condition: float = 100.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.elements >= 1:
+            raise InvalidArgument(f"must be at least 1, got {self.elements}", field="elements")
+        if not 1 <= self.condition < float("inf"):
+            raise InvalidArgument(f"must be at least 1, got {self.condition}", field="condition")
+
+    def loss(self, t: int, w: Array) -> float:
+        """L_t(w)."""
+        return float(0.5 * self._curvatures @ np.square(w - self._target(t)))
+
+    def gradient(self, t: int, w: Array) -> Array:
+        """a (w - c_t)."""
+        gradient: Array = self._curvatures * (w - self._target(t))
+        return gradient
+
+    def best(self, steps: int) -> Array:
+        """The mean of the targets."""
+        mean: Array = np.mean([self._target(t) for t in range(1, steps + 1)], axis=0)
+        return mean
+
+    @property
+    def _curvatures(self) -> Array:
+        return np.geomspace(1.0, 1.0 / self.condition, self.elements)
+
+    def _target(self, t: int) -> Array:
+        return 1.0 + np.random.default_rng((self.seed, t)).standard_normal(self.elements)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternating:
+    """L_t(w) = C w at every third step, from the first, and -w at the others, on the interval [-1, 1].
+
+    With C > 2 the best w is -1. Adam with beta1 = 0, beta2 = 1 / (1 + C^2) and rate a / sqrt(t) goes to +1 all the
+    same: its memory is too short for the large gradient to weigh as much as it should (Reddi, Kale & Kumar 2018,
+    Theorem 1, https://openreview.net/forum?id=ryQu7f-RZ). At +1 it loses 2 (C - 2) in three steps.
+    """
+
+    C: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 2 < self.C < float("inf"):
+            raise InvalidArgument(f"must be above 2, got {self.C}", field="C")
+
+    @property
+    def elements(self) -> int:
+        """One."""
+        return 1
+
+    def loss(self, t: int, w: Array) -> float:
+        """L_t(w)."""
+        return float(self.gradient(t, w)[0] * w[0])
+
+    def gradient(self, t: int, w: Array) -> Array:
+        """The slope, whatever w is."""
+        return np.array([self.C if t % 3 == 1 else -1.0])
+
+    def best(self, steps: int) -> Array:
+        """-1, the end of the interval, at which the steep losses are least."""
+        return np.array([-1.0])
+
+    @property
+    def limit(self) -> float:
+        """The average regret of whoever stays at +1."""
+        return 2.0 * (self.C - 2.0) / 3.0
+
+
+STREAMS: Mapping[str, type[Stream]] = {"quadratic": Quadratic, "online-convex": Alternating}
+"""Every stream by name."""

@@ -1,0 +1,1 @@
+"""The paper's experiments, as jobs on the service: `adamserve reproduce`."""

@@ -1,0 +1,132 @@
+"""What every experiment is: a name, what it runs at each scale, and claims that its numbers bear out or do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from adamserve.consistency import Consistency
+from workers.data import Dataset
+from workers.experiments.lab import Data, Lab
+
+
+class Scale(StrEnum):
+    """How much to run: a check that everything works, what two cores do in an hour, or the paper's own size."""
+
+    smoke = "smoke"
+    cpu = "cpu"
+    full = "full"
+
+
+SEEDS: Mapping[Scale, int] = {Scale.smoke: 1, Scale.cpu: 3, Scale.full: 5}
+"""Seeds that each scale takes where none are asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a person chose.
+
+    Attributes:
+        scale: how much to run.
+        data: whether the data sets' files are at hand; embedded stand-ins take their places otherwise.
+        seeds: how many seeds.
+        shards, workers, consistency: of every training.
+    """
+
+    scale: Scale
+    data: bool
+    seeds: int
+    shards: int
+    workers: int
+    consistency: Consistency
+
+    def as_json(self) -> dict[str, Any]:
+        """For the verdict, and to tell whether a folder holds the same."""
+        return {
+            "scale": str(self.scale),
+            "data": "files" if self.data else "stand-ins",
+            "seeds": self.seeds,
+            "shards": self.shards,
+            "workers": self.workers,
+            "consistency": str(self.consistency),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Something that the slides or the paper say, and whether it held here.
+
+    Attributes:
+        text: the claim, with its threshold.
+        source: where it is from.
+        numbers: what it was decided by.
+        held: whether it held.
+    """
+
+    text: str
+    source: str
+    numbers: Mapping[str, Any]
+    held: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What came of an experiment.
+
+    Attributes:
+        claims: what was claimed and what was found.
+        figures: files drawn, PNG with an SVG of the same name beside it.
+        tables: title -> rows, the first one a heading.
+        what: the data, network and sizes, in words.
+        differs: what is not as in the paper.
+    """
+
+    claims: Sequence[Claim]
+    figures: Sequence[str]
+    tables: Mapping[str, Sequence[Sequence[str]]]
+    what: Sequence[str]
+    differs: Sequence[str] = field(default_factory=tuple)
+
+
+class Experiment(Protocol):
+    """One of the paper's experiments."""
+
+    @property
+    def name(self) -> str:
+        """As the command line knows it."""
+
+    @property
+    def title(self) -> str:
+        """For people."""
+
+    def needs(self, settings: Settings) -> Data:
+        """What it trains on."""
+
+    def run(self, lab: Lab, settings: Settings, folder: Path) -> Findings:
+        """Run it, or what of it the folder's log does not hold yet, and draw its figures into the folder."""
+
+
+OFFICIAL: Mapping[str, int] = {"mnist": 60_000, "imdb": 25_000, "cifar10": 50_000}
+"""Training examples of the data sets as they are published."""
+
+
+def differences(data: Dataset, wanted: str) -> list[str]:
+    """How a data set differs from the one that the paper has."""
+    if data.name != wanted:
+        return [f"{data.name} stands in for {wanted}."]
+    if len(data.train_y) != OFFICIAL[wanted]:
+        return [f"{len(data.train_y)} of the {OFFICIAL[wanted]} training examples of {wanted}."]
+    return []
+
+
+def relative(a: float, b: float) -> float:
+    """How far a lies above b, as a part of b."""
+    return a / b - 1.0
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

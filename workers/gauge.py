@@ -1,0 +1,93 @@
+"""What a worker measures of itself while its loop runs: where the time goes, and the theorem's constants."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from copy import deepcopy
+
+import numpy as np
+
+from adamserve.optim import Adam
+from adamserve.regret import Meter
+from adamserve.values import Array, Clocks, Gradient, JobReceipt
+from workers.loop import Client
+
+PARTS = ("pull", "compute", "push")
+
+
+class Timed:
+    """A client that notes how long the loop spends where; what is neither pull nor push counts as computing."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._last = time.perf_counter()
+        self.steps = 0
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    @property
+    def seq(self) -> int:
+        """As the client's."""
+        return self._client.seq
+
+    def pull(
+        self,
+        *,
+        into: Mapping[str, Array] | None = None,
+        rows: Mapping[str, Array] | None = None,
+        training: bool = True,
+    ) -> tuple[Mapping[str, Array], Clocks]:
+        """As the client's."""
+        self._until("compute")
+        try:
+            return self._client.pull(into=into, rows=rows, training=training)
+        finally:
+            self._until("pull")
+
+    def push(self, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt:
+        """As the client's."""
+        self._until("compute")
+        try:
+            receipt = self._client.push(gradients, clock)
+        finally:
+            self._until("push")
+        self.steps += 1
+        return receipt
+
+    def begin(self) -> None:
+        """The loop begins now."""
+        self._last = time.perf_counter()
+
+    def _until(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] += now - self._last
+        self._last = now
+
+
+class Watched:
+    """Feeds a `Meter` with the parameters that the loop pulls and the gradients that it pushes there."""
+
+    def __init__(self, rule: Adam) -> None:
+        self._rule = rule
+        self._lock = threading.Lock()
+        self._meter: Meter | None = None
+
+    def __call__(self, parameters: Mapping[str, Array], gradients: Mapping[str, Gradient]) -> None:
+        """One step; a tensor without a gradient has zeros."""
+        w = np.concatenate([array.reshape(-1) for array in parameters.values()])
+        g = np.concatenate(
+            [
+                np.asarray(gradients[name]).reshape(-1) if name in gradients else np.zeros(array.size)
+                for name, array in parameters.items()
+            ]
+        )
+        with self._lock:
+            if self._meter is None:
+                self._meter = Meter(self._rule, w.size)
+            self._meter.add(w, g)
+
+    def read(self) -> Meter | None:
+        """A copy of the meter; None before the first step."""
+        with self._lock:
+            return deepcopy(self._meter)

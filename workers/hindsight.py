@@ -1,0 +1,125 @@
+"""The best parameters in hindsight, for the one network here whose losses are convex: logistic regression.
+
+In numpy and float64, apart from the code that trained: an account that agrees with it agrees for a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adamserve.errors import InvalidArgument
+from adamserve.regret import Minimum, minimize
+from adamserve.values import Array
+from workers.data import Dataset
+from workers.data.bags import Bags
+
+
+@dataclass(frozen=True, slots=True)
+class Regret:
+    """R(T), T, R(T)/T, and the W* that they are measured against."""
+
+    steps: int
+    total: float
+    average: float
+    best: Minimum
+
+
+class Hindsight:
+    """The losses of L2-regularised logistic regression, over any multiset of a data set's training examples.
+
+        L(W) = mean cross-entropy of the examples + l2/2 |W|^2,       W: weights and biases
+
+    Args:
+        data: dense examples.
+        l2: weight of the penalty; above 0, so that there is a minimum and only one.
+
+    Raises:
+        InvalidArgument: the data are bags, or l2 is not positive.
+    """
+
+    def __init__(self, data: Dataset, l2: float) -> None:
+        if isinstance(data.train_x, Bags):
+            raise InvalidArgument("regret is counted on dense examples", field="dataset")
+        if not l2 > 0:
+            raise InvalidArgument("must be positive for a minimum to exist", field="l2", fix="e.g. 0.001")
+        self._x = data.train_x.astype(np.float64)
+        self._y = data.train_y
+        self._l2 = l2
+        self.shape = (data.classes, data.features)
+
+    @property
+    def elements(self) -> int:
+        """Weights and biases together."""
+        return self.shape[0] * (self.shape[1] + 1)
+
+    def minimum(
+        self, counts: Array | None = None, *, start: Array | None = None, gradient_norm: float = 1e-8
+    ) -> Minimum:
+        """W* of the losses of all batches in which training example i occurs counts[i] times in all (None: once).
+
+        Its value is the batches' mean loss at W*, as all batches have one size.
+
+        Raises:
+            InvalidArgument: as `regret.minimize`.
+        """
+        chosen = np.arange(len(self._y)) if counts is None else np.flatnonzero(counts)
+        weights = np.ones(len(chosen)) if counts is None else counts[chosen].astype(np.float64)
+        x, y = (self._x, self._y) if len(chosen) == len(self._y) else (self._x[chosen], self._y[chosen])
+        weights /= weights.sum()
+        rows = np.arange(len(y))
+
+        def objective(w: Array) -> tuple[float, Array]:
+            logits = self._logits(w, x)
+            top = logits.max(axis=1, keepdims=True)
+            shifted = np.exp(logits - top)
+            total = shifted.sum(axis=1, keepdims=True)
+            losses = (top + np.log(total))[:, 0] - logits[rows, y]
+            shifted /= total
+            shifted[rows, y] -= 1.0
+            shifted *= weights[:, None]
+            gradient = np.concatenate([(shifted.T @ x).ravel(), shifted.sum(axis=0)])
+            return float(weights @ losses + 0.5 * self._l2 * (w @ w)), gradient + self._l2 * w
+
+        return minimize(
+            objective,
+            np.zeros(self.elements) if start is None else start,
+            gradient_norm=gradient_norm,
+        )
+
+    def losses(self, w: Array, batches: Iterable[Array]) -> Array:
+        """L_t(W) of each mini-batch, given by its examples' numbers."""
+        logits = self._logits(w, self._x)
+        top = logits.max(axis=1)
+        each = (
+            top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - logits[np.arange(len(self._y)), self._y]
+        )
+        penalty = 0.5 * self._l2 * float(w @ w)
+        return np.array([each[batch].mean() + penalty for batch in batches])
+
+    def regret(self, losses: Array, batches: Sequence[Array]) -> Regret:
+        """R(T) of a run: its losses, L_t(W_t), against the best parameters for just these batches.
+
+        Args:
+            losses: of shape (T,), each with the penalty at the parameters that it was computed at.
+            batches: the examples' numbers of each mini-batch.
+
+        Raises:
+            InvalidArgument: as `minimum`.
+        """
+        counts = np.bincount(np.concatenate(batches), minlength=len(self._y))
+        found = self.minimum(counts)
+        total = float(np.sum(losses - self.losses(found.w, batches)))
+        return Regret(len(losses), total, total / len(losses), found)
+
+    def as_parameters(self, w: Array) -> dict[str, Array]:
+        """W by the names and shapes of `networks.Logistic`."""
+        weights = self.shape[0] * self.shape[1]
+        return {"weight": w[:weights].reshape(self.shape), "bias": w[weights:]}
+
+    def _logits(self, w: Array, x: Array) -> Array:
+        named = self.as_parameters(w)
+        logits: Array = x @ named["weight"].T + named["bias"]
+        return logits
