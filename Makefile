@@ -11,7 +11,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup protos fmt lint types test test-all coverage train bench docs-check check lock build up down clean distclean
+# Two processes; tests that start services keep to one of them, so that no more than two run at once
+# (tests/conftest.py). With one core, or with pytest-xdist switched off, there is one process.
+TWO := $(if $(findstring no:xdist,$(PYTEST_ADDOPTS)),,$(if $(filter 1,$(shell nproc)),,-n 2 --dist loadgroup))
+
+.PHONY: help setup protos fmt lint types test test-all coverage train bench docs-check check deploy-files lock build secrets up down clean distclean
 
 help: ## list the targets
 	@echo "make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -49,14 +53,14 @@ lint: $(READY) ## ruff, formatting, spelling, YAML, protos and their stubs
 types: $(READY) ## mypy, strict
 	$(BIN)/mypy
 
-test: $(READY) ## the test suite, Ray included, without the tests marked slow or gpu
-	$(BIN)/pytest -m "not slow and not gpu" --durations=10 $(ARGS)
+test: $(READY) ## the test suite, Ray included, without the tests marked slow or gpu; ARGS='-n 0' for one process
+	$(BIN)/pytest $(TWO) -m "not slow and not gpu" --durations=10 $(ARGS)
 
 test-all: $(READY) ## every test; those marked gpu skip themselves where there is none
-	$(BIN)/pytest --durations=20 $(ARGS)
+	$(BIN)/pytest $(TWO) --durations=20 $(ARGS)
 
 coverage: $(READY) ## the tests of `make test`, with a report of the lines that they miss
-	$(BIN)/pytest -m "not slow and not gpu" --cov --cov-report=term $(ARGS)
+	$(BIN)/pytest $(TWO) -m "not slow and not gpu" --cov --cov-report=term $(ARGS)
 
 train: $(READY) ## train the MLP on scikit-learn's digits: 2 shards, 2 workers; ARGS='--epochs 3' adds options
 	$(BIN)/adamserve train mlp --dataset digits --shards 2 --workers 2 --consistency async --optimizer adam $(ARGS)
@@ -72,11 +76,17 @@ check: lint types docs-check test ## what has to pass before a change goes in
 lock: ## resolve requirements/*.txt anew around requirements/pins.txt
 	PYTHON=$(PYTHON) scripts/lock
 
+deploy-files: $(READY) ## make the alerting rules and dashboards in deploy/ anew
+	$(BIN)/python -m adamserve.watch.files
+
 build: $(READY) ## wheel and source archive in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
-up: ## start training and Prometheus with Docker Compose
-	docker compose up --build --detach
+secrets: ## make the tokens and the password in deploy/secrets, where they are missing
+	scripts/secrets
+
+up: secrets ## start Ray, the service, Prometheus and Grafana with Docker Compose
+	docker compose up --build --detach --wait
 
 down: ## stop them; volumes stay
 	docker compose down

@@ -1,115 +1,220 @@
-"""Prometheus metrics, read from statistics at scrape time: nothing is counted here.
+"""A process's metrics for Prometheus, on an HTTP port of its own. What there is, is in `adamserve.families`.
 
-One registry and one port a process. The exporter is shown the latest `Observed` and turns it into samples when it is
-scraped.
+One registry and one port a process. What is exported is read when it is scraped.
 """
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from http.server import HTTPServer
-from typing import Protocol, Self
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from adamserve import __version__
 from adamserve.errors import Unavailable
-from adamserve.shard import ShardStatistics
+from adamserve.families import BUILD_INFO, JOB_FAMILIES, JOBS, JOBS_SHOWN, Family, Observed, Process
 
-STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Upper bounds of the staleness histogram, in updates."""
+__all__ = ["Exporter", "Guard", "JobCollector", "Observed", "Page", "Reading"]
 
+log = logging.getLogger("adamserve.metrics")
 
-class RollbackSeen(Protocol):
-    """What the metrics need of a rollback."""
+Source = TypeVar("Source")
 
-    @property
-    def shard(self) -> int: ...
+THREADS = 8
+"""Requests that a process answers at once."""
 
+STALL_S = 5.0
+"""Longest that a request may keep one of them waiting for its next bytes."""
 
-class StatusSeen(Protocol):
-    """What the metrics need of a job's status (`adamserve.service.controller.JobStatus`)."""
+REFUSED_S = 0.05
+"""How long one of them waits where no connection can be taken."""
 
-    @property
-    def shards(self) -> tuple[ShardStatistics, ...]: ...
-    @property
-    def rollbacks(self) -> tuple[RollbackSeen, ...]: ...
-    @property
-    def checkpoint_age_s(self) -> float | None: ...
+LETS_GO_S = 2e-4
+"""A scrape rests as long after each family, so that a push which waits for the interpreter gets it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A job at one moment."""
+class Reading(Collector):
+    """Families of one kind of source, read from their sources when they are scraped.
 
-    job: str
-    status: StatusSeen | None
-    loss: float | None
-    test_accuracy: float | None
+    Args:
+        families: what to read.
+        sources: what to read from, at the moment.
+    """
+
+    def __init__(self, families: Sequence[Family[Source]], sources: Callable[[], Iterable[Source]]) -> None:
+        self._families = families
+        self._sources: Callable[[], Iterable[Any]] = sources
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering reads nothing."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Samples of now."""
+        sources = list(self._sources())
+        for family in self._families:
+            metric = _metric(family)
+            for source in sources:
+                for labels, value in family.read(source):
+                    _add(metric, labels, value)
+            if metric.samples:
+                yield metric
+            time.sleep(LETS_GO_S)
 
 
 class JobCollector(Collector):
-    """Turns what was last observed into samples."""
+    """Turns what was last observed of the jobs into samples."""
 
     def __init__(self) -> None:
-        self.observed: tuple[Observed, ...] = ()
+        self.observed: tuple[Observed, ...] | None = None
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering reads nothing."""
+        return []
 
     def collect(self) -> Iterator[Metric]:
-        """Samples of the moment last observed."""
-        info = InfoMetricFamily("adamserve_build", "Version of adamserve.")
-        info.add_metric([], {"version": __version__})
-        yield info
-        families: dict[str, Metric] = {}
-        for observed in self.observed:
-            for family in _observed(observed):
-                kept = families.setdefault(family.name, family)
-                if kept is not family:
-                    kept.samples += family.samples
-        yield from families.values()
+        """Samples of the moment last observed; none before that."""
+        observed = self.observed
+        if observed is None:
+            return
+        shown = sorted(observed, key=lambda one: one.job)[:JOBS_SHOWN]
+        yield from Reading([JOBS], lambda: [len(observed)]).collect()
+        yield from Reading(JOB_FAMILIES, lambda: shown).collect()
+
+
+def _metric(family: Family[Any]) -> Metric:
+    match family.kind:
+        case "counter":
+            return CounterMetricFamily(family.name.removesuffix("_total"), family.help, labels=family.labels)
+        case "gauge":
+            return GaugeMetricFamily(family.name, family.help, labels=family.labels)
+        case "histogram":
+            return HistogramMetricFamily(family.name, family.help, labels=family.labels)
+
+
+def _add(metric: Any, labels: Sequence[str], value: Any) -> None:
+    if isinstance(metric, HistogramMetricFamily):
+        metric.add_metric(labels, *value)
+    else:
+        metric.add_metric(labels, value)
+
+
+Page = Callable[[], tuple[str, str]]
+"""A further page: its content type and its content."""
+
+Guard = Callable[[str], bool]
+"""Whether the value of an `Authorization` header may see the further pages."""
+
+
+class _Server(WSGIServer):
+    """Some threads that wait for connections themselves; none of them keeps the process alive.
+
+    A thread made for each scrape, and the loop that makes it, would take the interpreter from pushes a few times more.
+    """
+
+    def start(self) -> None:
+        """Answer from now on."""
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._answer, name=f"adamserve-metrics-{i}", daemon=True)
+            for i in range(THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Answer no more."""
+        self._stopped.set()
+        self.socket.shutdown(socket.SHUT_RDWR)  # wakes those who wait
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+        self.server_close()
+
+    def _answer(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                request, address = self.get_request()
+            except (
+                OSError
+            ) as error:  # stopped; or it was gone before it was taken, or there are too many open files
+                log.debug("no connection: %s", error)
+                self._stopped.wait(REFUSED_S)
+                continue
+            try:
+                self.finish_request(request, address)
+            except OSError as error:
+                log.debug("%s went away: %s", address, error)
+            except Exception:
+                log.exception("a request from %s was not answered", address)
+            finally:
+                self.shutdown_request(request)
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = STALL_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a scrape is no news."""
 
 
 class Exporter:
-    """An HTTP endpoint for Prometheus, and what it shows.
+    """An HTTP endpoint for Prometheus (`/metrics`) and for further pages, and what it shows.
 
     Args:
-        server, thread: what prometheus_client started.
+        server: bound and listening.
         collector: the collector on its registry.
     """
 
-    def __init__(self, server: HTTPServer, thread: threading.Thread, collector: JobCollector) -> None:
+    def __init__(self, server: _Server, collector: JobCollector) -> None:
         self._server = server
-        self._thread = thread
         self._collector = collector
+        server.start()
 
     @classmethod
-    def serve(cls, host: str, port: int) -> Self:
+    def serve(
+        cls,
+        host: str,
+        port: int,
+        pages: Mapping[str, Page] | None = None,
+        guard: Guard | None = None,
+        *,
+        process: Process = "controller",
+        collect: Sequence[Collector] = (),
+        open_pages: Mapping[str, Page] | None = None,
+    ) -> Self:
         """Listen on host:port (0: any free port).
+
+        Args:
+            host, port: where.
+            pages: further pages by path, such as "/".
+            guard: who may see them; everybody without one. `/metrics` is open in any case.
+            process: what this process is.
+            collect: what to export beside the jobs that are shown.
+            open_pages: pages that are open in any case.
 
         Raises:
             Unavailable: the port cannot be bound.
         """
         registry = CollectorRegistry()
         collector = JobCollector()
-        registry.register(collector)
+        for each in (Reading([BUILD_INFO], lambda: [process]), collector, *collect):
+            registry.register(each)
+        application = _routes(make_wsgi_app(registry), pages or {}, guard, open_pages or {})
         try:
-            server, thread = start_http_server(port, addr=host, registry=registry)
+            server = make_server(host, port, application, _Server, handler_class=_Handler)
         except OSError as error:
             raise Unavailable(
                 f"cannot listen on {host}:{port}: {error.strerror or error}",
                 field="metrics_port",
                 fix="choose another",
             ) from None
-        return cls(server, thread, collector)
+        return cls(server, collector)
 
     @property
     def port(self) -> int:
@@ -122,77 +227,32 @@ class Exporter:
 
     def close(self) -> None:
         """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.stop()
 
 
-def _observed(observed: Observed) -> Iterator[Metric]:
-    if observed.loss is not None:
-        yield _gauge(
-            "adamserve_loss", "Training loss, mean of the last 50 batches.", observed.job, observed.loss
-        )
-    if observed.test_accuracy is not None:
-        text = "Share of the test set classified rightly, at the last evaluation."
-        yield _gauge("adamserve_test_accuracy_ratio", text, observed.job, observed.test_accuracy)
-    if observed.status is not None:
-        yield from _job(observed.job, observed.status)
+def _routes(
+    metrics: Any, pages: Mapping[str, Page], guard: Guard | None, open_pages: Mapping[str, Page]
+) -> Any:
+    """The WSGI application: metrics, further pages behind their guard, and 404 for the rest."""
+    everything = {**pages, **open_pages}
 
+    def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "/")
+        if path == "/metrics":
+            found: Iterable[bytes] = metrics(environ, start)
+            return found
+        page = everything.get(path)
+        if page is None:
+            status, headers, content = "404 Not Found", [], f"see {' '.join(('/metrics', *everything))}\n"
+        elif path in pages and guard is not None and not guard(environ.get("HTTP_AUTHORIZATION", "")):
+            headers = [("WWW-Authenticate", 'Basic realm="adamserve: any user, the token as password"')]
+            status, content = "401 Unauthorized", "a token is needed\n"
+        else:
+            kind, content = page()
+            status, headers = "200 OK", [("Content-Type", kind), ("Cache-Control", "no-store")]
+        if status != "200 OK":
+            headers.append(("Content-Type", "text/plain; charset=utf-8"))
+        start(status, [*headers, ("X-Content-Type-Options", "nosniff")])
+        return [content.encode()]
 
-def _gauge(name: str, text: str, job: str, value: float) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=["job"])
-    family.add_metric([job], value)
-    return family
-
-
-def _job(job: str, status: StatusSeen) -> Iterator[Metric]:
-    by_shard = ["job", "shard"]
-    pushes = CounterMetricFamily(
-        "adamserve_pushes", "Pushes decided, by outcome.", labels=[*by_shard, "outcome"]
-    )
-    traffic = CounterMetricFamily(
-        "adamserve_bytes", "Gradients taken in and parameters given out.", labels=[*by_shard, "direction"]
-    )
-    applying = CounterMetricFamily("adamserve_apply_seconds", "Time spent inside the rule.", labels=by_shard)
-    staleness = HistogramMetricFamily(
-        "adamserve_staleness_updates", "Updates between a push's pull and its arrival.", labels=by_shard
-    )
-    clock = GaugeMetricFamily("adamserve_clock", "Updates applied.", labels=by_shard)
-    epoch = GaugeMetricFamily(
-        "adamserve_epoch", "Grows by one each time the shard is restored.", labels=by_shard
-    )
-    memory = GaugeMetricFamily("adamserve_state_bytes", "Parameters and slots.", labels=by_shard)
-    alive = GaugeMetricFamily("adamserve_pushers_alive", "Pushers whose lease runs.", labels=by_shard)
-    for shard in status.shards:
-        labels = [job, str(shard.shard)]
-        for outcome, count in sorted(shard.pushes.items()):
-            pushes.add_metric([*labels, str(outcome)], count)
-        traffic.add_metric([*labels, "in"], shard.bytes_in)
-        traffic.add_metric([*labels, "out"], shard.bytes_out)
-        applying.add_metric(labels, shard.apply_seconds)
-        buckets, total = cumulative(shard.staleness)
-        staleness.add_metric(labels, buckets, total)
-        clock.add_metric(labels, shard.stamp.clock)
-        epoch.add_metric(labels, shard.stamp.epoch)
-        memory.add_metric(labels, shard.state_bytes)
-        alive.add_metric(labels, len(shard.live))
-    yield from (pushes, traffic, applying, staleness, clock, epoch, memory, alive)
-    rollbacks = CounterMetricFamily(
-        "adamserve_rollbacks", "Restores of a shard from a checkpoint.", labels=["job"]
-    )
-    rollbacks.add_metric([job], len(status.rollbacks))
-    yield rollbacks
-    if status.checkpoint_age_s is not None:
-        yield _gauge(
-            "adamserve_checkpoint_age_seconds", "Since the last checkpoint.", job, status.checkpoint_age_s
-        )
-
-
-def cumulative(counts: Mapping[int, int]) -> tuple[list[tuple[str, float]], float]:
-    """Cumulative histogram buckets and the sum, from exact counts by value."""
-    buckets = [
-        (str(float(bound)), float(sum(n for value, n in counts.items() if value <= bound)))
-        for bound in STALENESS_BUCKETS
-    ]
-    buckets.append(("+Inf", float(sum(counts.values()))))
-    return buckets, float(sum(value * n for value, n in counts.items()))
+    return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +14,33 @@ settings.register_profile(
     "adamserve", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("adamserve")
+
+# Threads of torch that wait for each other would otherwise keep a core busy that another process could use.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Ray's processes are otherwise so polite that tests beside them starve them.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+GROUPS = (("deploy/", "docs/", "rpc/", "unit/test_benchmarks.py"), ("faults/", "service/"))
+"""Tests that start services, browsers or benchmarks. Those of a group run one after the other in one process."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadgroup`, those groups; each other test goes to whichever process is free.
+
+    Beside pytest 9.2, pytest-xdist 3.8 takes no notice of its own `xdist_group` mark.
+    """
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    def scope(nodeid: str) -> str:
+        name = nodeid.removeprefix("tests/")
+        return next((group[0] for group in GROUPS if name.startswith(group)), nodeid)
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = scope
+    return scheduler
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,15 @@ import typer
 
 from adamserve import __version__
 from adamserve.cli.checkpoint import app as checkpoint_app
+from adamserve.cli.dashboard import app as dashboard_app
+from adamserve.cli.dashboard import render
+from adamserve.cli.doctor import doctor
+from adamserve.cli.metrics import app as metrics_app
+from adamserve.cli.reproduce import reproduce
 from adamserve.cli.serve import serve
+from adamserve.cli.status import status
+from adamserve.cli.submit import submit
+from adamserve.cli.top import top
 from adamserve.cli.train import train
 from adamserve.errors import AdamServeError
 
@@ -29,7 +37,14 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(serve)
+app.command(context_settings={"allow_interspersed_args": False})(submit)
+app.command()(reproduce)
+app.command()(status)
+app.command()(top)
+app.command()(doctor)
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(metrics_app, name="metrics")
+app.add_typer(dashboard_app, name="dashboard")
 
 
 def _version(wanted: bool) -> None:
@@ -73,7 +88,8 @@ def _as_typed(error: AdamServeError) -> AdamServeError:
         return type(error)(error.problem, field="NETWORK", fix=error.fix)
     if error.field == "rule":
         return type(error)(error.problem, field="--optimizer", fix=error.fix)
-    if any(error.field in inspect.signature(command).parameters for command in (train, serve)):
+    commands = (train, serve, reproduce, status, top, render, submit)
+    if any(error.field in inspect.signature(command).parameters for command in commands):
         return type(error)(error.problem, field=f"--{error.field.replace('_', '-')}", fix=error.fix)
     return error
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from adamserve.cli.train import LogFormat, LogLevel
+
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -16,6 +18,10 @@ def serve(
         Path | None, typer.Option(help="Where checkpoints go; the jobs found there are taken up again.")
     ] = None,
     metrics_port: Annotated[int, typer.Option(help="Prometheus port on --host; 0 takes any free one.")] = 0,
+    sd_file: Annotated[
+        Path | None,
+        typer.Option(help="File to keep for Prometheus' file_sd: where every process's metrics are."),
+    ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain of the service.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
     tls_ca: Annotated[
@@ -42,6 +48,8 @@ def serve(
     stall_s: Annotated[
         float, typer.Option(help="Seconds after which a stream that does not move is cut.")
     ] = 30.0,
+    log_format: LogFormat = "text",
+    log_level: LogLevel = "info",
     format: Annotated[
         Literal["text", "json"], typer.Option(help="How to say that the service is ready.")
     ] = "text",
@@ -49,6 +57,9 @@ def serve(
     """Serve jobs over gRPC until SIGTERM or Ctrl-C; then drain, write checkpoints and exit with 0."""
     import json
 
+    from adamserve.logs import LogConfig
+
+    log = LogConfig(log_format, log_level)
     from adamserve.rpc.security import Limits, Security, Tokens
     from adamserve.rpc.serving import ServeConfig, read_pem, run
 
@@ -63,6 +74,7 @@ def serve(
         host=host,
         port=port,
         metrics_port=metrics_port,
+        sd_file=sd_file.absolute() if sd_file is not None else None,
         shards=shards,
         checkpoint_dir=checkpoint_dir.absolute() if checkpoint_dir is not None else None,
         security=security,
@@ -71,6 +83,7 @@ def serve(
         gpus_per_shard=gpus_per_shard,
         threads_per_shard=threads_per_shard,
         grace_s=grace_s,
+        log=log,
     )
     run(
         config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,19 @@ from typing import Any, Protocol
 
 import ray
 
-from adamserve import checkpoint, consistency, optim
+from adamserve import checkpoint, consistency, logs, optim
+from adamserve.calls import Calls
 from adamserve.config import JobConfig
 from adamserve.errors import NotFound
+from adamserve.families import JOBS_SHOWN, RPC_FAMILIES, SHARD_FAMILIES, ShardSeen
+from adamserve.metrics import Reading
 from adamserve.partition import partition
-from adamserve.service.host import ShardHost
+from adamserve.service.exporting import expose
+from adamserve.service.host import GLANCE_S, ShardHost
 from adamserve.shard import Shard, ShardStatistics
 from adamserve.values import Array, Deadline, Joined, Push, Receipt, ShardState, Stamp
+
+log = logging.getLogger("adamserve.shard")
 
 CONCURRENCY = {"push": 64, "pull": 64, "control": 8}
 """Threads for each kind of call: pushes that wait for their round must not keep pulls or renewals out."""
@@ -33,7 +40,11 @@ class Endpoint(Protocol):
 
     @property
     def address(self) -> str:
-        """host:port to reach it at."""
+        """host:port of its gRPC services."""
+
+    @property
+    def direct_address(self) -> str:
+        """host:port for bare connections."""
 
     def serve(self) -> None:
         """Say that the shard is ready."""
@@ -45,8 +56,8 @@ class Endpoint(Protocol):
 class Edge(Protocol):
     """Starts endpoints; it travels to every shard's process by pickle."""
 
-    def open(self, hosts: Hosts) -> Endpoint:
-        """Listen, and answer calls from these hosts. Not ready until `Endpoint.serve`."""
+    def open(self, hosts: Hosts, counts: Calls) -> Endpoint:
+        """Listen, answer calls from these hosts, and count them. Not ready until `Endpoint.serve`."""
 
 
 def publish(arrays: Mapping[str, Array]) -> Published:
@@ -59,15 +70,31 @@ class ShardActor:
     """The process of shard `index`: it hosts that shard of every job of the service."""
 
     def __init__(
-        self, index: int, num_shards: int, device: str, threads: int, edge: Edge | None = None
+        self,
+        index: int,
+        num_shards: int,
+        device: str,
+        threads: int,
+        edge: Edge | None = None,
+        metrics_host: str | None = None,
+        log_as: logs.LogConfig | None = None,
     ) -> None:
+        if log_as is not None:
+            logs.set_up(log_as)
         if threads:
             optim.set_threads(threads)
         self._index = index
         self._num_shards = num_shards
         self._device = device
         self._hosts: dict[str, ShardHost] = {}
-        self._endpoint = edge.open(self._host) if edge is not None else None
+        self._calls = Calls()
+        self._endpoint = edge.open(self._host, self._calls) if edge is not None else None
+        self._metrics = ""
+        if metrics_host is not None:
+            collect = [Reading(SHARD_FAMILIES, self._glance), Reading(RPC_FAMILIES, lambda: [self._calls])]
+            _, self._metrics = expose(metrics_host, "shard", collect)
+        address = self._endpoint.address if self._endpoint is not None else None
+        log.info("shard has started", extra=logs.fields(shard=index, device=device, endpoint=address))
 
     @ray.method(concurrency_group="control")
     def open(
@@ -100,6 +127,12 @@ class ShardActor:
             device=self._device,
         )
         self._hosts[config.name] = ShardHost(parts, shard)
+        log.info(
+            "job is open",
+            extra=logs.fields(
+                job=config.name, shard=self._index, epoch=shard.stamp.epoch, clock=shard.stamp.clock
+            ),
+        )
         kernel = shard.kernels[0] if shard.kernels else None
         return shard.stamp, f"{kernel.executor}: {kernel.reason}" if kernel else "no elements"
 
@@ -155,15 +188,25 @@ class ShardActor:
         return checkpoint.seal_shard(self._host(job).write(folder))
 
     @ray.method(concurrency_group="control")
+    def drop(self, job: str) -> None:
+        """Forget a job."""
+        self._hosts.pop(job, None)
+
+    @ray.method(concurrency_group="control")
     def statistics(self) -> Mapping[str, ShardStatistics]:
         """By job."""
-        return {job: host.statistics() for job, host in self._hosts.items()}
+        return {job: host.statistics() for job, host in list(self._hosts.items())}
 
     @ray.method(concurrency_group="control")
     def process(self) -> dict[str, Any]:
-        """Who this process is: its pid and node, and its endpoint's address."""
-        address = self._endpoint.address if self._endpoint is not None else ""
-        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "endpoint": address}
+        """Who this process is: its pid and node, and the addresses of its endpoint and its metrics ("" without)."""
+        return {
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "endpoint": self._endpoint.address if self._endpoint is not None else "",
+            "direct": self._endpoint.direct_address if self._endpoint is not None else "",
+            "metrics": self._metrics,
+        }
 
     @ray.method(concurrency_group="control")
     def serve(self) -> None:
@@ -176,6 +219,11 @@ class ShardActor:
         """As `Endpoint.drain`."""
         if self._endpoint is not None:
             self._endpoint.drain(grace_s)
+
+    def _glance(self) -> list[ShardSeen]:
+        """For a scrape: what `statistics` returns, of the jobs that are shown."""
+        hosts = sorted(self._hosts.items())[:JOBS_SHOWN]
+        return [ShardSeen(job, host.glance(GLANCE_S / len(hosts))) for job, host in hosts]
 
     def _host(self, job: str) -> ShardHost:
         try:

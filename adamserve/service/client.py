@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, Ray
 
 from adamserve import sparse
 from adamserve.config import JobConfig
-from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
+from adamserve.errors import AdamServeError, InvalidArgument, NotFinite, Unavailable
 from adamserve.optim import all_finite
 from adamserve.partition import Partition, partition
 from adamserve.service.controller import Topology
@@ -302,7 +302,7 @@ class ClusterClient:
             )
         # One shard refuses a push whole by itself; of several, some would apply their part and others not.
         if len(self._topology.actors) > 1 and not all_finite(borrow(flat)):
-            raise InvalidArgument(
+            raise NotFinite(
                 "the gradient holds NaN or infinity", field=name, fix="skip this batch, or clip the gradient"
             )
         return flat

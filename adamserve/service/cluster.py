@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +30,8 @@ def connected(
 ) -> Iterator[None]:
     """Join the Ray cluster at `address`, or start a local one, and leave (or stop) it at the end.
 
-    Ray's token authentication is left as it is set. A local Ray gets no dashboard.
+    Ray's token authentication is left as it is set, and so are this process's handlers of SIGINT and SIGTERM, which Ray
+    would replace. A local Ray gets no dashboard.
 
     Args:
         address: "host:port" of a running head, "auto" for one on this machine, or None to start one.
@@ -38,29 +41,48 @@ def connected(
         InvalidArgument: the address cannot be read.
         Unavailable: nothing answers there.
     """
-    if address is None:
-        ray.init(
-            namespace=NAMESPACE,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    else:
-        _probe(address)
-        try:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise Unavailable(
-                f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}",
-                field="address",
-                fix="start one with ray start --head",
-            ) from None
+    with _same_signals():
+        if address is None:
+            ray.init(
+                address="local",  # without it Ray joins whatever cluster was started last on this machine
+                namespace=NAMESPACE,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            _probe(address)
+            try:
+                ray.init(
+                    address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise Unavailable(
+                    f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}",
+                    field="address",
+                    fix="start one with ray start --head",
+                ) from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _same_signals() -> Iterator[None]:
+    """Keep this process's own handlers: Ray's would end it at SIGTERM, whatever it still had to write."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            if callable(handler):
+                signal.signal(number, handler)
 
 
 def launch(config: ServiceConfig) -> Any:

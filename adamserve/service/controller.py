@@ -7,12 +7,11 @@ is restored starts a new epoch, so that nothing pulled before the restart is app
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +24,10 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from adamserve import checkpoint, optim, sparse
 from adamserve.config import JobConfig
 from adamserve.errors import AdamServeError, Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.jobs import EVENTS_KEPT, Event, merged
+from adamserve.logs import LogConfig, fields, set_up
 from adamserve.partition import partition
+from adamserve.regret import Account
 from adamserve.service.actors import Edge, ShardActor
 from adamserve.shard import ShardStatistics
 from adamserve.values import Array, Clocks, Deadline, Joined, Stamp
@@ -34,9 +36,6 @@ log = logging.getLogger("adamserve.service")
 
 CALL_TIMEOUT_S = 120.0
 """Longest that opening, restoring or writing a shard may take."""
-
-LOSSES_KEPT = 50
-"""Reported losses that a job's loss is the mean of."""
 
 WATCH_EVERY_S = 0.5
 """How often every shard is asked how it stands; a dead process is noticed within about this time."""
@@ -55,6 +54,9 @@ class ServiceConfig:
         checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot
             be restored. On several nodes it is a folder that all of them share.
         edge: starts another way into each shard's process than Ray; None for none.
+        metrics_host: where each shard's process serves its metrics, on any free port: a loopback address, or any other
+            for the node's own; None serves none.
+        log: how the controller's and the shards' processes log; None leaves that to them.
     """
 
     name: str = "adamserve"
@@ -64,6 +66,8 @@ class ServiceConfig:
     threads_per_shard: int = 0
     checkpoint_dir: Path | None = None
     edge: Edge | None = None
+    metrics_host: str | None = None
+    log: LogConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.shards >= 1:
@@ -82,7 +86,7 @@ class Topology:
         actors: handle of each shard's actor, in shard order.
         epochs: each shard's epoch.
         restored: the clock at which each epoch began.
-        endpoints: host:port of each shard's other way in; "" where it has none.
+        endpoints: host:port of each shard's gRPC services, and for bare connections; "" where it has none.
         joined: what each shard answered to `Controller.join`; empty otherwise.
     """
 
@@ -90,13 +94,18 @@ class Topology:
     actors: tuple[Any, ...]
     epochs: tuple[int, ...]
     restored: tuple[int, ...]
-    endpoints: tuple[str, ...]
+    endpoints: tuple[tuple[str, str], ...]
     joined: tuple[Joined, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """A shard died and was restored: its epoch, and its clock before (as last seen or checkpointed) and after."""
+    """A shard died and was restored: its epoch, and its clock before (as last seen or checkpointed) and after.
+
+    Attributes:
+        seconds: how long it took.
+        at: when it was done, in seconds since 1970.
+    """
 
     shard: int
     epoch: int
@@ -105,11 +114,29 @@ class Rollback:
     checkpoint: int
     seconds: float
     reason: str
+    at: float = 0.0
+
+    def event(self) -> Event:
+        """For people."""
+        text = (
+            f"restored from checkpoint {self.checkpoint} into epoch {self.epoch}, clock {self.clock_before} to"
+            f" {self.clock_after}, in {self.seconds:.1f} s: {self.reason}"
+        )
+        return Event(self.at, "rollback", (self.shard,), "", text)
 
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """A job as the controller last saw it."""
+    """A job as the controller last saw it.
+
+    Attributes:
+        rule, rate: the rule's name, and its rate at the slowest shard's clock, before any rate of a push's own.
+        down: shards whose process is gone, while they are being restored or for good.
+        checkpoint_seconds: how long the newest checkpoint took to write.
+        skew: updates between the shard that is farthest ahead and the last one, all asked at once.
+        lag: the most updates that a shard has applied since the newest checkpoint; None where none is kept.
+        events: the newest ones, oldest first.
+    """
 
     name: str
     clocks: Clocks
@@ -121,7 +148,14 @@ class JobStatus:
     rollbacks: tuple[Rollback, ...]
     checkpoints: int
     checkpoint_age_s: float | None
-    loss: float | None = None
+    account: Account = field(default_factory=Account)
+    rule: str = ""
+    rate: float = 0.0
+    down: tuple[int, ...] = ()
+    checkpoint_seconds: float | None = None
+    skew: int | None = None
+    lag: int | None = None
+    events: tuple[Event, ...] = ()
 
 
 @dataclass(slots=True)
@@ -136,16 +170,22 @@ class _Job:
     number: int = 0
     written_at: float | None = None
     written_clocks: tuple[int, ...] = ()
+    checkpoint_seconds: float | None = None
     rollbacks: list[Rollback] = field(default_factory=list)
     failed: str = ""
     restored: list[int] = field(default_factory=list)
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=LOSSES_KEPT))
+    skew: int | None = None
+    account: Account = field(default_factory=Account)
+    past: list[Event] = field(default_factory=list)
+    """Events of shards that have died since."""
 
 
 class Controller:
     """Places, watches and heals the shards of one service. Thread-safe; `ControllerActor` is its Ray shell."""
 
     def __init__(self, config: ServiceConfig) -> None:
+        if config.log is not None:
+            set_up(config.log)
         self._config = config
         self._jobs: dict[str, _Job] = {}
         self._lock = threading.RLock()
@@ -153,8 +193,11 @@ class Controller:
         self._checkpointing = threading.Lock()
         self._stopping = threading.Event()
         self._placed = 0
+        self._down: set[int] = set()
         self._actors = [self._place(index) for index in range(config.shards)]
-        self._endpoints = [found["endpoint"] for found in self.processes()]
+        processes = self.processes()
+        self._endpoints = [_endpoints(found) for found in processes]
+        self._metrics = [found["metrics"] for found in processes]
         self._get([actor.serve.remote() for actor in self._actors], "the shards to serve")
         self._watcher = threading.Thread(target=self._watch, name="adamserve-watch", daemon=True)
         self._watcher.start()
@@ -194,6 +237,7 @@ class Controller:
                 for actor, part in zip(self._actors, initial, strict=True)
             ]
             self._adopt(config, folder, self._get(opened, "the shards to open the job"))
+        log.info("job was created", extra=fields(job=config.name, shards=len(opened)))
         self.checkpoint(config.name)
         return self.topology(config.name)
 
@@ -215,7 +259,7 @@ class Controller:
             config = JobConfig(
                 name=name,
                 tensors=manifest.tensors,
-                rule=manifest.rule,
+                rule=optim.to_dict(optim.from_dict(manifest.rule)),  # with options that came later
                 consistency=manifest.consistency,
                 checkpoint_every_s=checkpoint_every_s,
                 extra=manifest.extra,
@@ -227,6 +271,7 @@ class Controller:
             self._adopt(
                 config, folder, self._get(opened, "the shards to restore the job"), number=manifest.number
             )
+        log.info("job was taken up", extra=fields(job=name, checkpoint=manifest.number, epoch=epoch))
         return self.topology(name)
 
     def topology(self, job: str) -> Topology:
@@ -257,12 +302,16 @@ class Controller:
         refs = [actor.leave.remote(job, pusher, session) for actor in self.topology(job).actors]
         self._get(refs, f"{pusher} to leave")
 
-    def report(self, job: str, loss: float) -> None:
-        """Note one batch's training loss."""
-        if not math.isfinite(loss):
-            raise InvalidArgument(f"must be finite, got {loss!r}", field="loss")
+    def report(self, job: str, loss: float, comparator: float | None = None) -> None:
+        """Note one batch's training loss, and its loss at the comparator W* where that is known."""
         with self._lock:
-            self._job(job).losses.append(loss)
+            self._job(job).account.add(loss, comparator)
+
+    def drop(self, job: str) -> None:
+        """Forget a job and free what the shards hold of it; its checkpoints stay. Idempotent."""
+        with self._lock:
+            self._jobs.pop(job, None)
+        self._get([actor.drop.remote(job) for actor in self._actors], "the shards to drop the job")
 
     def await_restored(self, job: str, shard: int, epoch: int, timeout_s: float) -> Topology:
         """Wait until a shard that did not answer in `epoch` is in a later one.
@@ -289,6 +338,7 @@ class Controller:
         known = self._job(job)
         if known.folder is None:
             return None
+        began = time.monotonic()
         with self._checkpointing:
             number = checkpoint.next_number(known.folder)
             folder = known.folder / f"{number:08d}"
@@ -318,7 +368,10 @@ class Controller:
             with self._lock:
                 known.number = number
                 known.written_at = time.monotonic()
+                known.checkpoint_seconds = known.written_at - began
                 known.written_clocks = tuple(entry.stamp.clock for entry in entries)
+                seconds = round(known.checkpoint_seconds, 3)
+            log.info("checkpoint was written", extra=fields(job=job, checkpoint=number, seconds=seconds))
             checkpoint.prune(known.folder, keep=known.config.checkpoints_kept)
             return number
 
@@ -329,16 +382,20 @@ class Controller:
 
     def status_now(self) -> tuple[JobStatus, ...]:
         """Every job, after asking every shard."""
-        for index in range(len(self._actors)):
-            self._look(index)
+        self._look_around()
         return self.status()
+
+    def metrics(self) -> dict[int, str]:
+        """Where the metrics of each shard are whose process lives: host:port by shard."""
+        with self._lock:
+            return {i: at for i, at in enumerate(self._metrics) if at and i not in self._down}
 
     def folder(self, job: str) -> Path | None:
         """Where a job's checkpoints are."""
         return self._job(job).folder
 
     def processes(self) -> list[dict[str, Any]]:
-        """Pid and node of each shard's process."""
+        """Who each shard's process is, as `ShardActor.process`."""
         return self._get([actor.process.remote() for actor in self._actors], "the shards to answer")
 
     def drain(self, grace_s: float) -> None:
@@ -371,6 +428,8 @@ class Controller:
             "cuda" if config.gpus_per_shard else "cpu",
             config.threads_per_shard,
             config.edge,
+            config.metrics_host,
+            config.log,
         )
 
     def _folder(self, job: str) -> Path | None:
@@ -404,18 +463,28 @@ class Controller:
     def _status(self, name: str) -> JobStatus:
         known = self._jobs[name]
         seen = tuple(s for s in known.seen if s is not None)
+        rule = optim.from_dict(known.config.rule)
         return JobStatus(
             name=name,
             clocks=Clocks(s.stamp for s in seen),
             epochs=tuple(known.epochs),
-            healthy=not known.failed and len(seen) == len(known.seen),
+            healthy=not known.failed and not self._down and len(seen) == len(known.seen),
             failed=known.failed,
             kernels=tuple(known.kernels),
             shards=seen,
             rollbacks=tuple(known.rollbacks),
             checkpoints=known.number,
-            loss=sum(known.losses) / len(known.losses) if known.losses else None,
+            account=deepcopy(known.account),
+            rule=type(rule).__name__,
+            rate=rule.rate(max(1, min((s.stamp.clock for s in seen), default=1))),
+            down=tuple(sorted(self._down)),
+            checkpoint_seconds=known.checkpoint_seconds,
+            events=merged(
+                [*known.past, *(r.event() for r in known.rollbacks), *(e for s in seen for e in s.events)]
+            ),
             checkpoint_age_s=None if known.written_at is None else time.monotonic() - known.written_at,
+            skew=known.skew,
+            lag=_lag(known),
         )
 
     def _get(self, refs: Sequence[Any], what: str) -> list[Any]:
@@ -429,24 +498,35 @@ class Controller:
     def _watch(self) -> None:
         """Ask every shard how it stands; heal the dead; write the checkpoints that are due."""
         while not self._stopping.wait(WATCH_EVERY_S):
-            for index in range(len(self._actors)):
-                self._look(index)
+            self._look_around()
             for name, known in list(self._jobs.items()):
                 if self._due(known):
                     self._attempt(partial(self.checkpoint, name), f"checkpoint of {name}")
 
-    def _look(self, index: int) -> None:
-        """See how a shard stands, and restore it when its process is dead."""
+    def _look_around(self) -> None:
+        """See how every shard stands, at about the same moment."""
+        asked = [actor.statistics.remote() for actor in self._actors]
+        for index, answer in enumerate(asked):
+            self._look(index, answer)
+        with self._lock:
+            for known in self._jobs.values():
+                clocks = [seen.stamp.clock for seen in known.seen if seen is not None]
+                known.skew = max(clocks) - min(clocks) if clocks and len(clocks) == len(asked) else None
+
+    def _look(self, index: int, answer: Any) -> None:
+        """Take in how a shard stands, and restore it when its process is dead."""
         try:
-            statistics = ray.get(self._actors[index].statistics.remote(), timeout=CALL_TIMEOUT_S)
+            statistics = ray.get(answer, timeout=CALL_TIMEOUT_S)
         except RayActorError as error:
+            self._down.add(index)
             self._attempt(partial(self._heal, index, str(error).split("\n")[0]), f"restoring shard {index}")
         except GetTimeoutError:
-            log.warning("shard %d has not answered for %.0f s", index, CALL_TIMEOUT_S)
+            log.warning("shard has not answered for %.0f s", CALL_TIMEOUT_S, extra=fields(shard=index))
         else:
             with self._lock:
                 for job, found in statistics.items():
-                    self._jobs[job].seen[index] = found
+                    if job in self._jobs:  # else it was dropped meanwhile
+                        self._jobs[job].seen[index] = found
 
     def _attempt(self, act: Callable[[], object], what: str) -> None:
         """The watcher must outlive whatever goes wrong once: log it and go on."""
@@ -493,24 +573,46 @@ class Controller:
             # The checkpoint may be newer than the last look.
             clock_before = max(stamp.clock, before.stamp.clock if before is not None else 0)
             seconds = time.monotonic() - began
-            rollback = Rollback(index, epoch, clock_before, stamp.clock, manifest.number, seconds, reason)
+            rollback = Rollback(
+                index, epoch, clock_before, stamp.clock, manifest.number, seconds, reason, time.time()
+            )
             restored.append((known, rollback))
         [process] = self._get([actor.process.remote()], "a shard to start")
         self._get([actor.serve.remote()], "a shard to serve")
         with self._changed:
             self._actors[index] = actor
-            self._endpoints[index] = process["endpoint"]
+            if not any(known.failed for known in self._jobs.values()):
+                self._down.discard(index)
+            self._endpoints[index] = _endpoints(process)
+            self._metrics[index] = process["metrics"]
             for known, rollback in restored:
                 known.epochs[index] = rollback.epoch
                 known.restored[index] = rollback.clock_after
                 known.rollbacks.append(rollback)
-                log.warning("restored %s", rollback)
+                seen = known.seen[index]
+                known.past = [*known.past, *(seen.events if seen is not None else ())][-EVENTS_KEPT:]
+                log.warning(
+                    "shard was %s", rollback.event().reason, extra=fields(job=known.config.name, shard=index)
+                )
             self._changed.notify_all()
 
     def _give_up(self, known: _Job, reason: str) -> None:
         with self._changed:
             known.failed = reason
             self._changed.notify_all()
+        log.error("job cannot go on: %s", reason, extra=fields(job=known.config.name))
+
+
+def _endpoints(process: Mapping[str, Any]) -> tuple[str, str]:
+    return process["endpoint"], process["direct"]
+
+
+def _lag(known: _Job) -> int | None:
+    """Updates since the newest checkpoint, of the shard that has made most."""
+    if known.folder is None:
+        return None
+    clocks = zip(known.seen, known.written_clocks, strict=False)
+    return max((max(0, seen.stamp.clock - at) for seen, at in clocks if seen is not None), default=None)
 
 
 def _log_skipped(folder: Path, reason: str) -> None:

@@ -7,7 +7,10 @@ whatever else brings pushes in. One condition guards the shard; every wait on it
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +19,14 @@ from adamserve.consistency import Verdict
 from adamserve.errors import InvalidArgument, Unavailable
 from adamserve.partition import Partition
 from adamserve.shard import Shard, ShardStatistics
+from adamserve.times import PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch
 from adamserve.values import Array, Deadline, Joined, Push, Receipt, Stamp
 
 Handle = TypeVar("Handle")
 
+
+GLANCE_S = 0.02
+"""Longest that a scrape waits for a shard's writer."""
 
 Publish = Callable[[Mapping[str, Array]], Handle]
 """Copies a shard's flat arrays by dtype to where pullers read them, and returns how they find it."""
@@ -39,6 +46,10 @@ class ShardHost:
         self._shard = shard
         self._changed = threading.Condition()
         self._published: dict[tuple[Publish[Any], bool], tuple[Stamp, Any]] = {}
+        self._waiting = 0
+        self._push_seconds = Stopwatch(PUSH_BUCKETS)
+        self._queue_seconds = Stopwatch(QUEUE_BUCKETS)
+        self._last: ShardStatistics | None = None
 
     def push(self, push: Push, *, deadline: Deadline) -> Receipt:
         """Apply a push, at most once, waiting for its turn until the deadline.
@@ -49,9 +60,12 @@ class ShardHost:
             InvalidArgument, NotFound, BadSequence: as `Shard.check` and `Shard.offer`; nothing changed.
             Unavailable: its turn did not come in time; the push is forgotten and may be sent again.
         """
-        try:
+        began = time.perf_counter()
+        with self.refusing(push.pusher):
             checked = self._shard.check(push)
+            arrived = time.perf_counter()
             with self._changed:
+                queued = time.perf_counter() - arrived
                 self._shard.renew(push.pusher, push.session)
                 answer = self._shard.offer(checked)
                 while not isinstance(answer, Receipt):
@@ -59,13 +73,27 @@ class ShardHost:
                         self._shard.withdraw(push.pusher)
                         self._changed.notify_all()
                         raise Unavailable(answer.reason, field=push.pusher, fix="send the same push again")
-                    self._wait(deadline)
+                    self._waiting += 1
+                    turn = time.perf_counter()
+                    try:
+                        self._wait(deadline)
+                    finally:
+                        self._waiting -= 1
+                        queued += time.perf_counter() - turn
                     answer = self._shard.receipt(push.pusher, push.seq) or self._shard.offer(checked)
                 self._changed.notify_all()
+                self._queue_seconds.add(queued)
+                self._push_seconds.add(time.perf_counter() - began)
                 return answer
-        except InvalidArgument:
+
+    @contextmanager
+    def refusing(self, pusher: str) -> Iterator[None]:
+        """Count what is found wrong with a push, and remember why; for transports that look at it first."""
+        try:
+            yield
+        except InvalidArgument as error:
             with self._changed:
-                self._shard.count_invalid()
+                self._shard.refuse(pusher, str(error))
             raise
 
     def pull(
@@ -159,9 +187,40 @@ class ShardHost:
             return checkpoint.write_shard(folder, self._shard.state())
 
     def statistics(self) -> ShardStatistics:
-        """As `Shard.statistics`."""
+        """As `Shard.statistics`, with the pushes' times and those that wait."""
         with self._changed:
-            return self._shard.statistics()
+            found = self._account()
+        return self._looked(found)
+
+    def glance(self, patience_s: float = GLANCE_S) -> ShardStatistics:
+        """As `statistics`, for a scrape: it asks for a look at the next update, and does not wait for a long one.
+
+        While the shard is busy for longer than `patience_s`, these are the statistics that were read last.
+        """
+        self._shard.probe.ask()
+        kept = self._last
+        if not self._changed.acquire(timeout=patience_s if kept is not None else -1):
+            assert kept is not None  # for without one the wait has no end
+            return self._looked(kept)
+        try:
+            found = self._account()
+        finally:
+            self._changed.release()
+        return self._looked(found)
+
+    def _account(self) -> ShardStatistics:
+        """What happens while the writer is held: copies of a few counters."""
+        return replace(
+            self._shard.statistics(),
+            waiting=self._waiting,
+            push_seconds=self._push_seconds.read(),
+            queue_seconds=self._queue_seconds.read(),
+        )
+
+    def _looked(self, found: ShardStatistics) -> ShardStatistics:
+        """With the last look at an update, worked out beside the writer; kept for a scrape that cannot wait."""
+        self._last = replace(found, seen=self._shard.probe.seen())
+        return self._last
 
     def _wait(self, deadline: Deadline) -> None:
         """Wait until something changes, a lease ends, or the deadline passes."""

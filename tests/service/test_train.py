@@ -72,24 +72,29 @@ class Running:
 
     def descendants(self, title: str) -> list[int]:
         """Pids below this run whose command line begins with `title`."""
-        parents: dict[int, int] = {}
-        titles: dict[int, str] = {}
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdecimal():
-                try:
-                    stat = (folder / "stat").read_text()
-                    titles[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                except OSError:
-                    continue
-                parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-        found = []
-        for pid, name in titles.items():
-            above = pid
-            while above in parents and above != self.process.pid:
-                above = parents[above]
-            if above == self.process.pid and name.startswith(title):
-                found.append(pid)
-        return sorted(found)
+        return descendants(self.process.pid, title)
+
+
+def descendants(above_all: int, title: str) -> list[int]:
+    """Pids below a process whose command line begins with `title`."""
+    parents: dict[int, int] = {}
+    titles: dict[int, str] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                stat = (folder / "stat").read_text()
+                titles[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
+    found = []
+    for pid, name in titles.items():
+        above = pid
+        while above in parents and above != above_all:
+            above = parents[above]
+        if above == above_all and name.startswith(title):
+            found.append(pid)
+    return sorted(found)
 
 
 def parameters(run_dir: Path) -> dict[str, bytes]:
@@ -186,7 +191,7 @@ def test_the_mlp_learns_mnist(tmp_path: Path, shared_data: Path, mode: str) -> N
 BAD_INPUT = [
     (
         ["train", "mpl"],
-        r"NETWORK: there is no network 'mpl' \(did you mean mlp\? choose mlp or cnn or logreg\)",
+        r"NETWORK: there is no network 'mpl' \(did you mean mlp\? choose mlp or cnn or logreg or vae\)",
     ),
     (["train", "--dataset", "mnits"], r"--dataset: there is no data set 'mnits' \(.*mnist"),
     (["train", "--optimizer", "adm"], r"--optimizer: there is no rule 'adm' \(.*Adam"),
@@ -250,9 +255,24 @@ def test_nothing_is_left_behind_and_the_metrics_are_served_meanwhile(tmp_path: P
     )
     port = running.until(r"metrics at http://127\.0\.0\.1:(\d+)/metrics").group(1)
     running.until(r"epoch +[1-9]\.")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/sd", timeout=10) as answer:
+        groups = json.load(answer)
+    assert [group["labels"] for group in groups] == [
+        {"process": "controller"},
+        {"process": "shard", "shard": "0"},
+        {"process": "shard", "shard": "1"},
+        {"process": "worker", "worker": "0"},
+        {"process": "worker", "worker": "1"},
+    ]
+    samples: dict[str, str] = {}
+    for address in [target for group in groups for target in group["targets"]]:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        samples |= dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(samples['adamserve_worker_steps_total{job="train",worker="1"}']) > 0
+    for part in ("pull", "compute", "push"):
+        name = f'adamserve_worker_seconds_total{{job="train",part="{part}",worker="0"}}'
+        assert 0 < float(samples[name]) < 60
     assert float(samples['adamserve_clock{job="train",shard="1"}']) > 0
     assert float(samples['adamserve_pushes_total{job="train",outcome="APPLIED",shard="0"}']) > 0
     assert np.isfinite(float(samples['adamserve_loss{job="train"}']))

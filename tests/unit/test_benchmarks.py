@@ -18,7 +18,7 @@ def run(*arguments: str) -> Any:
         [sys.executable, *arguments, "--json"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=180,
         check=False,
         cwd=ROOT,
     )
@@ -45,6 +45,7 @@ def test_bench_roundtrip() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(240)
 def test_bench_grpc() -> None:
     result = run("benchmarks/bench_grpc.py", "--elements", "8000", "--repeats", "1", "--calls", "3")
     assert set(result["ratios"]) == set(result["targets"])
@@ -54,4 +55,14 @@ def test_bench_grpc() -> None:
 def test_bench_sparse() -> None:
     result = run("benchmarks/bench_sparse.py", "--rows", "20000", "--repeats", "3", "--gap", "2000")
     assert set(result["ratios"]) == set(result["targets"])
+    assert all(ratio > 0 for ratio in result["ratios"].values())
+
+
+def test_bench_metrics() -> None:
+    result = run("benchmarks/bench_metrics.py", "--blocks", "2", "--seconds", "0.05", "--tensors", "20")
+    assert set(result["ratios"]) == set(result["targets"]) == set(result["met"])
+    more = result["ratios"].pop("longest push beside a scrape, ms more")
+    longest = result["compared"]["longest_push_ms"]
+    difference = longest["on"]["of nine in ten"] - longest["off"]["of nine in ten"]
+    assert more == pytest.approx(difference, abs=1e-4)  # below 0 where nothing disturbs
     assert all(ratio > 0 for ratio in result["ratios"].values())

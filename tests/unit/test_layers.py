@@ -45,6 +45,8 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.errors": row(),
         "adamserve.values": row("numpy", siblings="adamserve.errors"),
         "adamserve.config": row("numpy", siblings="adamserve.errors adamserve.values"),
+        "adamserve.jobs": row(siblings="adamserve.values"),
+        "adamserve.logs": row(siblings="adamserve.errors"),
     },
     {
         # A rule is a plain value; torch comes in with the modules that run it, and those are imported lazily.
@@ -60,13 +62,23 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.consistency": row("numpy"),
     },
     {
+        "adamserve.times": row(),
+        "adamserve.probe": row("torch"),
+    },
+    {
         "adamserve.shard": row("numpy torch"),
     },
     {
         "adamserve.checkpoint": row("numpy safetensors torch"),
         "adamserve.export": row("numpy torch", siblings="adamserve.checkpoint"),
-        "adamserve.regret": row("numpy torch"),
-        "adamserve.metrics": row("prometheus_client", siblings="adamserve.regret"),
+        "adamserve.regret": row("numpy", lazily="scipy"),
+        "adamserve.calls": row(),
+        "adamserve.families": row(siblings="adamserve.calls adamserve.regret"),
+        "adamserve.metrics": row("prometheus_client", siblings="adamserve.families"),
+    },
+    {
+        "adamserve.watch": row(lazily="matplotlib rich", siblings="adamserve.watch.usage"),
+        "adamserve.watch.usage": row(siblings="adamserve.watch"),
     },
     {
         "adamserve.service": row("numpy prometheus_client ray torch"),
@@ -77,28 +89,39 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {
         "adamserve.rpc": row("google grpc numpy"),
         "adamserve.rpc.wire": row(),
-        "adamserve.rpc.codec": row("numpy", siblings="adamserve.rpc adamserve.rpc.wire"),
+        "adamserve.rpc.states": row(),
+        "adamserve.rpc.frames": row(),
+        "adamserve.rpc.native": row(),
+        "adamserve.rpc.codec": row("numpy", siblings="adamserve.rpc adamserve.rpc.native adamserve.rpc.wire"),
         "adamserve.rpc.status": row("grpc", siblings="adamserve.rpc adamserve.rpc.wire"),
         "adamserve.rpc.security": row("grpc"),
-        "adamserve.rpc.link": row("grpc"),
+        "adamserve.rpc.carrier": row(
+            "grpc", siblings="adamserve.rpc adamserve.rpc.frames adamserve.rpc.status"
+        ),
+        "adamserve.rpc.link": row("grpc", siblings="adamserve.rpc.carrier adamserve.rpc.frames"),
         "adamserve.rpc.client": row(
             "grpc numpy",
-            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.link adamserve.rpc.status "
-            "adamserve.rpc.wire",
+            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.frames adamserve.rpc.link adamserve.rpc.states "
+            "adamserve.rpc.status adamserve.rpc.wire",
         ),
         "adamserve.rpc.connect": row(siblings="adamserve.rpc.client adamserve.rpc.link"),
     },
     {
         "adamserve.rpc.assembly": row("numpy"),
-        "adamserve.rpc.endpoint": row("google grpc grpc_health grpc_reflection"),
-        "adamserve.rpc.server": row(
-            "grpc numpy ray", siblings="adamserve.rpc.assembly adamserve.rpc.endpoint"
+        "adamserve.rpc.counting": row("grpc"),
+        "adamserve.rpc.endpoint": row(
+            "google grpc grpc_health grpc_reflection", siblings="adamserve.rpc.counting"
         ),
+        "adamserve.rpc.direct": row(siblings="adamserve.rpc.endpoint adamserve.rpc.server"),
+        "adamserve.rpc.edge": row(
+            siblings="adamserve.rpc.direct adamserve.rpc.endpoint adamserve.rpc.server"
+        ),
+        "adamserve.rpc.server": row("grpc numpy", siblings="adamserve.rpc.assembly adamserve.rpc.endpoint"),
         "adamserve.rpc.control": row(
             "grpc numpy ray", siblings="adamserve.rpc.assembly adamserve.rpc.endpoint"
         ),
         "adamserve.rpc.serving": row(
-            "ray", siblings="adamserve.rpc.control adamserve.rpc.endpoint adamserve.rpc.server"
+            "ray", siblings="adamserve.rpc.control adamserve.rpc.edge adamserve.rpc.endpoint"
         ),
     },
     {
@@ -117,8 +140,10 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "workers.loop": row("numpy torch"),
     },
     {
-        "workers.actor": row("numpy ray torch"),
+        "workers.actor": row("numpy prometheus_client ray torch", siblings="workers.gauge"),
         "workers.record": row(lazily="matplotlib"),
+        "workers.hindsight": row("numpy"),
+        "workers.gauge": row("numpy"),
     },
     {
         "workers.train": row("numpy ray torch"),
@@ -127,8 +152,11 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "workers.experiments": row("numpy ray torch", lazily="matplotlib sklearn"),
     },
     {
+        "adamserve.doctor": row(lazily="packaging torch"),
+    },
+    {
         "adamserve.cli": row(
-            "typer", lazily="numpy prometheus_client ray rich torch", eager_below="adamserve.shard"
+            "typer", lazily="numpy packaging prometheus_client ray rich torch", eager_below="adamserve.shard"
         ),
     },
     {
@@ -136,7 +164,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     },
 )
 
-PLANNED = {"adamserve.regret", "workers.experiments"}
+PLANNED = {"workers.experiments"}
 """Rows of the design that are not written yet."""
 
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -1,0 +1,51 @@
+"""`adamserve doctor`: is this machine fit to run the service, and what to do where it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adamserve.cli.train import Format
+
+
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Where checkpoints will go.")] = Path(),
+    ports: Annotated[
+        list[int] | None, typer.Option("--port", help="A port that will be listened on; again for another.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address that will be listened on.")] = "127.0.0.1",
+    prometheus: Annotated[str | None, typer.Option(help="URL of the Prometheus that is to watch.")] = None,
+    output: Annotated[Format, typer.Option("--format", help="Print text or JSON.")] = Format.table,
+) -> None:
+    """Check this machine; exit with 0 if all is well, 1 after a warning, 2 after an error."""
+    from adamserve import doctor as checks
+
+    findings = [
+        checks.python(sys.version_info[:2]),
+        *checks.packages(metadata.requires("adamserve") or (), checks.installed_version),
+        checks.compiler(shutil.which),
+        checks.ray_token(os.environ),
+        checks.space("shared memory", Path("/dev/shm"), checks.SHM_BYTES, "raise it (Docker: --shm-size=2g)"),
+        checks.space("disk", folder, checks.DISK_BYTES, "free some, or choose another folder"),
+        checks.clock(folder),
+        checks.gpu(),
+        *(checks.port(number, host) for number in ports or (50051, 9464)),
+    ]
+    if prometheus is not None:
+        findings += checks.prometheus(prometheus)
+    if output is Format.json:
+        print(json.dumps([{**asdict(f), "severity": f.severity.name} for f in findings]))
+    else:
+        for finding in findings:
+            print(f"{finding.severity.name:8}{finding.check}: {finding.found}")
+            if finding.fix:
+                print(f"{'':8}-> {finding.fix}")
+    raise typer.Exit(max(finding.severity for finding in findings))

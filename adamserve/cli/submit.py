@@ -1,0 +1,116 @@
+"""`adamserve submit`: `adamserve train` on a running Ray cluster, through Ray Jobs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+import typer.main
+
+from adamserve.cli.train import CHECK_ONLY, Format, train
+from adamserve.errors import InvalidArgument
+
+MISSING = 127
+"""A shell's exit code for a command that it does not find."""
+
+
+def submit(
+    context: typer.Context,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NETWORK] [OPTIONS OF TRAIN]",
+            help="As for `adamserve train`. Options of submit itself go before NETWORK.",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server, http://HOST:8265."
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended.")
+    ] = True,
+    timeout_s: Annotated[
+        float, typer.Option(help="Longest to wait for the job's end; it goes on without this command.")
+    ] = 86400.0,
+    output: Annotated[
+        Format,
+        typer.Option("--format", help="With json, the job as one line, and its log on standard error."),
+    ] = Format.table,
+) -> None:
+    """Run `adamserve train` on a running Ray cluster; exit as it exits."""
+    if not 0 < timeout_s < float("inf"):
+        raise InvalidArgument(f"must be positive and finite, got {timeout_s}", field="timeout_s")
+    words = list(arguments or [])
+    _check(
+        words,
+        {name for parameter in context.command.params for name in parameter.opts + parameter.secondary_opts},
+    )
+    entrypoint = shlex.join(["adamserve", "train", *words, "--address", "auto"])
+
+    from adamserve.service import submission
+
+    client = submission.connect(address)
+    began = time.monotonic()
+    submission_id = submission.submit(client, entrypoint)
+    _say(f"submitted {submission_id}: {entrypoint}")
+    log = sys.stderr if output is Format.json else sys.stdout
+    try:
+        job = (
+            submission.follow(
+                client, submission_id, lambda text: print(text, end="", file=log, flush=True), timeout_s
+            )
+            if wait
+            else submission.state(client, submission_id)
+        )
+    except KeyboardInterrupt:
+        _say(f"\n{submission_id} goes on; to end it: ray job stop --address {address} {submission_id}")
+        raise
+    if output is Format.json:
+        print(json.dumps({**asdict(job), "address": address, "entrypoint": entrypoint}))
+    elif wait:
+        _say(f"{submission_id} {job.status} after {time.monotonic() - began:.1f} s: {job.message}")
+    else:
+        print(submission_id)
+    if job.exit_code == MISSING:
+        _say("is adamserve installed on the cluster's head, and on its PATH?")
+    raise typer.Exit(job.exit_code or 0)
+
+
+def _check(words: list[str], own: set[str]) -> None:
+    """Refuse what `adamserve train` would refuse, without running it."""
+    command: Any = typer.main.get_command(_train_alone())
+    try:
+        parsed = command.make_context("adamserve train", list(words), obj=CHECK_ONLY)
+    except Exception as error:
+        option = getattr(error, "option_name", "")
+        if option in own:
+            raise InvalidArgument(
+                "is an option of submit itself", field=option, fix="give it before the network"
+            ) from None
+        raise
+    with parsed:
+        if parsed.params["address"] is not None:
+            raise InvalidArgument(
+                "is the cluster's that the job is submitted to",
+                field="address",
+                fix="give it before the network",
+            )
+        command.invoke(parsed)
+
+
+def _train_alone() -> typer.Typer:
+    alone = typer.Typer(add_completion=False)
+    alone.command()(train)
+    return alone
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

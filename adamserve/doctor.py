@@ -1,0 +1,245 @@
+"""Is this machine fit to run the service? Findings, each with its fix. `adamserve doctor` shows them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import IntEnum
+from importlib import metadata
+from pathlib import Path
+
+SHM_BYTES, DISK_BYTES = 2 << 30, 1 << 30
+"""Below these, shared memory and disk are called small."""
+
+ANSWER_S = 5.0
+"""How long Prometheus may take."""
+
+SKEW_S = 1.0
+"""How far a file system's clock may be from this machine's."""
+
+
+class Severity(IntEnum):
+    """How bad a finding is; the worst one is the exit code."""
+
+    ok = 0
+    warning = 1
+    error = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What was looked at, how it is, and what to do about it ("" where all is well)."""
+
+    check: str
+    severity: Severity
+    found: str
+    fix: str = ""
+
+
+def python(version: tuple[int, int]) -> Finding:
+    """The interpreter."""
+    text = f"{version[0]}.{version[1]}"
+    if version >= (3, 11):
+        return Finding(check="Python", severity=Severity.ok, found=text)
+    return Finding(check="Python", severity=Severity.error, found=text, fix="use 3.11 or later")
+
+
+def packages(required: Iterable[str], installed: Callable[[str], str | None]) -> Iterator[Finding]:
+    """What the service and the training need, beside what is installed; optional packages are passed over."""
+    from packaging.requirements import Requirement
+
+    seen: set[str] = set()
+    for text in required:
+        requirement = Requirement(text)
+        wanted = any(
+            requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+            for extra in ("", "torch", "service", "train")
+        )
+        if not wanted or requirement.name in {"adamserve", *seen}:
+            continue
+        seen.add(requirement.name)
+        found = installed(requirement.name)
+        fix = f"pip install '{requirement.name}{requirement.specifier}'"
+        if found is None:
+            yield Finding(check=requirement.name, severity=Severity.error, found="not installed", fix=fix)
+        elif not requirement.specifier.contains(found, prereleases=True):
+            yield Finding(check=requirement.name, severity=Severity.error, found=found, fix=fix)
+        else:
+            yield Finding(check=requirement.name, severity=Severity.ok, found=found)
+
+
+def compiler(which: Callable[[str], str | None]) -> Finding:
+    """A C compiler, for the rules' kernels."""
+    path = next((found for name in ("cc", "gcc", "clang") if (found := which(name))), None)
+    if path:
+        return Finding(check="C compiler", severity=Severity.ok, found=path)
+    return Finding(
+        check="C compiler",
+        severity=Severity.warning,
+        found="none: updates take 3 to 10 times as long, with the same numbers",
+        fix="apt-get install gcc",
+    )
+
+
+def ray_token(environ: Mapping[str, str]) -> Finding:
+    """Ray's token authentication: a cluster's nodes and drivers have to share one, and nobody else may read it."""
+    mode = environ.get("RAY_AUTH_MODE", "")
+    if mode.lower() not in ("", "disabled", "token"):
+        return Finding(
+            check="Ray token",
+            severity=Severity.error,
+            found=f"RAY_AUTH_MODE={mode} is nothing that Ray knows",
+            fix="set it to token, or to disabled",
+        )
+    if mode.lower() != "token":
+        return Finding(check="Ray token", severity=Severity.ok, found=f"RAY_AUTH_MODE={mode or 'not set'}")
+    if environ.get("RAY_AUTH_TOKEN"):
+        return Finding(check="Ray token", severity=Severity.ok, found="RAY_AUTH_MODE=token, with a token")
+    path = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not path.is_file() or not path.stat().st_size:
+        return Finding(
+            check="Ray token",
+            severity=Severity.error,
+            found=f"RAY_AUTH_MODE=token, but there is no token in RAY_AUTH_TOKEN or in {path}",
+            fix="set RAY_AUTH_TOKEN to the cluster's token",
+        )
+    if path.stat().st_mode & 0o077:
+        return Finding(
+            check="Ray token",
+            severity=Severity.warning,
+            found=f"others may read {path}",
+            fix=f"chmod 600 {path}",
+        )
+    return Finding(check="Ray token", severity=Severity.ok, found=f"RAY_AUTH_MODE=token, from {path}")
+
+
+def space(check: str, folder: Path, least: int, fix: str) -> Finding:
+    """Free bytes of a file system."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding(check=check, severity=Severity.error, found=f"{folder}: {error.strerror}", fix=fix)
+    found = f"{free / 2**30:.1f} GiB free in {folder.resolve()}"
+    if free >= least:
+        return Finding(check=check, severity=Severity.ok, found=found)
+    return Finding(check=check, severity=Severity.warning, found=found, fix=fix)
+
+
+def clock(folder: Path) -> Finding:
+    """This machine's clock beside that of the file system, which may be another machine's."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            before = time.time()
+            os.utime(file.fileno())
+            there = os.stat(file.fileno()).st_mtime
+            after = time.time()
+    except OSError as error:
+        return Finding(
+            check="clock",
+            severity=Severity.error,
+            found=f"{folder} cannot be written: {error.strerror}",
+            fix="choose a folder that can be",
+        )
+    return skew(before, there, after)
+
+
+def skew(before: float, there: float, after: float) -> Finding:
+    """How far a time that was taken between two others is outside of them."""
+    apart = max(before - there, there - after, 0.0)
+    if apart <= SKEW_S:
+        return Finding(check="clock", severity=Severity.ok, found="agrees with the file system's")
+    return Finding(
+        check="clock",
+        severity=Severity.warning,
+        found=f"{apart:.1f} s from the file system's",
+        fix="let NTP set both machines' clocks",
+    )
+
+
+def gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Finding:
+    """CUDA devices; none is no fault, one that torch cannot use is."""
+    try:
+        import torch
+    except ImportError:
+        return Finding(check="GPU", severity=Severity.ok, found="unknown without torch")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Finding(check="GPU", severity=Severity.ok, found=", ".join(names))
+    if not driver.exists():
+        return Finding(check="GPU", severity=Severity.ok, found="none; shards keep their state on the CPU")
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
+    return Finding(
+        check="GPU",
+        severity=Severity.warning,
+        found=f"there is NVIDIA's driver, but torch {torch.__version__}, {build}, finds no device",
+        fix="install the build of torch that fits the driver (pytorch.org says which)",
+    )
+
+
+def port(number: int, host: str = "127.0.0.1") -> Finding:
+    """Whether a port of this machine can be listened on."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, number), family=family).close()
+    except OSError as error:
+        return Finding(
+            check=f"port {number}",
+            severity=Severity.warning,
+            found=f"cannot be listened on: {error.strerror}",
+            fix="choose another with --port or --metrics-port, or 0 for any",
+        )
+    return Finding(check=f"port {number}", severity=Severity.ok, found="free")
+
+
+def prometheus(url: str, now: Callable[[], float] = time.time) -> Iterator[Finding]:
+    """Whether a Prometheus is ready, has this machine's time, and sees a process of adamserve."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/-/ready", timeout=ANSWER_S) as answer:
+            found, date = answer.read().decode().strip(), answer.headers["Date"]
+        query = urllib.parse.urlencode({"query": "count(adamserve_build_info)"})
+        with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/query?{query}", timeout=ANSWER_S) as answer:
+            seen = json.load(answer)["data"]["result"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield Finding(
+            check="Prometheus",
+            severity=Severity.error,
+            found=f"{url}: {getattr(error, 'reason', error)}",
+            fix="is it running, and is the URL right?",
+        )
+        return
+    yield Finding(check="Prometheus", severity=Severity.ok, found=found)
+    apart = abs(parsedate_to_datetime(date).timestamp() - now()) if date else 0.0
+    if apart > ANSWER_S + SKEW_S:
+        yield Finding(
+            check="Prometheus' clock",
+            severity=Severity.warning,
+            found=f"{apart:.0f} s from this machine's",
+            fix="let NTP set both machines' clocks",
+        )
+    if seen:
+        processes = int(seen[0]["value"][1])
+        yield Finding(check="Prometheus' targets", severity=Severity.ok, found=f"{processes} of adamserve")
+    else:
+        yield Finding(
+            check="Prometheus' targets",
+            severity=Severity.warning,
+            found="none of adamserve answers it now",
+            fix="give it the scrape configuration in deploy/prometheus, and start a job",
+        )
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

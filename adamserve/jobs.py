@@ -1,0 +1,230 @@
+"""How a job stands, as people and programs see it: the status page, `adamserve status` and `adamserve top`.
+
+Plain values; a client without Ray or torch reads them too.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from adamserve.values import Clocks, Stamp
+
+EVENTS_KEPT = 32
+"""Events that a shard keeps, and that a job shows: the newest ones."""
+
+Kind = Literal["stale", "invalid", "silent", "rollback"]
+"""A push refused as STALE or INVALID; a pusher whose lease ran out; a shard restored from a checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class PusherSeen:
+    """A live pusher: the seq of its last decided push, and when that was (seconds since 1970, None before it)."""
+
+    name: str
+    seq: int
+    pushed_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that an operator should see.
+
+    Attributes:
+        at: seconds since 1970; of events alike, the last one's.
+        kind: what happened.
+        shards: where.
+        pusher: whose; "" where it is nobody's.
+        reason: in words; of events alike, the last one's.
+        count: how many alike: of the same kind and pusher, on the shard that saw most of them.
+    """
+
+    at: float
+    kind: Kind
+    shards: tuple[int, ...]
+    pusher: str
+    reason: str
+    count: int = 1
+
+
+class Events:
+    """The newest events of one shard, those alike folded into one. Not thread-safe.
+
+    Args:
+        shard: the shard.
+        now: seconds since 1970.
+    """
+
+    def __init__(self, shard: int, now: Callable[[], float]) -> None:
+        self._shard = shard
+        self._now = now
+        self._kept: OrderedDict[tuple[Kind, str], Event] = OrderedDict()
+
+    def add(self, kind: Kind, pusher: str, reason: str) -> None:
+        """Note that something has happened."""
+        before = self._kept.pop((kind, pusher), None)
+        count = 1 if before is None else before.count + 1
+        self._kept[kind, pusher] = Event(self._now(), kind, (self._shard,), pusher, reason, count)
+        if len(self._kept) > EVENTS_KEPT:
+            self._kept.popitem(last=False)
+
+    def recent(self) -> tuple[Event, ...]:
+        """Oldest first."""
+        return tuple(self._kept.values())
+
+
+def merged(events: Iterable[Event]) -> tuple[Event, ...]:
+    """The newest events of all shards, oldest first; what a pusher met on several of them is one."""
+    found: dict[tuple[Kind, str, tuple[int, ...]], Event] = {}
+    for event in sorted(events, key=lambda event: event.at):
+        own = event.shards if event.kind == "rollback" else ()
+        before = found.pop((event.kind, event.pusher, own), None)
+        if before is not None:
+            shards = tuple(sorted({*before.shards, *event.shards}))
+            count = before.count + 1 if own else max(before.count, event.count)
+            event = replace(event, shards=shards, count=count)
+        found[event.kind, event.pusher, own] = event
+    return tuple(found.values())[-EVENTS_KEPT:]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSeen:
+    """One shard of a job: whether its process lives, its moment, and its counts."""
+
+    shard: int
+    up: bool
+    stamp: Stamp
+    pushes: Mapping[str, int]
+    waiting: int
+    state_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobState:
+    """How a job stands.
+
+    Attributes:
+        failed: why it cannot go on; "" where it can.
+        rule, rate: the rule's name, and its rate now by its schedule.
+        loss, best_loss: mean of the last 50 losses reported, and the lowest that it has been.
+        regret, regret_steps: R(T), and T, over the losses reported with a comparator; see `Client.report`.
+        test_accuracy: at the last evaluation, where the job's driver makes one.
+        checkpoint, checkpoint_age_s: number of the newest one, 0 for none, and seconds since it was written.
+        rollbacks: how often a shard was restored.
+        staleness: decided pushes by staleness in updates, over all shards.
+        pushers: those whose lease runs, by name.
+        events: the newest ones, oldest first.
+    """
+
+    name: str
+    healthy: bool = True
+    failed: str = ""
+    rule: str = ""
+    rate: float = 0.0
+    loss: float | None = None
+    best_loss: float | None = None
+    regret: float | None = None
+    regret_steps: int = 0
+    test_accuracy: float | None = None
+    checkpoint: int = 0
+    checkpoint_age_s: float | None = None
+    rollbacks: int = 0
+    shards: tuple[ShardSeen, ...] = ()
+    staleness: Mapping[int, int] = field(default_factory=dict)
+    pushers: tuple[PusherSeen, ...] = ()
+    events: tuple[Event, ...] = ()
+
+    @property
+    def clocks(self) -> Clocks:
+        """Every shard's moment."""
+        return Clocks(shard.stamp for shard in self.shards)
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """The pushers' names."""
+        return tuple(pusher.name for pusher in self.pushers)
+
+    @property
+    def state(self) -> Literal["healthy", "starting", "restoring", "failed"]:
+        """In one word."""
+        if self.failed:
+            return "failed"
+        if not self.shards:
+            return "starting"
+        return "healthy" if self.healthy else "restoring"
+
+    @property
+    def average_regret(self) -> float | None:
+        """R(T)/T."""
+        return None if self.regret is None else self.regret / self.regret_steps
+
+
+def as_json(job: JobState) -> dict[str, Any]:
+    """A job's state as every `--format json` and `/status.json` write it."""
+    return {
+        "job": job.name,
+        "state": job.state,
+        "failed": job.failed,
+        "rule": job.rule,
+        "rate": job.rate,
+        "loss": job.loss,
+        "best_loss": job.best_loss,
+        "regret": job.regret,
+        "regret_steps": job.regret_steps,
+        "average_regret": job.average_regret,
+        "test_accuracy": job.test_accuracy,
+        "checkpoint": job.checkpoint,
+        "checkpoint_age_s": job.checkpoint_age_s,
+        "rollbacks": job.rollbacks,
+        "shards": [
+            {
+                "shard": shard.shard,
+                "up": shard.up,
+                "epoch": shard.stamp.epoch,
+                "clock": shard.stamp.clock,
+                "pushes": dict(shard.pushes),
+                "waiting": shard.waiting,
+                "state_bytes": shard.state_bytes,
+            }
+            for shard in job.shards
+        ],
+        "staleness": {str(updates): count for updates, count in sorted(job.staleness.items())},
+        "pushers": [{"name": p.name, "seq": p.seq, "pushed_at": p.pushed_at} for p in job.pushers],
+        "events": [
+            {
+                "at": event.at,
+                "kind": event.kind,
+                "shards": list(event.shards),
+                "pusher": event.pusher,
+                "reason": event.reason,
+                "count": event.count,
+            }
+            for event in job.events
+        ],
+    }
+
+
+def from_json(found: Mapping[str, Any]) -> JobState:
+    """The state that `as_json` has written."""
+    same = "failed rule rate loss best_loss regret regret_steps test_accuracy checkpoint checkpoint_age_s rollbacks"
+    return JobState(
+        name=found["job"],
+        healthy=found["state"] == "healthy",
+        **{name: found[name] for name in same.split()},
+        shards=tuple(
+            ShardSeen(
+                s["shard"],
+                s["up"],
+                Stamp(s["epoch"], s["clock"]),
+                s["pushes"],
+                s["waiting"],
+                s["state_bytes"],
+            )
+            for s in found["shards"]
+        ),
+        staleness={int(updates): count for updates, count in found["staleness"].items()},
+        pushers=tuple(PusherSeen(**pusher) for pusher in found["pushers"]),
+        events=tuple(Event(**{**event, "shards": tuple(event["shards"])}) for event in found["events"]),
+    )

@@ -1,0 +1,28 @@
+"""The metrics of a process that Ray placed: on any free port of its node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray
+from prometheus_client.registry import Collector
+
+from adamserve.config import is_loopback
+from adamserve.families import Process
+from adamserve.metrics import Exporter
+
+
+def node_address(host: str) -> str:
+    """Where a process of a service at `host` listens: the loopback of its node, or the node's own address."""
+    return host if is_loopback(host) else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def expose(host: str, process: Process, collect: Sequence[Collector]) -> tuple[Exporter, str]:
+    """Serve this process's metrics for as long as it lives; returns also the address, host:port.
+
+    Raises:
+        Unavailable: there is no free port.
+    """
+    here = node_address(host)
+    exporter = Exporter.serve(here, 0, process=process, collect=collect)
+    return exporter, f"{here}:{exporter.port}"
