@@ -8,38 +8,28 @@ shard keep their order.
 from __future__ import annotations
 
 import json
-import os
-import random
-import socket
 import threading
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, overload
 
-import grpc
 import numpy as np
 
 from adamserve import optim
 from adamserve.errors import (
-    AdamServeError,
     InvalidArgument,
-    LimitExceeded,
-    NotFinite,
-    NotFound,
-    RolledBack,
     Unavailable,
 )
 from adamserve.jobs import JobState
 from adamserve.rpc import codec, states, wire
 from adamserve.rpc.frames import Parts
 from adamserve.rpc.link import Credentials, Feed, Link
-from adamserve.rpc.status import error_of
-from adamserve.sparse import as_rows, check_tables, for_shards, spec_of, to_places
+from adamserve.rpc.outgoing import Outgoing
+from adamserve.rpc.session import Session, rolled_back
+from adamserve.sparse import check_tables, spec_of, to_places
 from adamserve.target import Target
-from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
+from adamserve.v1 import control_pb2, shard_pb2, types_pb2
 from adamserve.values import (
     Array,
     Clocks,
@@ -48,16 +38,9 @@ from adamserve.values import (
     JobReceipt,
     Outcome,
     Receipt,
-    SparseRows,
     Stamp,
     TensorSpec,
 )
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
-"""Pause before a second try; it doubles with each, and a random share of it is waited."""
-
-ATTEMPT_S = 60.0
-"""Longest that one try may take before the call is made again on a new connection."""
 
 OUTCOMES: Mapping[int, Outcome] = {
     shard_pb2.OUTCOME_APPLIED: Outcome.APPLIED,
@@ -90,10 +73,6 @@ class PushHandle:
         return self._client._settle(self._clock, [_outcome(future) for future in self.futures])
 
 
-class _Aborted(Exception):
-    """A push was given up before its commit."""
-
-
 class Client:
     """Pushes and pulls for one pusher of one job; `adamserve.connect` makes it.
 
@@ -120,41 +99,42 @@ class Client:
             )
         if not max_in_flight >= 1:
             raise InvalidArgument(f"must be at least 1, got {max_in_flight}", field="max_in_flight")
-        self.job = job
-        self.pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._session = uuid.uuid4().hex
-        self._target = target
-        self._credentials = credentials or Credentials()
-        self._timeout_s = timeout_s
-        self._lease_s = lease_s
-        self._wire = wire_dtype
+        self._session = Session(
+            target,
+            job,
+            pusher=pusher,
+            credentials=credentials or Credentials(),
+            timeout_s=timeout_s,
+            lease_s=lease_s,
+        )
+        self._outgoing = Outgoing(self._session, wire_dtype)
         self._max_in_flight = max_in_flight
         self._in_flight = threading.BoundedSemaphore(max_in_flight)
         self._pending: list[PushHandle] = []
-        self._residual: dict[str, Array] = {}
-        self._closed = threading.Event()
         self._lock = threading.Lock()
-        self._channel: Any = self._credentials.channel(target)
-        self._control = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._shards: list[Link] = []
-        self._specs: dict[str, TensorSpec] = {}
-        self._seq = 0
-        self._joined = False
-        self._resync = False
-        self._lost: tuple[Clocks, Clocks] | None = None
 
     # ---- the job
 
     @property
+    def job(self) -> str:
+        """The job's name."""
+        return self._session.job
+
+    @property
+    def pusher(self) -> str:
+        """This pusher's name."""
+        return self._session.pusher
+
+    @property
     def seq(self) -> int:
         """The last seq used; the number of pushes that this pusher has made."""
-        return self._seq
+        return self._session.seq
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The job's tensors, in order."""
-        self._open(Deadline.after(self._timeout_s))
-        return tuple(self._specs.values())
+        self._session.open(self._session.deadline())
+        return tuple(self._session.tensors.values())
 
     def create(
         self,
@@ -214,10 +194,10 @@ class Client:
                 for parts in codec.encode(spec.name, kept, 0, spec.dtype):
                     yield b"".join(parts)
 
-        create = self._channel.stream_unary("/adamserve.v1.ControlService/CreateJob")
-        deadline = Deadline.after(self._timeout_s)
-        answer = self._retrying(
-            lambda s: create(messages(), timeout=s, metadata=self._credentials.metadata), deadline
+        create = self._session.channel.stream_unary("/adamserve.v1.ControlService/CreateJob")
+        deadline = self._session.deadline()
+        answer = self._session.retrying(
+            lambda s: create(messages(), timeout=s, metadata=self._session.credentials.metadata), deadline
         )
         return control_pb2.CreateJobResponse.FromString(answer).created
 
@@ -246,14 +226,14 @@ class Client:
             RolledBack: a shard was restored, and updates that this client saw are lost. Pull again to go on.
             Unavailable: a turn, a clock or a shard did not come within the timeout.
         """
-        deadline = Deadline.after(self._timeout_s)
-        self._open(deadline, join=training)
+        deadline = self._session.deadline()
+        self._session.open(deadline, join=training)
         target = self._pull_target(into, rows)
         fetch = partial(
             self._pull_one, training=training, at_least=at_least, target=target, deadline=deadline
         )
         stamps = self._everywhere(fetch)
-        self.raise_lost()
+        self._session.raise_lost()
         return target.result(), Clocks(stamps)
 
     @overload
@@ -321,7 +301,7 @@ class Client:
         target = self._pull_target(into, rows)
         feed, stamps, calls = self._opened(clock, target=target)
         receipt = self._complete(feed, calls, flat, lr, rates, wait=True).result()
-        self.raise_lost()
+        self._session.raise_lost()
         return receipt, target.result(), Clocks(stamps)
 
     def report(self, loss: float, comparator_loss: float | None = None) -> None:
@@ -334,7 +314,7 @@ class Client:
         request = control_pb2.ReportRequest(
             job=self.job, pusher=self.pusher, loss=loss, comparator_loss=comparator_loss
         )
-        self._call(self._control.Report, request)
+        self._session.call(self._session.control.Report, request)
 
     def status(self) -> JobState:
         """How the job stands."""
@@ -344,28 +324,21 @@ class Client:
     def jobs(self) -> list[JobState]:
         """How this client's job stands; of one that was made with job "", every job that its token may see."""
         request = control_pb2.GetStatusRequest(job=self.job)
-        return [states.received(found) for found in self._call(self._control.GetStatus, request).jobs]
+        answer = self._session.call(self._session.control.GetStatus, request)
+        return [states.received(found) for found in answer.jobs]
 
     def checkpoint(self) -> int:
         """Write a checkpoint now; returns its number, 0 where the service keeps none."""
-        number: int = self._call(self._control.Checkpoint, control_pb2.CheckpointRequest(job=self.job)).number
+        request = control_pb2.CheckpointRequest(job=self.job)
+        number: int = self._session.call(self._session.control.Checkpoint, request).number
         return number
 
     def close(self) -> None:
         """Wait for the pushes under way, stop counting as live, and disconnect. Never raises what a push has raised."""
-        if self._closed.is_set():
+        if self._session.closed:
             return
-        for handle in self._pending:
-            for future in handle.futures:
-                _outcome(future)
-        self._closed.set()
-        if self._joined:
-            request = control_pb2.LeaveRequest(job=self.job, pusher=self.pusher, session=self._session)
-            with suppress(grpc.RpcError):  # the lease runs out by itself
-                self._control.Leave(request, timeout=5.0, metadata=self._credentials.metadata)
-        for shard in self._shards:
-            shard.close()
-        self._channel.close()
+        self._wait_for_pending()
+        self._session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -389,7 +362,9 @@ class Client:
         """
         target = self._pull_target(into, None)
         feed, stamps, calls = self._opened(clock, target=target)
-        feed.futures = [shard.thread.submit(call) for shard, call in zip(self._shards, calls, strict=True)]
+        feed.futures = [
+            shard.thread.submit(call) for shard, call in zip(self._session.shards, calls, strict=True)
+        ]
         self._release_after(feed)
         return feed, stamps, target
 
@@ -397,27 +372,27 @@ class Client:
         self, clock: Clocks, *, target: Target | None = None
     ) -> tuple[Feed, list[Stamp], list[Callable[[], Receipt]]]:
         """A push with its seq and its place among those under way; and each shard's call, not made yet."""
-        deadline = Deadline.after(self._timeout_s)
-        self._open(deadline, join=True)
-        if len(clock) != len(self._shards):
+        deadline = self._session.deadline()
+        self._session.open(deadline, join=True)
+        if len(clock) != len(self._session.shards):
             raise InvalidArgument(
-                f"has {len(clock)} stamps for {len(self._shards)} shards",
+                f"has {len(clock)} stamps for {len(self._session.shards)} shards",
                 field="clock",
                 fix="give what pull returned",
             )
         self._settle_earlier(deadline)
         if not self._in_flight.acquire(timeout=deadline.remaining()):
             raise Unavailable(f"{self._max_in_flight} pushes are still under way", field="max_in_flight")
-        self._seq += 1
+        self._session.seq += 1
         feed = Feed(clock, deadline)
         stamps = [*clock]
         calls: list[Callable[[], Receipt]] = []
-        for shard, stamp in zip(self._shards, clock, strict=True):
+        for shard, stamp in zip(self._session.shards, clock, strict=True):
             start = shard_pb2.PushStart(
                 job=self.job,
                 pusher=self.pusher,
-                session=self._session,
-                seq=self._seq,
+                session=self._session.id,
+                seq=self._session.seq,
                 pulled=types_pb2.Stamp(epoch=stamp.epoch, clock=stamp.clock),
             )
             head = shard_pb2.PushRequest(start=start).SerializeToString()
@@ -437,13 +412,12 @@ class Client:
     ) -> PushHandle:
         """Make a push of gradients that are all here; where the caller waits, the last shard's call is its own."""
         for name, values in flat.items():
-            if self._wire == "int8" and not isinstance(values, SparseRows):
-                values = self._with_residual(name, values)
-            feed.add(name, values)
+            feed.add(name, self._outgoing.with_residual(name, values))
         feed.end(_commit(lr, rates))
         own = len(calls) - 1 if wait and all(handle.done() for handle in self._pending) else len(calls)
         feed.futures = [
-            shard.thread.submit(call) for shard, call in zip(self._shards[:own], calls[:own], strict=True)
+            shard.thread.submit(call)
+            for shard, call in zip(self._session.shards[:own], calls[:own], strict=True)
         ]
         for call in calls[own:]:
             future: Future[Receipt] = Future()
@@ -469,6 +443,18 @@ class Client:
         for future in feed.futures:
             future.add_done_callback(finished)
 
+    def gradient(self, name: str, gradient: Gradient, *, copy: bool) -> Gradient:
+        """A gradient as `Feed.add` takes it: one contiguous run, or increasing rows; checked.
+
+        Raises:
+            InvalidArgument, NotFound, NotFinite: what is wrong with it; names the tensor.
+        """
+        return self._outgoing.checked(name, gradient, copy=copy)
+
+    def raise_lost(self) -> None:
+        """As `Session.raise_lost`."""
+        self._session.raise_lost()
+
     def finish(
         self, feed: Feed, *, lr: float | None = None, rates: Mapping[str, float] | None = None
     ) -> PushHandle:
@@ -486,19 +472,19 @@ class Client:
         feed.end(None)
         for future in feed.futures:
             _outcome(future)
-        self._seq -= 1
+        self._session.seq -= 1
 
     def _push_one(self, shard: Link, feed: Feed, head: bytes, deadline: Deadline) -> Receipt:
         """One shard's part of a push, tried until it is answered."""
 
         def attempt(timeout: float) -> shard_pb2.PushResponse:
-            answers = shard.call("Push", lambda: self._messages(shard, feed, head), timeout)
+            answers = shard.call("Push", lambda: self._outgoing.messages(shard, feed, head), timeout)
             answer = shard_pb2.PushResponse.FromString(bytes(_first(answers)))
             for _ in answers:  # to the end of the call, so that its connection can be used again
                 pass
             return answer
 
-        return _receipt(self._retrying(attempt, deadline, shard, feed))
+        return _receipt(self._session.retrying(attempt, deadline, shard, feed))
 
     def _push_pull_one(
         self,
@@ -515,7 +501,7 @@ class Client:
         pull = request.SerializeToString()
 
         def messages() -> Iterator[Parts]:
-            for i, message in enumerate(self._messages(shard, feed, head)):
+            for i, message in enumerate(self._outgoing.messages(shard, feed, head)):
                 embedded = wire.embedded(1, message)
                 yield embedded if i else [pull, *embedded]
 
@@ -525,123 +511,61 @@ class Client:
             stamps[shard.index] = self._take(shard, (wire.inside(answer, 2)[0] for answer in answers), target)
             return receipt
 
-        receipt: Receipt = self._retrying(attempt, deadline, shard, feed)
+        receipt: Receipt = self._session.retrying(attempt, deadline, shard, feed)
         return receipt
-
-    def _messages(self, shard: Link, feed: Feed, head: bytes) -> Iterator[list[bytes | memoryview]]:
-        """A push as messages of about a chunk: head in the first, commit in the last; small tensors share one."""
-        message: list[bytes | memoryview] = [head]
-        size = 0
-        for span, values in feed.parts(shard):
-            name = self._wire if self._specs[span.tensor].dtype == "float32" else str(_dtype(values))
-            if isinstance(values, SparseRows):
-                # int8 needs the error of the last gradient of the same rows.
-                name = "float32" if name == "int8" else name
-                fields = codec.encode_rows(span.tensor, values.indices, values.values, name)
-            else:
-                fields = codec.encode(span.tensor, values, span.start, name)
-            for parts in fields:
-                message += parts
-                size += sum(map(len, parts))
-                if size >= codec.CHUNK_BYTES:
-                    yield message
-                    message, size = [], 0
-        yield [*message, b"" if feed.aborted else feed.tail or b""]
 
     def _settle(self, clock: Clocks, outcomes: list[Receipt | Exception]) -> JobReceipt:
         """Make one answer of the shards' answers."""
         errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if errors:
-            self._resync = True  # some shards have counted this seq, and some not
+            self._session.resync = True  # some shards have counted this seq, and some not
             raise errors[0]
         receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
-        if any(r.stamp.epoch > s.seen.epoch for s, r in zip(self._shards, receipts, strict=True)):
-            self._refresh(Deadline.after(self._timeout_s))
-        for shard, receipt in zip(self._shards, receipts, strict=True):
-            self._see(shard, receipt.stamp)
+        if any(r.stamp.epoch > s.seen.epoch for s, r in zip(self._session.shards, receipts, strict=True)):
+            self._session.refresh(self._session.deadline())
+        for shard, receipt in zip(self._session.shards, receipts, strict=True):
+            self._session.see(shard, receipt.stamp)
         rolled = [
             receipt
             for receipt, pulled in zip(receipts, clock, strict=True)
             if receipt.outcome is Outcome.STALE and receipt.stamp.epoch > pulled.epoch
         ]
         if rolled:
-            self._resync = True
-            self._lost = None
-            raise _rolled_back(rolled[0].reason, clock, Clocks(r.stamp for r in receipts))
+            self._session.resync = True
+            self._session.forget_lost()
+            raise rolled_back(rolled[0].reason, clock, Clocks(r.stamp for r in receipts))
         return JobReceipt(tuple(receipts))
 
     def _settle_earlier(self, deadline: Deadline) -> None:
         """After a push that only some shards have counted: wait for those under way, then agree on seq anew."""
-        if not self._resync:
+        if not self._session.resync:
             return
-        for handle in self._pending:
-            for future in handle.futures:
-                _outcome(future)
-        self._join(deadline, self._seq)
-        self._resync = False
+        self._wait_for_pending()
+        self._session.join(deadline, self._session.seq)
+        self._session.resync = False
 
     def _gradients(self, gradients: Mapping[str, Gradient], *, copy: bool) -> dict[str, Gradient]:
         """Every gradient as one contiguous run, all of them checked before anything is sent."""
-        self._open(Deadline.after(self._timeout_s), join=True)
-        return {name: self.gradient(name, gradient, copy=copy) for name, gradient in gradients.items()}
+        self._session.open(self._session.deadline(), join=True)
+        return {
+            name: self._outgoing.checked(name, gradient, copy=copy) for name, gradient in gradients.items()
+        }
 
-    def gradient(self, name: str, gradient: Gradient, *, copy: bool) -> Gradient:
-        """A gradient as one contiguous run, or as increasing rows; checked before anything is sent."""
-        spec = self._specs.get(name)
-        if spec is None:
-            raise NotFound(
-                "the job has no such tensor", field=name, fix=f"it has {', '.join([*self._specs][:5])}"
-            )
-        rows = as_rows(name, gradient)
-        if rows is not None:
-            found = for_shards(spec, rows)
-            values = found.values if found.values.dtype != np.float16 else found.values.astype(np.float32)
-            return SparseRows(found.indices, values.copy() if copy else values)
-        gradient = np.asarray(gradient)
-        if gradient.shape != spec.shape:
-            raise InvalidArgument(f"a gradient of shape {gradient.shape} for {spec.shape}", field=name)
-        if gradient.dtype == np.float16:
-            gradient = gradient.astype(np.float32)
-        if gradient.dtype != np.float32 and gradient.dtype != spec.dtype:
-            raise InvalidArgument(
-                f"a gradient of dtype {gradient.dtype} for a {spec.dtype} parameter", field=name
-            )
-        own = copy and spec.stride == 1  # otherwise `to_places` copies
-        flat = to_places(spec, np.array(gradient, order="C") if own else np.ascontiguousarray(gradient))
-        # One shard refuses a push whole by itself; of several, some would apply their part and others not. int8 would
-        # change a NaN.
-        if (len(self._shards) > 1 or self._wire == "int8") and not codec.fits(flat, self._wire):
-            raise NotFinite(
-                "the gradient holds NaN or infinity, or numbers too large for the wire",
-                field=name,
-                fix="skip this batch, clip the gradient, or send float32",
-            )
-        return flat
-
-    def _with_residual(self, name: str, values: Array) -> Array:
-        """Error feedback: add what int8 lost of the last gradient, and keep what it loses of this one."""
-        if values.dtype != np.float32:
-            return values
-        total = values + self._residual.get(name, np.float32(0))
-        lost = self._residual[name] = np.empty_like(total)
-        for shard in self._shards:
-            for span in shard.spans:
-                if span.tensor == name:
-                    part = total[span.start : span.stop]
-                    codec.dequantize(*codec.quantize(part), out=lost[span.start : span.stop])
-        np.subtract(total, lost, out=lost)
-        return total
+    def _wait_for_pending(self) -> None:
+        for handle in self._pending:
+            for future in handle.futures:
+                _outcome(future)
 
     # ---- pulls
 
     def _pull_request(
         self, shard: Link, target: Target, *, training: bool, at_least: int
     ) -> shard_pb2.PullRequest:
-        narrow = self._wire if self._wire in ("bfloat16", "float16") else "float32"
+        narrow = self._outgoing.encoding if self._outgoing.encoding in ("bfloat16", "float16") else "float32"
         return shard_pb2.PullRequest(
             job=self.job,
             pusher=self.pusher if training else "",
-            session=self._session if training else "",
+            session=self._session.id if training else "",
             training=training,
             at_least=at_least,
             encoding=codec.ENCODINGS[narrow].number,  # type: ignore[arg-type]
@@ -666,10 +590,10 @@ class Client:
         def attempt(timeout: float) -> Stamp:
             return self._take(shard, shard.call("Pull", lambda: [[message]], timeout), target)
 
-        stamp: Stamp = self._retrying(attempt, deadline, shard)
+        stamp: Stamp = self._session.retrying(attempt, deadline, shard)
         if stamp.epoch > shard.seen.epoch:
-            self._refresh(deadline)
-        self._see(shard, stamp)
+            self._session.refresh(deadline)
+        self._session.see(shard, stamp)
         return stamp
 
     def _take(self, shard: Link, messages: Iterator[Any], target: Target) -> Stamp:
@@ -683,7 +607,7 @@ class Client:
                 stamp = Stamp(found.epoch, found.clock)
             for chunk in chunks:
                 if chunk.rows is not None:
-                    width = self._specs[chunk.tensor].width
+                    width = self._session.tensors[chunk.tensor].width
                     rows, values, _ = codec.decode_rows(chunk, width)
                     target.put_rows(chunk.tensor, rows, values)
                 else:
@@ -695,150 +619,18 @@ class Client:
         return stamp
 
     def _pull_target(self, into: Mapping[str, Array] | None, rows: Mapping[str, Array] | None) -> Target:
-        self._open(Deadline.after(self._timeout_s))
-        return Target(self._specs, into, rows)
-
-    # ---- shards, seen and lost
-
-    def _open(self, deadline: Deadline, *, join: bool = False) -> None:
-        """Learn where the shards are, and join them, the first time."""
-        if self._closed.is_set():
-            raise InvalidArgument("the client is closed", field="client")
-        if not self._shards:
-            found = self._call(
-                self._control.GetTopology, control_pb2.GetTopologyRequest(job=self.job), deadline
-            )
-            self._specs = {
-                t.name: TensorSpec(
-                    t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name), t.stride or 1
-                )
-                for t in found.job.tensors
-            }
-            self._shards = [Link(i, place, self._credentials) for i, place in enumerate(found.shards)]
-        if join and not self._joined:
-            self._seq = max(self._join(deadline, 0), default=0)
-            self._join(deadline, self._seq)
-            self._joined = True
-            threading.Thread(target=self._beat, name="adamserve-lease", daemon=True).start()
-
-    def _join(self, deadline: Deadline, last_seq: int) -> list[int]:
-        """Join every shard; returns the last seq that each knows."""
-        request = control_pb2.JoinRequest(
-            job=self.job, pusher=self.pusher, session=self._session, lease_s=self._lease_s, last_seq=last_seq
-        )
-        found = self._call(self._control.Join, request, deadline)
-        self._note(found.shards)
-        return [place.last_seq for place in found.shards]
-
-    def _refresh(self, deadline: Deadline) -> None:
-        """Learn anew where the shards are, and be live on those that were restored."""
-        if self._joined:
-            self._join(deadline, 0)
-        else:
-            request = control_pb2.GetTopologyRequest(job=self.job)
-            self._note(self._call(self._control.GetTopology, request, deadline).shards)
-
-    def _note(self, places: Any) -> None:
-        for shard, place in zip(self._shards, places, strict=False):
-            shard.move(place)
-            if place.stamp.epoch > shard.seen.epoch:
-                shard.restored_clock = place.restored_clock
-                self._resync = True  # it may know of fewer pushes than were made
-                self._see(shard, Stamp(place.stamp.epoch, place.restored_clock))
-
-    def _see(self, shard: Link, stamp: Stamp) -> None:
-        """Note a shard's stamp; a new epoch that began before what was seen in the old one has lost updates."""
-        with self._lock:
-            if stamp.epoch > shard.seen.epoch and shard.restored_clock < shard.seen.clock:
-                before, after = self._lost or (None, None)
-                now = Clocks(s.seen for s in self._shards)
-                mended = Clocks(
-                    Stamp(stamp.epoch, shard.restored_clock) if s is shard else kept
-                    for s, kept in zip(self._shards, after or now, strict=True)
-                )
-                self._lost = (before or now, mended)
-            shard.seen = max(shard.seen, stamp)
-
-    def raise_lost(self) -> None:
-        """Say once that a shard was restored and updates that this client saw are lost.
-
-        Raises:
-            RolledBack: with the clocks before and after.
-        """
-        with self._lock:
-            lost, self._lost = self._lost, None
-        if lost is not None:
-            raise _rolled_back(
-                "a shard was restored from a checkpoint; updates that this client saw are lost", *lost
-            )
-
-    def _beat(self) -> None:
-        """Renew the lease three times in its length, until closed."""
-        while not self._closed.wait(self._lease_s / 3):
-            request = control_pb2.JoinRequest(
-                job=self.job, pusher=self.pusher, session=self._session, lease_s=self._lease_s
-            )
-            try:
-                self._control.Join(request, timeout=self._lease_s, metadata=self._credentials.metadata)
-            except (grpc.RpcError, ValueError):
-                continue  # the next push or pull says what is wrong; ValueError: the channel was closed meanwhile
-
-    # ---- calls
+        self._session.open(self._session.deadline())
+        return Target(self._session.tensors, into, rows)
 
     def _everywhere(self, call: Callable[[Link], Result]) -> list[Result]:
         """Call every shard at once, in order after what it was called before; wait for all."""
-        outcomes = [_outcome(future) for future in [s.thread.submit(call, s) for s in self._shards]]
+        outcomes = [_outcome(future) for future in [s.thread.submit(call, s) for s in self._session.shards]]
         results: list[Result] = []
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
             results.append(outcome)
         return results
-
-    def _call(self, method: Any, request: Any, deadline: Deadline | None = None) -> Any:
-        deadline = deadline or Deadline.after(self._timeout_s)
-        return self._retrying(
-            lambda s: method(request, timeout=s, metadata=self._credentials.metadata), deadline
-        )
-
-    def _retrying(
-        self,
-        attempt: Callable[[float], Any],
-        deadline: Deadline,
-        shard: Link | None = None,
-        feed: Feed | None = None,
-    ) -> Any:
-        """Call until it is answered, the error is not one that time mends, or the deadline passes."""
-        pause = FIRST_PAUSE_S
-        while True:
-            try:
-                return attempt(min(ATTEMPT_S, max(0.001, deadline.remaining())))
-            except grpc.RpcError as failed:
-                error = error_of(failed)
-            except AdamServeError as failed:
-                error = failed
-            if feed is not None and feed.aborted:
-                raise _Aborted
-            # A restored shard knows neither job nor pusher for a moment.
-            restoring = shard is not None and isinstance(error, NotFound) and error.field in ("job", "pusher")
-            if not (restoring or isinstance(error, Unavailable)) or self._closed.is_set():
-                raise error
-            if deadline.remaining() < pause:
-                raise Unavailable(
-                    f"gave up after {self._timeout_s:g} s: {error.problem}", field=error.field, fix=error.fix
-                )
-            self._closed.wait(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-            if shard is not None:
-                shard.reconnect()
-                try:
-                    self._refresh(Deadline.after(min(5.0, deadline.remaining())))
-                except (Unavailable, NotFound, LimitExceeded):
-                    continue  # the service is away too
-
-
-def _dtype(gradient: Gradient) -> np.dtype[Any]:
-    return gradient.values.dtype if isinstance(gradient, SparseRows) else gradient.dtype
 
 
 def _commit(lr: float | None, rates: Mapping[str, float] | None) -> bytes:
@@ -864,9 +656,3 @@ def _outcome(future: Future[Any]) -> Any:
         return future.result()
     except Exception as error:
         return error
-
-
-def _rolled_back(problem: str, before: Clocks, after: Clocks) -> RolledBack:
-    error = RolledBack(f"{problem} (clocks {before} before, {after} after)", fix="pull, and compute again")
-    error.before, error.after = tuple(before), tuple(after)
-    return error

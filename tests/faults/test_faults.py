@@ -17,7 +17,7 @@ import ray
 
 from adamserve import checkpoint, optim
 from adamserve.errors import RolledBack
-from adamserve.rpc import client as client_module
+from adamserve.rpc import session as session_module
 from adamserve.rpc.client import Client
 from adamserve.rpc.link import Credentials
 from adamserve.rpc.serving import Ready, ServeConfig, serving
@@ -82,7 +82,7 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
     proxies: dict[str, Proxy],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.005)
+    monkeypatch.setattr(session_module, "FIRST_PAUSE_S", 0.005)
     ready, _, _ = one
     with Client(ready.target, "sum", pusher="first") as first:
         first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
@@ -111,7 +111,7 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
                     assert receipt.outcome is not Outcome.STALE
                     sums[trainer] += gradient
                     # A connection that works stays; a new one meets the next fault.
-                    for shard in client._shards:
+                    for shard in client._session.shards:
                         shard.reconnect()
                 for proxy in proxies.values():
                     proxy.quiet.set()
@@ -158,7 +158,7 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
                             handle = client.push({"w": gradient}, clock, wait=False)
                             answers = [_answer(future) for future in handle.futures]
                             for shard, answer in enumerate(answers):
-                                span = client._shards[shard].spans[0]
+                                span = client._session.shards[shard].spans[0]
                                 if answer.outcome is Outcome.STALE:
                                     continue
                                 stamp = answer.stamp
@@ -196,7 +196,7 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
     ends: dict[tuple[int, int], int] = {(r.shard, r.epoch - 1): r.clock_after for r in status.rollbacks}
     with Client(ready.target, "sum") as reader:
         arrays, _ = reader.pull(training=False)
-        spans = [shard.spans[0] for shard in reader._shards]
+        spans = [shard.spans[0] for shard in reader._session.shards]
     expected = np.zeros(SIZE)
     for shard, stamp, part in applied:
         later = [end for (s, epoch), end in ends.items() if s == shard and epoch >= stamp.epoch]

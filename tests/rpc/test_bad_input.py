@@ -42,7 +42,7 @@ class Raw:
         )
         _, clock = client.pull()
         self.epoch = clock[0].epoch
-        self.session = client._session
+        self.session = client._session.id
         self.channel: Any = grpc.insecure_channel(service.shards[0])
         self.control: Any = control_pb2_grpc.ControlServiceStub(grpc.insecure_channel(service.target))
         self.method: Any = self.channel.stream_unary("/adamserve.v1.ShardService/Push")

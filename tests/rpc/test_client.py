@@ -148,7 +148,7 @@ def test_a_taken_over_client_cannot_push(connect: Connect, counting: Client) -> 
     """A client whose lease ran out is fenced off once another has its name."""
     first = connect(pusher="b", lease_s=0.3)
     _, clock = first.pull()
-    first._closed.set()  # stop its heartbeat, as a hung process does
+    first._session._closed.set()  # stop its heartbeat, as a hung process does
     second = connect(pusher="b")
     for _ in range(100):
         try:
@@ -156,7 +156,7 @@ def test_a_taken_over_client_cannot_push(connect: Connect, counting: Client) -> 
             break
         except Conflict:
             continue
-    first._closed.clear()
+    first._session._closed.clear()
     with pytest.raises(Conflict, match="another client's session"):
         first.push(ones(), clock)
     assert float(second.pull()[0]["large"].max()) == 0.0

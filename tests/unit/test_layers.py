@@ -99,10 +99,17 @@ LAYERS: tuple[dict[str, Row], ...] = (
             "grpc", siblings="adamserve.rpc adamserve.rpc.frames adamserve.rpc.status"
         ),
         "adamserve.rpc.link": row("grpc", siblings="adamserve.rpc.carrier adamserve.rpc.frames"),
+        "adamserve.rpc.session": row(
+            "grpc", siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.link adamserve.rpc.status"
+        ),
+        "adamserve.rpc.outgoing": row(
+            "numpy",
+            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.link adamserve.rpc.session",
+        ),
         "adamserve.rpc.client": row(
-            "grpc numpy",
-            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.frames adamserve.rpc.link adamserve.rpc.states "
-            "adamserve.rpc.status adamserve.rpc.wire",
+            "numpy",
+            siblings="adamserve.rpc adamserve.rpc.codec adamserve.rpc.frames adamserve.rpc.link "
+            "adamserve.rpc.outgoing adamserve.rpc.session adamserve.rpc.states adamserve.rpc.wire",
         ),
         "adamserve.rpc.connect": row(siblings="adamserve.rpc.client adamserve.rpc.link"),
     },

@@ -1,0 +1,96 @@
+"""Gradients on their way out: checked, laid out for the shards, and written in the encoding of the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from adamserve.errors import InvalidArgument, NotFinite, NotFound
+from adamserve.rpc import codec
+from adamserve.rpc.link import Feed, Link
+from adamserve.rpc.session import Session
+from adamserve.sparse import as_rows, for_shards, to_places
+from adamserve.values import Array, Gradient, SparseRows
+
+
+class Outgoing:
+    """What a client sends of its gradients, and what int8 has lost of them so far.
+
+    Attributes:
+        encoding: how float32 gradients travel; a name of `codec.ENCODINGS`.
+    """
+
+    def __init__(self, session: Session, encoding: str) -> None:
+        self._session = session
+        self.encoding = encoding
+        self._residual: dict[str, Array] = {}
+
+    def checked(self, name: str, gradient: Gradient, *, copy: bool) -> Gradient:
+        """A gradient as one contiguous run, or as increasing rows; checked before anything is sent."""
+        spec = self._session.tensors.get(name)
+        if spec is None:
+            known = ", ".join([*self._session.tensors][:5])
+            raise NotFound("the job has no such tensor", field=name, fix=f"it has {known}")
+        rows = as_rows(name, gradient)
+        if rows is not None:
+            found = for_shards(spec, rows)
+            values = found.values if found.values.dtype != np.float16 else found.values.astype(np.float32)
+            return SparseRows(found.indices, values.copy() if copy else values)
+        gradient = np.asarray(gradient)
+        if gradient.shape != spec.shape:
+            raise InvalidArgument(f"a gradient of shape {gradient.shape} for {spec.shape}", field=name)
+        if gradient.dtype == np.float16:
+            gradient = gradient.astype(np.float32)
+        if gradient.dtype != np.float32 and gradient.dtype != spec.dtype:
+            raise InvalidArgument(
+                f"a gradient of dtype {gradient.dtype} for a {spec.dtype} parameter", field=name
+            )
+        own = copy and spec.stride == 1  # otherwise `to_places` copies
+        flat = to_places(spec, np.array(gradient, order="C") if own else np.ascontiguousarray(gradient))
+        # One shard refuses a push whole by itself; of several, some would apply their part and others not. int8 would
+        # change a NaN.
+        checks_here = len(self._session.shards) > 1 or self.encoding == "int8"
+        if checks_here and not codec.fits(flat, self.encoding):
+            raise NotFinite(
+                "the gradient holds NaN or infinity, or numbers too large for the wire",
+                field=name,
+                fix="skip this batch, clip the gradient, or send float32",
+            )
+        return flat
+
+    def with_residual(self, name: str, gradient: Gradient) -> Gradient:
+        """Error feedback: add what int8 lost of the last gradient, and keep what it loses of this one."""
+        if self.encoding != "int8" or isinstance(gradient, SparseRows) or gradient.dtype != np.float32:
+            return gradient
+        total: Array = gradient + self._residual.get(name, np.float32(0))
+        lost = self._residual[name] = np.empty_like(total)
+        for shard in self._session.shards:
+            for span in shard.spans:
+                if span.tensor == name:
+                    part = total[span.start : span.stop]
+                    codec.dequantize(*codec.quantize(part), out=lost[span.start : span.stop])
+        np.subtract(total, lost, out=lost)
+        return total
+
+    def messages(self, shard: Link, feed: Feed, head: bytes) -> Iterator[list[bytes | memoryview]]:
+        """A push as messages of about a chunk: head in the first, commit in the last; small tensors share one."""
+        message: list[bytes | memoryview] = [head]
+        size = 0
+        for span, gradient in feed.parts(shard):
+            values = gradient.values if isinstance(gradient, SparseRows) else gradient
+            narrow = self._session.tensors[span.tensor].dtype == "float32"
+            name = self.encoding if narrow else str(values.dtype)
+            if isinstance(gradient, SparseRows):
+                # int8 needs the error of the last gradient of the same rows.
+                name = "float32" if name == "int8" else name
+                fields = codec.encode_rows(span.tensor, gradient.indices, values, name)
+            else:
+                fields = codec.encode(span.tensor, values, span.start, name)
+            for parts in fields:
+                message += parts
+                size += sum(map(len, parts))
+                if size >= codec.CHUNK_BYTES:
+                    yield message
+                    message, size = [], 0
+        yield [*message, b"" if feed.aborted else feed.tail or b""]
