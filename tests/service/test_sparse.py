@@ -114,6 +114,8 @@ def test_a_lazy_job_is_taken_up_as_one(start: Start, tmp_path: Path) -> None:
         assert client.pull(training=False)[0]["w"].tolist() == [[-1.0], [-1.0]]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_imdb_by_rows_reaches_86_per_cent_for_a_twentieth_of_the_bytes(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

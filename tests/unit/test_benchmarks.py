@@ -18,7 +18,7 @@ def run(*arguments: str) -> Any:
         [sys.executable, *arguments, "--json"],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=540,
         check=False,
         cwd=ROOT,
     )
@@ -45,7 +45,8 @@ def test_bench_roundtrip() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_bench_grpc() -> None:
     result = run("benchmarks/bench_grpc.py", "--elements", "8000", "--repeats", "1", "--calls", "3")
     assert set(result["ratios"]) == set(result["targets"])
