@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from adamserve.regret import Minimum, minimize
 from adamserve.values import Array
 from workers.data import Dataset
 from workers.data.bags import Bags
+from workers.data.batches import indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,17 @@ class Regret:
     total: float
     average: float
     best: Minimum
+
+
+class Step(Protocol):
+    """A step that a worker reports: its rank, its number from 1, and its mini-batch's loss."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
 
 
 class Hindsight:
@@ -113,6 +126,14 @@ class Hindsight:
         found = self.minimum(counts)
         total = float(np.sum(losses - self.losses(found.w, batches)))
         return Regret(len(losses), total, total / len(losses), found)
+
+    def regret_of(self, steps: Sequence[Step], *, batch: int, workers: int, seed: int) -> Regret:
+        """`regret` of the steps of a run, whose mini-batches follow from its `batch`, `workers` and `seed`."""
+        batches = [
+            indices(n=len(self._y), batch=batch, workers=workers, rank=s.rank, step=s.step - 1, seed=seed)
+            for s in steps
+        ]
+        return self.regret(np.array([s.loss for s in steps]), batches)
 
     def as_parameters(self, w: Array) -> dict[str, Array]:
         """W by the names and shapes of `networks.Logistic`."""

@@ -42,7 +42,6 @@ from adamserve.watch.page import Board, pages
 from workers import networks
 from workers.actor import Task, WorkerActor
 from workers.data import Dataset, load
-from workers.data.batches import indices
 from workers.hindsight import Hindsight
 from workers.loop import EpochReport, LoopConfig, Report, StepReport, evaluate
 from workers.record import without_nan, write_curve, write_json, write_metrics
@@ -408,7 +407,7 @@ def _train(
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
         "steps": len(log.steps),
-        "regret": None if hindsight is None else _regret(config, hindsight, log, len(data.train_y)),
+        "regret": None if hindsight is None else _regret(config, hindsight, log),
         "best_loss": log.account.best,
         "clocks": [stamp.clock for stamp in clocks],
         "epochs_of_shards": [stamp.epoch for stamp in clocks],
@@ -426,22 +425,11 @@ def _train(
     }
 
 
-def _regret(config: TrainConfig, hindsight: Hindsight, log: _Log, examples: int) -> dict[str, Any]:
+def _regret(config: TrainConfig, hindsight: Hindsight, log: _Log) -> dict[str, Any]:
     """The regret of the steps that this run made, live and in hindsight."""
-    batches = [
-        indices(
-            n=examples,
-            batch=config.batch,
-            workers=config.workers,
-            rank=s.rank,
-            step=s.step - 1,
-            seed=config.seed,
-        )
-        for s in log.steps
-    ]
-    if not batches:
+    if not log.steps:
         return {"steps": 0}
-    found = hindsight.regret(np.array([s.loss for s in log.steps]), batches)
+    found = hindsight.regret_of(log.steps, batch=config.batch, workers=config.workers, seed=config.seed)
     return {
         "steps": found.steps,
         "regret": found.total,

@@ -29,7 +29,6 @@ from adamserve.values import Array, Gradient
 from workers import networks
 from workers.actor import Task, WorkerActor
 from workers.data import Dataset, load
-from workers.data.batches import indices
 from workers.hindsight import Hindsight
 from workers.loop import LoopConfig, Report, StepReport
 from workers.loop import run as loop
@@ -372,20 +371,11 @@ class _Run:
         self._steps += [r for reports in gathered for r in reports if isinstance(r, StepReport)]
 
     def _regret(self) -> float:
-        trial, examples = self.trial, len(self._lab.data(self.trial.data).train_y)
-        batches = [
-            indices(
-                n=examples,
-                batch=trial.batch,
-                workers=trial.workers,
-                rank=s.rank,
-                step=s.step - 1,
-                seed=trial.seed,
-            )
-            for s in self._steps
-        ]
-        losses = np.array([s.loss for s in self._steps])
-        return self._lab.hindsight(trial.data, trial.l2).regret(losses, batches).average
+        trial = self.trial
+        found = self._lab.hindsight(trial.data, trial.l2).regret_of(
+            self._steps, batch=trial.batch, workers=trial.workers, seed=trial.seed
+        )
+        return found.average
 
 
 def loop_config(trial: Trial, rank: int) -> LoopConfig:
