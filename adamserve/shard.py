@@ -7,7 +7,6 @@ Waiting, locks and transport are its caller's (`adamserve.service.host`).
 
 from __future__ import annotations
 
-import ctypes
 import math
 import time
 from collections import Counter, OrderedDict
@@ -21,6 +20,7 @@ import torch
 from adamserve import optim, sparse
 from adamserve.consistency import Async, Consistency, Decision, Leases, Verdict, admit, may_start
 from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFinite, NotFound
+from adamserve.gradients import Loaded, RowGradient, borrow, corrected, mean
 from adamserve.jobs import Event, Events, PusherSeen
 from adamserve.optim.rows import Rows
 from adamserve.optim.rows import prepare as prepare_rows
@@ -52,12 +52,21 @@ STALENESS_CAP = 1024
 """Staleness above this is counted as this."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowGradient:
-    """The gradients of some rows of a shard's span: increasing row numbers in the tensor, and values (n, width)."""
+@dataclass(slots=True)
+class Narrow:
+    """A copy of a shard's parameters in bfloat16, which an update may write along the way.
 
-    rows: Array
-    values: torch.Tensor
+    It is written where that spares reading them again: on a CPU, if all are float32 and all get dense gradients.
+
+    Attributes:
+        room: makes an array of so many uint16.
+        items: the bits of what `Shard.read` would return, once an update has written them.
+        stamp: the moment that they are of.
+    """
+
+    room: Callable[[int], Array]
+    items: Array | None = None
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +74,9 @@ class CheckedPush:
     """A push that passed `Shard.check`, with its gradients as tensors on the shard's device."""
 
     push: Push
-    gradients: Mapping[str, torch.Tensor | RowGradient]
+    gradients: Mapping[str, Loaded]
     nbytes: int
+    narrow: Narrow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +210,8 @@ class Shard:
         self._bytes_in = 0
         self._bytes_out = 0
         self.probe = self._make_probe()
-        self._prepared = {torch.float32}
-        """Dtypes of gradients of float32 parameters that kernels are made for."""
+        self._prepared = {(torch.float32, False)}
+        """Kernels made for float32 parameters: the gradients' dtype, and whether with a narrow copy."""
         self.kernels = [
             optim.prepare(rule, getattr(torch, dtype), device=self._device.type) for dtype in self._buffers
         ]
@@ -213,8 +223,12 @@ class Shard:
 
     # ---- pushes
 
-    def check(self, push: Push) -> CheckedPush:
+    def check(self, push: Push, narrow: Narrow | None = None) -> CheckedPush:
         """Check everything about a push that does not depend on clocks. Thread-safe; changes nothing.
+
+        Args:
+            push: what arrived.
+            narrow: filled by the update that this push completes, if it can be.
 
         Raises:
             NotFound: a tensor is not this shard's.
@@ -230,7 +244,7 @@ class Shard:
             self._partition.spec(name)
             if not 0.0 <= rate < math.inf:
                 raise InvalidArgument(f"must be finite and at least 0, got {rate!r}", field=f"rates[{name}]")
-        gradients: dict[str, torch.Tensor | RowGradient] = {}
+        gradients: dict[str, Loaded] = {}
         nbytes = 0
         for name, gradient in push.gradients.items():
             if isinstance(gradient, SparseRows):
@@ -238,7 +252,8 @@ class Shard:
             else:
                 gradients[name] = self._check_gradient(name, gradient, finite=push.finite)
             nbytes += gradient.nbytes
-        return CheckedPush(push, gradients, nbytes)
+        self._prepare(gradients, narrow=narrow is not None)
+        return CheckedPush(push, gradients, nbytes, narrow)
 
     def offer(self, checked: CheckedPush) -> Receipt | Decision:
         """Apply a push now, or say that it must wait.
@@ -573,13 +588,18 @@ class Shard:
             raise NotFinite(
                 "the gradient holds NaN or infinity", field=name, fix="skip this batch, or clip the gradient"
             )
-        if dtype == "float64":
-            tensor = tensor.double()
-        elif tensor.dtype not in self._prepared:  # its kernels are not made while others wait for the writer
-            for rule in {self.rule, *self._tensor_rules.values()}:
-                optim.prepare(rule, dtype, [tensor.dtype], self._device)
-            self._prepared.add(tensor.dtype)
-        return tensor.to(self._device)
+        return (tensor.double() if dtype == "float64" else tensor).to(self._device)
+
+    def _prepare(self, gradients: Mapping[str, Loaded], *, narrow: bool) -> None:
+        """Make the kernels that float32 parameters need now, rather than while others wait for the writer."""
+        dtypes = {g.dtype for g in gradients.values() if not isinstance(g, RowGradient)} - {torch.float64}
+        if narrow and dtypes:
+            dtypes.add(torch.float32)  # a mean's
+        for dtype in dtypes:
+            if (dtype, narrow) not in self._prepared:
+                for rule in {self.rule, *self._tensor_rules.values()}:
+                    optim.prepare(rule, torch.float32, [dtype], self._device, narrow=narrow)
+                self._prepared.add((dtype, narrow))
 
     def _known(self, pusher: str) -> _Pusher:
         try:
@@ -631,9 +651,14 @@ class Shard:
         self._round = {}
         pushes = [members[name] for name in sorted(members)]
         began = time.perf_counter()
-        gradients = self._compensated(checked) if len(pushes) == 1 else _mean(pushes, self._spans)
+        gradients = (
+            self._compensated(checked)
+            if len(pushes) == 1
+            else mean([member.gradients for member in pushes], self._spans)
+        )
         if self.probe.wanted:
             self._begin_look(gradients)
+        copy = self._room(checked.narrow, gradients)
         for name, gradient in gradients.items():
             rule = self._tensor_rules.get(name, self.rule)
             lr = _mean_rate(pushes, name)
@@ -645,19 +670,34 @@ class Shard:
                     begin = piece.span.start - self._spans[name].start
                     part = gradient[begin : begin + piece.span.numel]
                     t = piece.updates + 1
-                    rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=decision.lr_scale)
+                    at = piece.w.storage_offset()
+                    beside = None if copy is None else copy[at : at + piece.span.numel]
+                    scale = decision.lr_scale
+                    rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=scale, narrow=beside)
                     self.probe.ran(rule, t, lr, decision.lr_scale)
                 piece.updates += 1
         self.probe.end()
         self._apply_seconds.add(time.perf_counter() - began)
         before, self.stamp = self.stamp, Stamp(self.stamp.epoch, self.stamp.clock + 1)
+        if copy is not None and checked.narrow is not None:
+            checked.narrow.stamp = self.stamp
         for member in pushes:
             self._bytes_in += member.nbytes
             staleness = before.clock - member.push.pulled.clock
             self._record(member.push, Receipt(Outcome.APPLIED, self.stamp, staleness, decision.reason))
         return self._pushers[checked.push.pusher].receipts[checked.push.seq]
 
-    def _begin_look(self, gradients: Mapping[str, torch.Tensor | RowGradient]) -> None:
+    def _room(self, narrow: Narrow | None, gradients: Mapping[str, Loaded]) -> torch.Tensor | None:
+        """Room for a narrow copy, laid out as the buffers are, if an update with these gradients fills it."""
+        if narrow is None or self._device.type != "cpu" or self._buffers.keys() != {"float32"}:
+            return None
+        dense = {name for name, gradient in gradients.items() if isinstance(gradient, torch.Tensor)}
+        if any(span.numel and name not in dense for name, span in self._spans.items()):
+            return None
+        narrow.items = narrow.room(self._buffers["float32"]["w"].numel())
+        return torch.from_numpy(narrow.items.view(np.int16)).view(torch.bfloat16)
+
+    def _begin_look(self, gradients: Mapping[str, Loaded]) -> None:
         self.probe.begin(
             {name: g for name, g in gradients.items() if not isinstance(g, RowGradient)},
             {name: g.values for name, g in gradients.items() if isinstance(g, RowGradient)},
@@ -694,7 +734,7 @@ class Shard:
             point[dtype] = self.rule.lookahead(buffers["w"], slots) if training else buffers["w"]
         return point
 
-    def _compensated(self, checked: CheckedPush) -> Mapping[str, torch.Tensor | RowGradient]:
+    def _compensated(self, checked: CheckedPush) -> Mapping[str, Loaded]:
         """g + lambda*g*g*(w - w_pulled), where the job asks for it and the pulled parameters are known."""
         weight = self.consistency.delay_compensation if isinstance(self.consistency, Async) else 0.0
         stamp, pulled = self._pulled.get(checked.push.pusher, (None, {}))
@@ -706,67 +746,16 @@ class Shard:
             gradient = checked.gradients.get(span.tensor)
             if gradient is None:
                 continue
-            now, then = (values[dtype][offset : offset + span.numel] for values in (point, pulled))
+            now, then = (flat[dtype][offset : offset + span.numel] for flat in (point, pulled))
             if isinstance(gradient, RowGradient):
                 width = self._partition.specs[span.tensor].width
                 own = torch.from_numpy(gradient.rows - sparse.rows_of(span, width)[0]).to(self._device)
-                now, then = (values.view(-1, width)[own] for values in (now, then))
-                corrected = _corrected(gradient.values, now - then, weight)
-                compensated[span.tensor] = RowGradient(gradient.rows, corrected)
+                now, then = (whole.view(-1, width)[own] for whole in (now, then))
+                values = corrected(gradient.values, now - then, weight)
+                compensated[span.tensor] = RowGradient(gradient.rows, values)
             else:
-                compensated[span.tensor] = _corrected(gradient, now - then, weight)
+                compensated[span.tensor] = corrected(gradient, now - then, weight)
         return compensated
-
-
-def _corrected(gradient: torch.Tensor, drift: torch.Tensor, weight: float) -> torch.Tensor:
-    """g + weight g^2 drift, and g where that is not finite."""
-    g = gradient.to(drift.dtype)
-    corrected = g + weight * g * g * drift
-    return torch.where(corrected.isfinite(), corrected, g)
-
-
-def _mean(pushes: list[CheckedPush], spans: Mapping[str, Span]) -> dict[str, torch.Tensor | RowGradient]:
-    """The mean gradient of one push of every member, summed in the order of their names.
-
-    A fixed order makes the mean independent of the order of arrival, bit for bit. A tensor that some
-    members left out counts as zero there, and so does a row. If all members send a tensor by rows, so is its mean.
-    """
-    total: dict[str, torch.Tensor | RowGradient] = {}
-    for name in dict.fromkeys(name for checked in pushes for name in checked.gradients):
-        gradients = [checked.gradients[name] for checked in pushes if name in checked.gradients]
-        by_rows = [gradient for gradient in gradients if isinstance(gradient, RowGradient)]
-        if len(by_rows) == len(gradients):
-            rows = np.unique(np.concatenate([gradient.rows for gradient in by_rows]))
-            parts = [(np.searchsorted(rows, gradient.rows), gradient.values) for gradient in by_rows]
-            mean = _sum_rows(len(rows), parts).div_(len(pushes))
-            total[name] = RowGradient(rows, mean)
-            continue
-        mean = _dense(gradients[0], spans[name])
-        for gradient in gradients[1:]:
-            mean.add_(_dense(gradient, spans[name]) if isinstance(gradient, RowGradient) else gradient)
-        total[name] = mean.div_(len(pushes))
-    return total
-
-
-def _dense(gradient: torch.Tensor | RowGradient, span: Span) -> torch.Tensor:
-    """A new dense gradient of at least single precision."""
-    if isinstance(gradient, RowGradient):
-        first, stop = sparse.rows_of(span, gradient.values.shape[1])
-        return _sum_rows(stop - first, [(gradient.rows - first, gradient.values)]).view(-1)
-    return gradient.to(_at_least_float32(gradient), copy=True)
-
-
-def _sum_rows(n: int, parts: list[tuple[Array, torch.Tensor]]) -> torch.Tensor:
-    """The sum, in order, of gradients that each name some of n rows, each row once."""
-    like = parts[0][1]
-    total = torch.zeros((n, like.shape[1]), dtype=_at_least_float32(like), device=like.device)
-    for rows, values in parts:
-        total.index_add_(0, torch.from_numpy(rows).to(like.device), values.to(total.dtype))
-    return total
-
-
-def _at_least_float32(gradient: torch.Tensor) -> torch.dtype:
-    return torch.float64 if gradient.dtype == torch.float64 else torch.float32
 
 
 def _mean_rate(pushes: list[CheckedPush], tensor: str) -> float | None:
@@ -783,17 +772,3 @@ def _same_session(name: str, pusher: _Pusher, session: str) -> None:
             field="pusher",
             fix="give every client a pusher name of its own",
         )
-
-
-def borrow(array: Array) -> torch.Tensor:
-    """A tensor over a contiguous array's own memory, writable or not, without a copy.
-
-    torch.from_numpy warns about a read-only array (and one from Ray's object store is read-only). The tensor is
-    only read here, and the caller keeps the array alive.
-    """
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    if array.size == 0:
-        return torch.empty(array.shape, dtype=getattr(torch, str(array.dtype)))
-    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
-    return torch.frombuffer(memory, dtype=getattr(torch, str(array.dtype))).reshape(array.shape)

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from adamserve.errors import InvalidArgument, NotFinite
-from adamserve.shard import borrow
+from adamserve.gradients import borrow
 from adamserve.sparse import as_rows
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome
 from workers.data import Dataset

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from adamserve.errors import InvalidArgument
-from adamserve.optim.arith import Ops, Value, Values
+from adamserve.optim.arith import Ops, Value, Values, flush
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,6 +113,7 @@ class Rule(ABC):
         *,
         lr: float | None = None,
         lr_scale: float = 1.0,
+        narrow: Tensor | None = None,
     ) -> None:
         """Update `w` and `slots` in place with one gradient.
 
@@ -128,13 +129,15 @@ class Rule(ABC):
             t: number of this update, from 1.
             lr: rate for this update instead of the rule's; the schedule applies to it as well.
             lr_scale: factor on the rate, after the schedule (for example for staleness).
+            narrow: bfloat16, of w's shape and device, where w is float32. It gets the point at which the next gradient
+                is to be taken, rounded to nearest even, at the cost of writing it: w is not read again.
 
         Raises:
             InvalidArgument: an argument's type, shape, dtype, device or range is wrong; names it.
         """
         from adamserve.optim import run
 
-        run.step_(self, w, g, slots, t, lr, lr_scale)
+        run.step_(self, w, g, slots, t, lr, lr_scale, narrow)
 
     def lookahead(self, w: Tensor, slots: Mapping[str, Tensor], *, out: Tensor | None = None) -> Tensor:
         """Return the point at which the next gradient is to be taken.
@@ -201,6 +204,14 @@ class Rule(ABC):
             g = g + c["l2"] * self._point(w, x, c)
         delta, new = self._update(op, g, x, c)
         return {"w": self._moved(op, w, delta, c), **new}
+
+    def _narrow_step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
+        """`_step`, and where the next gradient is to be taken."""
+        new = self._step(op, x, c)
+        if not self.has_lookahead:
+            return {**new, "narrow": new["w"]}
+        stored = {name: flush(op, value) for name, value in new.items()}
+        return {**new, "narrow": self._point(stored["w"], stored, c)}
 
     def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         """`_update` with a zero gradient. A slot that w's move does not depend on may be left out: it only fades."""

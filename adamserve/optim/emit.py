@@ -41,6 +41,13 @@ FN float widen(unsigned short h) {
 }""",
 }
 
+_NARROW = """
+FN unsigned short narrow(float x) {
+    union { unsigned int i; float f; } u;
+    u.f = x;
+    return x != x ? 0x7fc0u : (unsigned short)((u.i + 0x7fffu + ((u.i >> 16) & 1u)) >> 16);
+}"""
+
 _BITS = """
 FN {T} pow2({T} n) {{
     union {{ {I} i; {T} f; }} u;
@@ -254,6 +261,8 @@ def _head(program: Program, gradient: str, qualifier: str) -> str:
         text = "#include <math.h>\n" + text
     if "g" in program.arrays:
         text += _WIDEN.get(gradient, "")
+    if "narrow" in program.stores:
+        text += _NARROW
     if any(n.op in ("pow2", "exponent", "floor2") for n in program.nodes):
         suffix = "LL" if r.fraction_bits == 52 else ""
         text += _BITS.format(
@@ -267,7 +276,7 @@ def _parameters(program: Program, gradient: str) -> str:
     """The arrays as parameters; those that are only read are const."""
     parts = []
     for name in program.arrays:
-        c_type = GRADIENT_TYPES[gradient] if name == "g" else program.real.c_type
+        c_type = {"g": GRADIENT_TYPES[gradient], "narrow": "unsigned short"}.get(name, program.real.c_type)
         const = "" if name in program.stores else "const "
         parts.append(f"{const}{c_type} *a_{name}")
     return ", ".join(parts)
@@ -288,7 +297,9 @@ def _body(program: Program, gradient: str, before_stores: str = "") -> str:
             c_type = "int" if node.is_bool else program.real.c_type
             lines.append(f"        const {c_type} x{k} = {_expression(program, node, gradient)};\n")
     lines.append(before_stores)
-    lines += [f"        a_{name}[i] = {_operand(program, k)};\n" for name, k in program.stores.items()]
+    for name, k in program.stores.items():
+        value = _operand(program, k)
+        lines.append(f"        a_{name}[i] = {f'narrow({value})' if name == 'narrow' else value};\n")
     return "".join(lines)
 
 

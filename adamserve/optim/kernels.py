@@ -62,7 +62,7 @@ class Kernel:
     info: KernelInfo
 
 
-Kind = Literal["step", "look", "coast"]
+Kind = Literal["step", "narrow", "look", "coast"]
 _Key = tuple[Rule, Kind, torch.dtype, torch.dtype, torch.device]
 _kernels: dict[_Key, Kernel] = {}
 _libraries: dict[str, build.Built] = {}
@@ -71,7 +71,7 @@ _warned: set[str] = set()
 
 
 def kernel(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, device: torch.device) -> Kernel:
-    """The kernel of a rule's step or look-ahead, made at the first call. Thread-safe."""
+    """A rule's kernel, made at the first call. Thread-safe."""
     key = (rule, kind, dtype, gradient, device)
     found = _kernels.get(key)
     if found is None:
@@ -95,12 +95,14 @@ def forget() -> None:
 
 
 def program(rule: Rule, kind: Kind, real_name: str) -> Program:
-    """Trace a rule's step, with a gradient or coasting without one, or its look-ahead."""
+    """Trace a rule's step with a gradient, also with a narrow copy, or coasting without one; or its look-ahead."""
     constants = tuple(rule._all_constants(1, rule.lr))
     if kind == "coast":
         return trace(rule._coast_step, REALS[real_name], ("w", *rule.slot_names), constants)
     if kind == "look":
         return trace(rule._look, REALS[real_name], ("w", *rule.slot_names, "out"), constants)
+    if kind == "narrow":
+        return trace(rule._narrow_step, REALS[real_name], ("w", "g", *rule.slot_names, "narrow"), constants)
     return trace(rule._step, REALS[real_name], ("w", "g", *rule.slot_names), constants)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from adamserve.errors import InvalidArgument
 from adamserve.optim import build, emit, kernels
 from adamserve.optim.base import Rule
-from adamserve.optim.kernels import DTYPES, KernelInfo, Run, kernel, library
+from adamserve.optim.kernels import DTYPES, KernelInfo, Kind, Run, kernel, library
 from adamserve.optim.threads import share
 
 _PARAMETERS = (torch.float32, torch.float64)
@@ -29,7 +29,14 @@ def init(rule: Rule, w: Tensor) -> dict[str, Tensor]:
 
 
 def step_(
-    rule: Rule, w: Tensor, g: Tensor, slots: Mapping[str, Tensor], t: int, lr: float | None, lr_scale: float
+    rule: Rule,
+    w: Tensor,
+    g: Tensor,
+    slots: Mapping[str, Tensor],
+    t: int,
+    lr: float | None,
+    lr_scale: float,
+    narrow: Tensor | None,
 ) -> None:
     """See `Rule.step_`."""
     _check_parameter(w)
@@ -43,9 +50,17 @@ def step_(
         raise InvalidArgument(f"must be a finite number >= 0, got {lr!r}", field="lr")
     if not 0.0 <= lr_scale < math.inf:
         raise InvalidArgument(f"must be a finite number >= 0, got {lr_scale!r}", field="lr_scale")
+    arrays = [w, g, *ordered]
+    changed = {0: "w"} | dict.fromkeys(range(2, len(arrays)), "slots")
+    if narrow is not None:
+        if w.dtype is not torch.float32 or getattr(narrow, "dtype", None) is not torch.bfloat16:
+            raise InvalidArgument("must be a bfloat16 tensor, for a float32 parameter", field="narrow")
+        _check_like(w, narrow, "narrow", _HALVES)
+        changed[len(arrays)] = "narrow"
+        arrays.append(narrow)
     constants = list(rule._all_constants(t, rule.rate(t, lr) * lr_scale).values())
-    found = kernel(rule, "step", w.dtype, g.dtype, w.device)
-    _apply(found.run, [w, g, *ordered], constants, changed=[0, *range(2, 2 + len(ordered))])
+    found = kernel(rule, "step" if narrow is None else "narrow", w.dtype, g.dtype, w.device)
+    _apply(found.run, arrays, constants, changed)
     if w.requires_grad:
         torch.autograd.graph.increment_version(w)
 
@@ -66,7 +81,7 @@ def lookahead(rule: Rule, w: Tensor, slots: Mapping[str, Tensor], out: Tensor | 
     point = torch.empty(w.shape, dtype=w.dtype, device=w.device) if out is None else out
     found = kernel(rule, "look", w.dtype, w.dtype, w.device)
     constants = list(rule._all_constants(1, rule.lr).values())
-    _apply(found.run, [w, *ordered, point], constants, changed=[1 + len(ordered)])
+    _apply(found.run, [w, *ordered, point], constants, {1 + len(ordered): "out"})
     return point
 
 
@@ -75,6 +90,8 @@ def prepare(
     dtype: torch.dtype | str,
     grad_dtypes: Iterable[torch.dtype | str] = (),
     device: torch.device | str = "cpu",
+    *,
+    narrow: bool = False,
 ) -> KernelInfo:
     """Make a rule's kernels ready before the first push, so that it does not wait for a compiler.
 
@@ -83,6 +100,7 @@ def prepare(
         dtype: the parameters' dtype, float32 or float64 (also by name).
         grad_dtypes: the gradients' dtypes; empty means `dtype`.
         device: where the parameters are.
+        narrow: `step_` will be asked for a narrow copy.
 
     Returns:
         The executor, what was lost if it is not the best one, the seconds spent, and whether the cache had it all.
@@ -97,7 +115,8 @@ def prepare(
     for gradient in gradients:
         if gradient is not real and gradient not in _HALVES:
             raise InvalidArgument(f"must be {real}, bfloat16 or float16, got {gradient}", field="grad_dtypes")
-    infos = [kernel(rule, "step", real, gradient, where).info for gradient in gradients]
+    kind: Kind = "narrow" if narrow else "step"
+    infos = [kernel(rule, kind, real, gradient, where).info for gradient in gradients]
     if rule.has_lookahead:
         infos.append(kernel(rule, "look", real, real, where).info)
     worst = next((i for i in infos if i.executor == "eager"), infos[0])
@@ -132,16 +151,19 @@ def all_finite(t: Tensor) -> bool:
     return all(answers)
 
 
-def _apply(run: Run, arrays: Sequence[Tensor], constants: Sequence[float], changed: Sequence[int]) -> None:
-    """Run a kernel; arrays that are not contiguous go through a contiguous copy."""
+def _apply(
+    run: Run, arrays: Sequence[Tensor], constants: Sequence[float], changed: Mapping[int, str]
+) -> None:
+    """Run a kernel; arrays that are not contiguous go through a contiguous copy.
+
+    `changed` are the places of those that it writes, with what the caller knows them as.
+    """
     if all(a.is_contiguous() for a in arrays):
         run(arrays, constants)
         return
-    for k in changed:
+    for k, name in changed.items():
         if torch._debug_has_internal_overlap(arrays[k]) == 1:
-            raise InvalidArgument(
-                "elements share memory (an expanded tensor)", field="w" if k == 0 else "slots"
-            )
+            raise InvalidArgument("elements share memory (an expanded tensor)", field=name)
     with torch.no_grad():
         copies = [a.contiguous() for a in arrays]
         run(copies, constants)

@@ -129,7 +129,7 @@ def widen(items: Array, of: str, out: Array) -> None:
     """Write items of bfloat16 or float16 into float elements."""
     torch = sys.modules.get("torch")
     if torch is not None and items.size:
-        from adamserve.shard import borrow
+        from adamserve.gradients import borrow
 
         torch.from_numpy(out).copy_(borrow(items).view(getattr(torch, of)))
     elif of == "bfloat16":

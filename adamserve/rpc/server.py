@@ -24,6 +24,7 @@ from adamserve.rpc.frames import Parts
 from adamserve.rpc.security import Security
 from adamserve.service.actors import Hosts
 from adamserve.service.host import ShardHost
+from adamserve.shard import Narrow
 from adamserve.v1 import shard_pb2, types_pb2
 from adamserve.values import Array, Outcome, Push, Receipt, Stamp
 
@@ -138,7 +139,12 @@ class ShardCalls:
             start.session,
             finite=True,
         )
-        return host.push(push, deadline=deadline_of(call, self._limits)), pull
+        narrow = Narrow(partial(self._buffers.take, dtype="<u2")) if _is_narrow(pull) else None
+        receipt = host.push(push, deadline=deadline_of(call, self._limits), narrow=narrow)
+        if narrow is not None and narrow.items is not None and narrow.stamp is not None:
+            flat: Mapping[str, Array] = {"float32": narrow.items}
+            host.adopt(self._publish["bfloat16"], narrow.stamp, flat)
+        return receipt, pull
 
     def _pull(self, request: shard_pb2.PullRequest, call: Call) -> Iterator[list[bytes | memoryview]]:
         """The parameters as the parts of PullResponses."""
@@ -172,6 +178,11 @@ class ShardCalls:
                     head = []
             if head:
                 yield head
+
+
+def _is_narrow(pull: shard_pb2.PullRequest) -> bool:
+    """Whether all parameters are asked for in bfloat16."""
+    return pull.encoding == codec.ENCODINGS["bfloat16"].number and not pull.rows
 
 
 def _numbers(part: shard_pb2.RowSet) -> Array:

@@ -19,10 +19,10 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, Ray
 from adamserve import sparse
 from adamserve.config import JobConfig
 from adamserve.errors import AdamServeError, InvalidArgument, NotFinite, Unavailable
+from adamserve.gradients import borrow
 from adamserve.optim import all_finite
 from adamserve.partition import Partition, partition
 from adamserve.service.controller import Topology
-from adamserve.shard import borrow
 from adamserve.target import Target
 from adamserve.values import (
     GRADIENT_DTYPES,

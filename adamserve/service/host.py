@@ -18,7 +18,7 @@ from adamserve import checkpoint
 from adamserve.consistency import Verdict
 from adamserve.errors import InvalidArgument, Unavailable
 from adamserve.partition import Partition
-from adamserve.shard import Shard, ShardStatistics
+from adamserve.shard import Narrow, Shard, ShardStatistics
 from adamserve.times import PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch
 from adamserve.values import Array, Deadline, Joined, Push, Receipt, Stamp
 
@@ -51,10 +51,15 @@ class ShardHost:
         self._queue_seconds = Stopwatch(QUEUE_BUCKETS)
         self._last: ShardStatistics | None = None
 
-    def push(self, push: Push, *, deadline: Deadline) -> Receipt:
+    def push(self, push: Push, *, deadline: Deadline, narrow: Narrow | None = None) -> Receipt:
         """Apply a push, at most once, waiting for its turn until the deadline.
 
         The check of the gradients runs outside the lock, beside another push's update.
+
+        Args:
+            push: what arrived.
+            deadline: for its turn.
+            narrow: a copy for the pull that follows, which the update may write along the way; see `adopt`.
 
         Raises:
             InvalidArgument, NotFound, BadSequence: as `Shard.check` and `Shard.offer`; nothing changed.
@@ -62,7 +67,7 @@ class ShardHost:
         """
         began = time.perf_counter()
         with self.refusing(push.pusher):
-            checked = self._shard.check(push)
+            checked = self._shard.check(push, narrow)
             arrived = time.perf_counter()
             with self._changed:
                 queued = time.perf_counter() - arrived
@@ -127,6 +132,12 @@ class ShardHost:
                 kept = (stamp, publish(self._shard.read(training=ahead)))
                 self._published[publish, ahead] = kept
             return kept
+
+    def adopt(self, publish: Publish[Handle], stamp: Stamp, handle: Handle) -> None:
+        """Take what an update has written along the way for what `publish` would make, unless it is out of date."""
+        with self._changed:
+            if self._shard.stamp == stamp:
+                self._published[publish, self._shard.rule.has_lookahead] = (stamp, handle)
 
     def pull_rows(
         self,

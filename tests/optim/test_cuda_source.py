@@ -12,6 +12,7 @@ from adamserve.optim import kernels
 from adamserve.optim.emit import GRADIENT_TYPES, cuda_source
 from tests.optim.rules import RULES_UNDER_TEST
 
+KINDS: tuple[kernels.Kind, ...] = ("step", "narrow")
 NVCC = shutil.which("nvcc") or next((str(p) for p in Path("/usr/local").glob("cuda*/bin/nvcc")), None)
 
 
@@ -25,14 +26,15 @@ def test_every_rules_kernel_compiles(tmp_path: Path) -> None:
         for real in ("float32", "float64"):
             gradients = [real, *(set(GRADIENT_TYPES) - {"float32", "float64"})]
             for gradient in gradients if number == 0 else gradients[:1]:
-                source = cuda_source(kernels.program(rule, "step", real), gradient)
-                entry = f"step_{len(sources)}"
-                body = (
-                    source.replace("adamserve_update", entry)
-                    .replace('extern "C" ', "")
-                    .replace("#define FN", "#undef FN\n#define FN")
-                )
-                sources.append(body.replace("#include <math.h>", "") + "\n")
+                for kind in KINDS if real == "float32" else KINDS[:1]:
+                    source = cuda_source(kernels.program(rule, kind, real), gradient)
+                    entry = f"step_{len(sources)}"
+                    body = (
+                        source.replace("adamserve_update", entry)
+                        .replace('extern "C" ', "")
+                        .replace("#define FN", "#undef FN\n#define FN")
+                    )
+                    sources.append(body.replace("#include <math.h>", "") + "\n")
     file = tmp_path / "kernels.cu"
     file.write_text("\n".join(f"namespace n{i} {{\n{source}\n}}" for i, source in enumerate(sources)))
     done = subprocess.run(

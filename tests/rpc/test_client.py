@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import adamserve
 from adamserve import optim
@@ -98,6 +100,37 @@ def test_rates_of_a_push_replace_the_rule_s(counting: Client) -> None:
     counting.push(ones(), clock, lr=0.5, rates={"large": 4.0})
     pulled, _ = counting.pull()
     assert (float(pulled["w"][0, 0]), float(pulled["large"][0, 0]), float(pulled["s"])) == (-0.5, -4.0, -0.5)
+
+
+@pytest.mark.parametrize("wire_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rule", [optim.Adam(lr=0.1), optim.Nesterov(lr=0.1)], ids=lambda r: type(r).__name__)
+def test_a_narrow_push_pull_returns_what_a_wide_pull_does_rounded(
+    connect: Connect, rule: optim.Rule, wire_dtype: str
+) -> None:
+    """Of all tensors, of one only, and with another pusher's update between; in bfloat16 the update wrote the first."""
+    client, wide, other = connect(wire_dtype=wire_dtype), connect(), connect(pusher="other")
+    start = {name: array for name, array in zeros().items() if array.dtype == np.float32}
+    client.create(start, rule)
+    rng = np.random.default_rng(2)
+
+    def drawn() -> dict[str, Any]:
+        return {name: rng.standard_normal(array.shape, np.float32) for name, array in start.items()}
+
+    def rounded(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        dtype = getattr(torch, wire_dtype)
+        return {name: torch.from_numpy(array).to(dtype).float().numpy() for name, array in arrays.items()}
+
+    _, clock = client.pull()
+    for gradients in (drawn(), {"w": drawn()["w"]}, drawn()):
+        _, arrays, clock = client.push_pull(gradients, clock)
+        expected, at = wide.pull()
+        assert at == clock
+        for name, array in rounded(expected).items():
+            np.testing.assert_array_equal(arrays[name], array)
+        other.push(drawn(), at)
+        arrays, clock = client.pull()
+        for name, array in rounded(wide.pull()[0]).items():
+            np.testing.assert_array_equal(arrays[name], array)
 
 
 @pytest.mark.parametrize("wire_dtype", ["bfloat16", "float16", "int8"])

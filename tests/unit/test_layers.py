@@ -64,6 +64,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {
         "adamserve.times": row(),
         "adamserve.probe": row("torch"),
+        "adamserve.gradients": row("numpy torch"),
     },
     {
         "adamserve.shard": row("numpy torch"),

@@ -8,24 +8,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adamserve import optim
 from adamserve.consistency import BSP, SSP, Async, Consistency, Decision
 from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, NotFound
+from adamserve.gradients import borrow
 from adamserve.jobs import Event, PusherSeen
 from adamserve.partition import partition
-from adamserve.shard import RECEIPTS_KEPT, Shard, borrow
+from adamserve.shard import RECEIPTS_KEPT, Narrow, Shard
 from adamserve.values import (
     BFLOAT16,
     Array,
+    Gradient,
     Outcome,
     Push,
     PusherState,
     Receipt,
     Segment,
     ShardState,
+    SparseRows,
     Stamp,
     TensorSpec,
 )
@@ -117,6 +121,54 @@ def test_a_gradient_in_bfloat16_is_the_numbers_that_it_stands_for(consistency: C
             offer(shard, seq, clock, wide, pusher="b")
     assert shards[0].stamp.clock == (4 if isinstance(consistency, BSP) else 8)
     assert contents(shards[0]) == contents(shards[1])
+
+
+def test_an_update_fills_a_narrow_copy_where_it_writes_everything() -> None:
+    """Two pushers and a rule with a look-ahead point, so that the copy is neither w nor of the push alone."""
+    tensors = [TensorSpec("w", (3, 4)), TensorSpec("none", (0, 5)), TensorSpec("b", (7,))]
+    rng = np.random.default_rng(0)
+
+    def drawn(*names: str) -> dict[str, Array]:
+        return {
+            spec.name: rng.standard_normal(spec.numel, np.float32)
+            for spec in tensors
+            if spec.name in (names or ("w", "b"))
+        }
+
+    def pushed(shard: Shard, seq: int, gradients: Mapping[str, Gradient], pusher: str = "a") -> Narrow:
+        narrow = Narrow(lambda size: np.full(size, 0x7FC0, "<u2"))
+        shard.offer(shard.check(Push(pusher, seq, shard.stamp, gradients), narrow))
+        return narrow
+
+    def expected(shard: Shard) -> Array:
+        read = torch.from_numpy(shard.read(training=True)["float32"])
+        return read.bfloat16().view(torch.int16).numpy().view("<u2")
+
+    shard = make(rule=optim.Nesterov(lr=0.1), tensors=tensors, consistency=BSP(), pushers="ab")
+    first, last = pushed(shard, 1, drawn()), pushed(shard, 1, drawn("w", "b", "none"), "b")
+    assert first.items is None
+    assert first.stamp is None
+    assert last.stamp == shard.stamp == Stamp(1, 1)
+    np.testing.assert_array_equal(last.items, expected(shard))
+    w = torch.cat([torch.from_numpy(values) for values in shard.state().arrays["w"].values()])
+    assert not np.array_equal(expected(shard), w.bfloat16().view(torch.int16).numpy().view("<u2"))
+    assert pushed(shard, 1, drawn()).stamp is None, "a duplicate writes nothing"
+
+    shard = make(rule=optim.Adam(lr=0.1), tensors=tensors)
+    halves = {name: (g.view("<u4") >> 16).astype("<u2").view(BFLOAT16) for name, g in drawn().items()}
+    filled = pushed(shard, 1, halves)
+    assert filled.stamp == Stamp(1, 1)
+    np.testing.assert_array_equal(filled.items, expected(shard))
+    rows = SparseRows(np.array([1]), np.ones((1, 4), np.float32))
+    partly: list[Mapping[str, Gradient]] = [drawn("w"), {**drawn(), "w": rows}, {}]
+    for seq, gradients in enumerate(partly, start=2):
+        narrow = pushed(shard, seq, gradients)
+        assert shard.stamp == Stamp(1, seq)
+        assert narrow.items is None, "some elements would be missing"
+        assert narrow.stamp is None
+
+    mixed = make(pushers="a")
+    assert pushed(mixed, 1, ones()).stamp is None, "float64 parameters do not travel narrow"
 
 
 def test_a_tensor_left_out_does_not_move_and_keeps_its_own_count() -> None:
