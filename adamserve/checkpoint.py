@@ -33,6 +33,9 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 
+EPOCH = "epoch"
+"""File in a job's folder with the largest epoch that was handed out."""
+
 DTYPES: Mapping[str, str] = {"float32": "F32", "float64": "F64"}
 """safetensors' names of the dtypes."""
 
@@ -61,7 +64,7 @@ class Manifest:
         shards: in shard order.
         tensor_rules: by tensor, a rule other than the job's.
         extra: free JSON of whoever created the job.
-        sparse: as in `JobConfig`.
+        sparse, checkpoint_every_s, checkpoints_kept: as in `JobConfig`.
     """
 
     number: int
@@ -74,6 +77,8 @@ class Manifest:
     extra: Config = field(default_factory=dict)
     tensor_rules: Mapping[str, Config] = field(default_factory=dict)
     sparse: str = "exact"
+    checkpoint_every_s: float | None = 30.0
+    checkpoints_kept: int = 3
     format: int = FORMAT
 
 
@@ -168,6 +173,40 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
         _sync_folder(folder)
         _sync_folder(folder.parent)
     return path
+
+
+def new_epoch(root: Path, at_least: int) -> int:
+    """An epoch that no shard of the job has been in, in this life of the service or an earlier one.
+
+    What was handed out is on disk before it is used: a crash between a restore and the next checkpoint would otherwise
+    make two histories that look alike to their pushers.
+
+    Args:
+        root: the job's folder.
+        at_least: one more than the epochs that are known.
+
+    Raises:
+        CheckpointError: the record cannot be read or written; names it.
+    """
+    path = root / EPOCH
+    try:
+        last = int(path.read_text())
+    except FileNotFoundError:
+        last = 0
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot be read: {error}", field=str(path), fix="write the largest epoch in use into it"
+        ) from None
+    epoch = max(at_least, last + 1)
+    temporary = root / f"{EPOCH}.tmp"
+    with _named(path):
+        with temporary.open("w") as file:
+            file.write(f"{epoch}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        _sync_folder(root)
+    return epoch
 
 
 # ---- finding
@@ -274,14 +313,17 @@ def verify(folder: Path) -> Manifest:
     spans: dict[str, list[tuple[int, int]]] = {spec.name: [] for spec in manifest.tensors}
     for entry in manifest.shards:
         path = folder / entry.file
-        if not path.is_file():
-            raise CheckpointError("is missing", field=str(path))
-        if path.stat().st_size != entry.nbytes:
-            raise CheckpointError(
-                f"has {path.stat().st_size} bytes, expected {entry.nbytes}", field=str(path)
-            )
-        if _hash(path) != entry.sha256:
-            raise CheckpointError("was altered: its checksum does not fit", field=str(path))
+        try:
+            if not path.is_file():
+                raise CheckpointError("is missing", field=str(path))
+            if path.stat().st_size != entry.nbytes:
+                raise CheckpointError(
+                    f"has {path.stat().st_size} bytes, expected {entry.nbytes}", field=str(path)
+                )
+            if _hash(path) != entry.sha256:
+                raise CheckpointError("was altered: its checksum does not fit", field=str(path))
+        except OSError as error:
+            raise CheckpointError(f"cannot be read: {error.strerror or error}", field=str(path)) from None
         shard, _ = _metadata(path)
         if shard.shard != entry.shard:
             raise CheckpointError(f"holds shard {shard.shard}, expected {entry.shard}", field=str(path))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from adamserve import optim, sparse
-from adamserve.consistency import Async, Consistency, Decision, Leases, Verdict, admit, may_start
+from adamserve.consistency import BSP, Async, Consistency, Decision, Leases, Verdict, admit, may_start
 from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFinite, NotFound
 from adamserve.gradients import Loaded, RowGradient, borrow, corrected, mean
 from adamserve.jobs import Event, Events, PusherSeen
@@ -198,10 +198,7 @@ class Shard:
         self._pushers = {name: _Pusher(p.last_seq, p.steps) for name, p in state.pushers.items()}
         self._wall = wall
         self._events = Events(self.index, wall)
-        self._leases = Leases(
-            now,
-            lambda pusher: self._events.add("silent", pusher, "its lease ran out without its having left"),
-        )
+        self._leases = Leases(now, self._fell_silent)
         self._round: dict[str, CheckedPush] = {}
         self._pulled: dict[str, tuple[Stamp, dict[str, torch.Tensor]]] = {}
         self._pushes: Counter[str] = Counter()
@@ -275,7 +272,8 @@ class Shard:
         _same_session(push.pusher, pusher, push.session)
         if push.seq <= pusher.last_seq:
             self._pushes[Outcome.DUPLICATE] += 1
-            return replace(self._first_receipt(pusher, push.seq), outcome=Outcome.DUPLICATE)
+            first = self._first_receipt(pusher, push.seq)
+            return first if first.outcome is Outcome.STALE else replace(first, outcome=Outcome.DUPLICATE)
         if push.pulled.epoch == self.stamp.epoch and push.seq > pusher.last_seq + 1:
             raise BadSequence(
                 f"{push.seq} skips {pusher.last_seq + 1}",
@@ -296,7 +294,8 @@ class Shard:
                     decision.reason, field="clock", fix="push with the clock that the pull returned"
                 )
             case Verdict.WAIT:
-                self._round[push.pusher] = checked
+                if isinstance(self.consistency, BSP):
+                    self._round[push.pusher] = checked
                 return decision
             case Verdict.STALE:
                 return self._refuse_stale(push, decision.reason)
@@ -321,7 +320,8 @@ class Shard:
     def join(self, pusher: str, *, lease_s: float, last_seq: int = 0, session: str = "") -> Joined:
         """Make a pusher live for `lease_s` seconds from its latest call.
 
-        A newcomer starts level with the slowest live pusher, so that it holds nobody back. Idempotent.
+        A newcomer starts level with the slowest live pusher, so that it holds nobody back. A push that waits is given
+        up if it is another session's, or not after `last_seq`. Idempotent.
 
         Args:
             pusher: its name in the job.
@@ -339,6 +339,9 @@ class Shard:
         record = self._pushers.setdefault(pusher, _Pusher())
         if pusher in self._leases.live():
             _same_session(pusher, record, session)
+        waiting = self._round.get(pusher)
+        if waiting is not None and (session != record.session or waiting.push.seq <= last_seq):
+            self.withdraw(pusher)
         record.session = session
         self._catch_up(pusher, record)
         record.last_seq = max(record.last_seq, last_seq)
@@ -601,6 +604,11 @@ class Shard:
                     optim.prepare(rule, torch.float32, [dtype], self._device, narrow=narrow)
                 self._prepared.add((dtype, narrow))
 
+    def _fell_silent(self, pusher: str) -> None:
+        """Free what was kept for a pusher that may never come back; if it does, its next push goes uncompensated."""
+        self._pulled.pop(pusher, None)
+        self._events.add("silent", pusher, "its lease ran out without its having left")
+
     def _known(self, pusher: str) -> _Pusher:
         try:
             return self._pushers[pusher]
@@ -609,7 +617,7 @@ class Shard:
 
     def _first_receipt(self, pusher: _Pusher, seq: int) -> Receipt:
         return pusher.receipts.get(seq) or Receipt(
-            Outcome.DUPLICATE, self.stamp, 0, "decided earlier; its receipt is no longer kept"
+            Outcome.DUPLICATE, self.stamp, 0, "decided earlier, or given up; there is no receipt of it"
         )
 
     def _live_steps(self, *also: str) -> dict[str, int]:

@@ -181,7 +181,8 @@ class Receipt:
     """A shard's answer to a push.
 
     Attributes:
-        outcome: APPLIED, DUPLICATE (then the rest is the first answer's) or STALE (nothing changed).
+        outcome: APPLIED, DUPLICATE (applied before: the rest is the first answer's) or STALE (nothing changed, now or
+            when the push first came).
         stamp: the shard's epoch, and its clock after the update.
         staleness: updates between the pull and the arrival.
         reason: the decision in words, with its numbers.

@@ -252,7 +252,8 @@ class ClusterClient:
             take: what to make of an answer, within some seconds.
             lost: the answer in place of a shard that was restored meanwhile; without it the shard is called again.
         """
-        refs = [call(shard, deadline.remaining()) for shard in range(len(self._topology.actors))]
+        asked = list(self._topology.epochs)  # as the topology changes when one of them was restored
+        refs = [call(shard, deadline.remaining()) for shard in range(len(asked))]
         answers = []
         for shard, ref in enumerate(refs):
             while True:
@@ -261,10 +262,11 @@ class ClusterClient:
                     answers.append(take(answer, deadline.remaining() + CALL_MARGIN_S))
                     break
                 except GONE:
-                    stamp = self._await_restored(shard, deadline)
+                    stamp = self._await_restored(shard, asked[shard], deadline)
                     if lost is not None:
                         answers.append(lost(stamp))
                         break
+                    asked[shard] = self._topology.epochs[shard]
                     ref = call(shard, deadline.remaining())
                 except GetTimeoutError:
                     raise Unavailable(f"shard {shard} did not answer in {self._timeout_s:.0f} s") from None
@@ -272,9 +274,8 @@ class ClusterClient:
                     raise own_error(error) from None
         return answers
 
-    def _await_restored(self, shard: int, deadline: Deadline) -> Stamp:
-        """Wait until a shard is back in a new epoch, and join it again; returns where it stands."""
-        epoch = self._topology.epochs[shard]
+    def _await_restored(self, shard: int, epoch: int, deadline: Deadline) -> Stamp:
+        """Wait until a shard is back in an epoch after this one, and join it again; returns where it stands."""
         waited = self._controller.await_restored.remote(self._job, shard, epoch, deadline.remaining())
         try:
             self._topology = ray.get(waited, timeout=deadline.remaining() + CALL_MARGIN_S)

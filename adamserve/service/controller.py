@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from adamserve import checkpoint, optim, sparse
 from adamserve.config import JobConfig
@@ -174,6 +174,8 @@ class _Job:
     rollbacks: list[Rollback] = field(default_factory=list)
     failed: str = ""
     restored: list[int] = field(default_factory=list)
+    lost: set[int] = field(default_factory=set)
+    """Shards that do not hold it any more, and not yet again."""
     skew: int | None = None
     account: Account = field(default_factory=Account)
     past: list[Event] = field(default_factory=list)
@@ -193,7 +195,8 @@ class Controller:
         self._checkpointing = threading.Lock()
         self._stopping = threading.Event()
         self._placed = 0
-        self._down: set[int] = set()
+        self._down: dict[int, str] = {}
+        """Why, of each shard whose process is dead."""
         self._actors = [self._place(index) for index in range(config.shards)]
         processes = self.processes()
         self._endpoints = [_endpoints(found) for found in processes]
@@ -205,7 +208,8 @@ class Controller:
     # ---- jobs
 
     def create(self, config: JobConfig, initial: Sequence[ray.ObjectRef[Mapping[str, Array]]]) -> Topology:
-        """Start a job from its initial parameters. Idempotent.
+        """Start a job from its initial parameters. Idempotent; how often checkpoints are written and how many are kept
+        are the last call's.
 
         Args:
             config: the job.
@@ -216,33 +220,43 @@ class Controller:
         """
         with self._lock:
             known = self._jobs.get(config.name)
-            if known is not None:
-                if known.config != config:
-                    raise Conflict(
-                        f"job {config.name!r} exists with another configuration",
-                        field="job",
-                        fix="choose another name",
-                    )
-                return self.topology(config.name)
-            optim.rules_of(config.rule, config.tensor_rules)
-            folder = self._folder(config.name)
-            if folder is not None and checkpoint.list_checkpoints(folder):
+            if known is None:
+                self._begin(config, initial)
+            elif config == _kept_as(known.config, config):
+                known.config = config
+            else:
                 raise Conflict(
-                    f"{folder} already holds checkpoints of job {config.name!r}",
-                    field="checkpoint_dir",
-                    fix="resume the job, or give another folder",
+                    f"job {config.name!r} exists with another configuration",
+                    field="job",
+                    fix="choose another name",
                 )
-            opened = [
-                actor.open.remote(config, 1, initial=part)
-                for actor, part in zip(self._actors, initial, strict=True)
-            ]
-            self._adopt(config, folder, self._get(opened, "the shards to open the job"))
-        log.info("job was created", extra=fields(job=config.name, shards=len(opened)))
-        self.checkpoint(config.name)
+        if self._job(config.name).number == 0:  # also where writing the first one failed before
+            self.checkpoint(config.name)
         return self.topology(config.name)
 
-    def resume(self, name: str, checkpoint_every_s: float | None = 30.0) -> Topology:
+    def _begin(self, config: JobConfig, initial: Sequence[ray.ObjectRef[Mapping[str, Array]]]) -> None:
+        """Open a new job on every shard."""
+        optim.rules_of(config.rule, config.tensor_rules)
+        folder = self._folder(config.name)
+        if folder is not None and checkpoint.list_checkpoints(folder):
+            raise Conflict(
+                f"{folder} already holds checkpoints of job {config.name!r}",
+                field="checkpoint_dir",
+                fix="resume the job, or give another folder",
+            )
+        opened = [
+            actor.open.remote(config, 1, initial=part)
+            for actor, part in zip(self._actors, initial, strict=True)
+        ]
+        self._adopt(config, folder, self._get(opened, "the shards to open the job"))
+        log.info("job was created", extra=fields(job=config.name, shards=len(opened)))
+
+    def resume(self, name: str, changes: Mapping[str, Any] | None = None) -> Topology:
         """Take up a job from its newest checkpoint that verifies, onto this service's shards.
+
+        Args:
+            name: the job's.
+            changes: options of its `JobConfig` in place of those in the checkpoint.
 
         Raises:
             NotFound: there is no checkpoint of that job that verifies.
@@ -261,12 +275,14 @@ class Controller:
                 tensors=manifest.tensors,
                 rule=optim.to_dict(optim.from_dict(manifest.rule)),  # with options that came later
                 consistency=manifest.consistency,
-                checkpoint_every_s=checkpoint_every_s,
+                checkpoint_every_s=manifest.checkpoint_every_s,
+                checkpoints_kept=manifest.checkpoints_kept,
                 extra=manifest.extra,
                 tensor_rules=manifest.tensor_rules,
                 sparse=manifest.sparse,
             )
-            epoch = max(entry.stamp.epoch for entry in manifest.shards) + 1
+            config = replace(config, **(changes or {}))
+            epoch = checkpoint.new_epoch(folder, 1 + max(entry.stamp.epoch for entry in manifest.shards))
             opened = [actor.open.remote(config, epoch, folder=newest) for actor in self._actors]
             self._adopt(
                 config, folder, self._get(opened, "the shards to restore the job"), number=manifest.number
@@ -360,6 +376,8 @@ class Controller:
                         extra=known.config.extra,
                         tensor_rules=known.config.tensor_rules,
                         sparse=known.config.sparse,
+                        checkpoint_every_s=known.config.checkpoint_every_s,
+                        checkpoints_kept=known.config.checkpoints_kept,
                     ),
                 )
             except Exception:
@@ -399,10 +417,27 @@ class Controller:
         return self._get([actor.process.remote() for actor in self._actors], "the shards to answer")
 
     def drain(self, grace_s: float) -> None:
-        """End the shards' other ways in, and write a last checkpoint of every job."""
-        self._get([actor.drain.remote(grace_s) for actor in self._actors], "the shards to drain")
+        """End the shards' other ways in, and write a last checkpoint of every job.
+
+        Raises:
+            AdamServeError: what went wrong first; everything else was tried all the same.
+        """
+        errors: list[Exception] = []
+
+        def tried(act: Callable[[], object]) -> None:
+            try:
+                act()
+            except Exception as error:
+                log.error("while draining: %s", error)
+                errors.append(error)
+
+        drained = [actor.drain.remote(grace_s) for actor in self._actors]
+        for answer in drained:
+            tried(partial(self._get, [answer], "the shards to drain"))
         for job in list(self._jobs):
-            self.checkpoint(job)
+            tried(partial(self.checkpoint, job))
+        if errors:
+            raise errors[0]
 
     def stop(self) -> None:
         """Stop watching and end the shards; a job's last checkpoint is the caller's to ask for."""
@@ -477,7 +512,7 @@ class Controller:
             account=deepcopy(known.account),
             rule=type(rule).__name__,
             rate=rule.rate(max(1, min((s.stamp.clock for s in seen), default=1))),
-            down=tuple(sorted(self._down)),
+            down=tuple(sorted({*self._down, *known.lost})),
             checkpoint_seconds=known.checkpoint_seconds,
             events=merged(
                 [*known.past, *(r.event() for r in known.rollbacks), *(e for s in seen for e in s.events)]
@@ -496,37 +531,51 @@ class Controller:
             raise Unavailable(f"a shard died while waiting for {what}", fix="try again") from error
 
     def _watch(self) -> None:
-        """Ask every shard how it stands; heal the dead; write the checkpoints that are due."""
+        """Ask every shard how it stands; heal the dead; write the checkpoints that are due.
+
+        No other thread heals, so that a shard is restored once.
+        """
         while not self._stopping.wait(WATCH_EVERY_S):
-            self._look_around()
+            self._attempt(self._look_around, "looking at the shards")
+            with self._lock:
+                dead = list(self._down)
+            for index in dead:
+                self._attempt(partial(self._heal, index), f"restoring shard {index}")
             for name, known in list(self._jobs.items()):
                 if self._due(known):
                     self._attempt(partial(self.checkpoint, name), f"checkpoint of {name}")
 
     def _look_around(self) -> None:
         """See how every shard stands, at about the same moment."""
-        asked = [actor.statistics.remote() for actor in self._actors]
-        for index, answer in enumerate(asked):
-            self._look(index, answer)
+        actors = list(self._actors)
+        asked = [actor.statistics.remote() for actor in actors]
+        for index, (actor, answer) in enumerate(zip(actors, asked, strict=True)):
+            self._look(index, actor, answer)
         with self._lock:
             for known in self._jobs.values():
                 clocks = [seen.stamp.clock for seen in known.seen if seen is not None]
                 known.skew = max(clocks) - min(clocks) if clocks and len(clocks) == len(asked) else None
 
-    def _look(self, index: int, answer: Any) -> None:
-        """Take in how a shard stands, and restore it when its process is dead."""
+    def _look(self, index: int, actor: Any, answer: Any) -> None:
+        """Take in how a shard stands, or that its process is dead; nothing of one that was replaced meanwhile."""
+        statistics: Mapping[str, ShardStatistics] = {}
+        death = ""
         try:
             statistics = ray.get(answer, timeout=CALL_TIMEOUT_S)
+        except ActorUnavailableError as error:  # Ray will know soon whether it is dead
+            log.warning("shard cannot be reached: %s", error, extra=fields(shard=index))
         except RayActorError as error:
-            self._down.add(index)
-            self._attempt(partial(self._heal, index, str(error).split("\n")[0]), f"restoring shard {index}")
+            death = str(error).split("\n")[0]
         except GetTimeoutError:
             log.warning("shard has not answered for %.0f s", CALL_TIMEOUT_S, extra=fields(shard=index))
-        else:
-            with self._lock:
-                for job, found in statistics.items():
-                    if job in self._jobs:  # else it was dropped meanwhile
-                        self._jobs[job].seen[index] = found
+        with self._lock:
+            if self._actors[index] is not actor:
+                return
+            if death:
+                self._down.setdefault(index, death)
+            for job, found in statistics.items():
+                if job in self._jobs:  # else it was dropped meanwhile
+                    self._jobs[job].seen[index] = found
 
     def _attempt(self, act: Callable[[], object], what: str) -> None:
         """The watcher must outlive whatever goes wrong once: log it and go on."""
@@ -534,6 +583,8 @@ class Controller:
             act()
         except (AdamServeError, RayActorError, OSError) as error:
             log.error("%s failed: %s", what, error)
+        except Exception:
+            log.exception("%s failed", what)
 
     def _due(self, known: _Job) -> bool:
         every, clocks = (
@@ -549,58 +600,80 @@ class Controller:
             return False
         return time.monotonic() - known.written_at >= every
 
-    def _heal(self, index: int, reason: str) -> None:
+    def _heal(self, index: int) -> None:
         """Start a dead shard's process anew, and restore every job on it from its newest checkpoint."""
-        began = time.monotonic()
-        actor = self._place(index)
-        restored: list[tuple[_Job, Rollback]] = []
-        for known in self._jobs.values():
-            if known.folder is None:
-                self._give_up(
-                    known, f"shard {index} died, and the service keeps no checkpoints to restore it from"
-                )
-                continue
-            try:
-                folder, manifest = checkpoint.newest(known.folder, on_skip=_log_skipped)
-            except NotFound as error:
-                self._give_up(known, f"shard {index} died and cannot be restored: {error}")
-                continue
-            epoch = known.epochs[index] + 1
-            [(stamp, _)] = self._get(
-                [actor.open.remote(known.config, epoch, folder=folder)], "a shard to be restored"
-            )
-            before = known.seen[index]
-            # The checkpoint may be newer than the last look.
-            clock_before = max(stamp.clock, before.stamp.clock if before is not None else 0)
-            seconds = time.monotonic() - began
-            rollback = Rollback(
-                index, epoch, clock_before, stamp.clock, manifest.number, seconds, reason, time.time()
-            )
-            restored.append((known, rollback))
-        [process] = self._get([actor.process.remote()], "a shard to start")
-        self._get([actor.serve.remote()], "a shard to serve")
+        began, actor = time.monotonic(), self._place(index)
+        try:
+            with self._lock:
+                jobs = list(self._jobs.values())
+            restored = [
+                (known, rollback)
+                for known in jobs
+                if (rollback := self._restore(known, index, actor, began)) is not None
+            ]
+            [process] = self._get([actor.process.remote()], "a shard to start")
+            self._get([actor.serve.remote()], "a shard to serve")
+        except Exception:
+            ray.kill(actor)
+            raise
         with self._changed:
             self._actors[index] = actor
-            if not any(known.failed for known in self._jobs.values()):
-                self._down.discard(index)
+            self._down.pop(index)
             self._endpoints[index] = _endpoints(process)
             self._metrics[index] = process["metrics"]
             for known, rollback in restored:
+                name = known.config.name
+                if self._jobs.get(name) is not known:  # it was dropped meanwhile
+                    actor.drop.remote(name)
+                    continue
                 known.epochs[index] = rollback.epoch
+                known.lost.discard(index)
                 known.restored[index] = rollback.clock_after
                 known.rollbacks.append(rollback)
                 seen = known.seen[index]
                 known.past = [*known.past, *(seen.events if seen is not None else ())][-EVENTS_KEPT:]
-                log.warning(
-                    "shard was %s", rollback.event().reason, extra=fields(job=known.config.name, shard=index)
-                )
+                log.warning("shard was %s", rollback.event().reason, extra=fields(job=name, shard=index))
             self._changed.notify_all()
+
+    def _restore(self, known: _Job, index: int, actor: Any, began: float) -> Rollback | None:
+        """Open a job on a new process for a dead shard; None where the job has to be given up."""
+        known.lost.add(index)
+        if known.failed:
+            return None
+        if known.folder is None:
+            self._give_up(
+                known, f"shard {index} died, and the service keeps no checkpoints to restore it from"
+            )
+            return None
+        try:
+            folder, manifest = checkpoint.newest(known.folder, on_skip=_log_skipped)
+        except NotFound as error:
+            self._give_up(known, f"shard {index} died and cannot be restored: {error}")
+            return None
+        epoch = checkpoint.new_epoch(known.folder, known.epochs[index] + 1)
+        [(stamp, _)] = self._get(
+            [actor.open.remote(known.config, epoch, folder=folder)], "a shard to be restored"
+        )
+        before = known.seen[index]
+        # The checkpoint may be newer than the last look.
+        clock_before = max(stamp.clock, before.stamp.clock if before is not None else 0)
+        seconds, reason = time.monotonic() - began, self._down[index]
+        return Rollback(
+            index, epoch, clock_before, stamp.clock, manifest.number, seconds, reason, time.time()
+        )
 
     def _give_up(self, known: _Job, reason: str) -> None:
         with self._changed:
             known.failed = reason
             self._changed.notify_all()
         log.error("job cannot go on: %s", reason, extra=fields(job=known.config.name))
+
+
+def _kept_as(config: JobConfig, other: JobConfig) -> JobConfig:
+    """With checkpoints written and kept as another configuration has them."""
+    return replace(
+        config, checkpoint_every_s=other.checkpoint_every_s, checkpoints_kept=other.checkpoints_kept
+    )
 
 
 def _endpoints(process: Mapping[str, Any]) -> tuple[str, str]:

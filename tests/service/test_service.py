@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,81 @@ def test_a_killed_shard_comes_back_in_a_new_epoch_at_its_checkpoint(start: Start
     [status] = ray.get(controller.status_now.remote())
     [rollback] = status.rollbacks
     assert (rollback.shard, rollback.epoch, rollback.clock_before, rollback.clock_after) == (1, 2, 5, 3)
+
+
+def test_two_shards_killed_at_once_come_back_once_each_whoever_looks(start: Start) -> None:
+    """Everyone who asks for the status looks at the shards; only one of them restores."""
+    controller = start(2)
+    create(controller, {"w": np.zeros(8, np.float32)}, shards=2, checkpoint_every_s=None)
+    one, done = {"w": np.ones(8, np.float32)}, threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            ray.get(controller.status_now.remote(), timeout=60)
+
+    lookers = [threading.Thread(target=look, daemon=True) for _ in range(3)]
+    with ClusterClient(controller, "job", "a", timeout_s=60) as client:
+        client.join()
+        _, clock = client.pull()
+        client.push(one, clock)
+        for looker in lookers:
+            looker.start()
+        for process in ray.get(controller.processes.remote()):
+            os.kill(process["pid"], signal.SIGKILL)
+        lost = client.push(one, clock)
+        assert [r.outcome for r in lost.shards] == [Outcome.STALE] * 2
+        values, clock = client.pull()
+        np.testing.assert_array_equal(values["w"], np.zeros(8))
+        epochs = [stamp.epoch for stamp in clock]
+        for _ in range(20):
+            assert client.push(one, client.pull()[1]).outcome is Outcome.APPLIED
+        done.set()
+        for looker in lookers:
+            looker.join(timeout=60)
+        values, clock = client.pull()
+        np.testing.assert_array_equal(values["w"], np.full(8, -20.0))
+        assert [stamp.epoch for stamp in clock] == epochs
+    [status] = ray.get(controller.status_now.remote())
+    assert sorted(rollback.shard for rollback in status.rollbacks) == [0, 1]
+    assert [r.epoch for r in sorted(status.rollbacks, key=lambda r: r.shard)] == epochs
+
+
+def test_no_epoch_comes_twice(start: Start, tmp_path: Path) -> None:
+    """Neither in a service that is taken up again before its next checkpoint, nor in a shard of it."""
+    first = start(1, checkpoint_dir=tmp_path)
+    create(first, {"w": np.zeros(2, np.float32)}, checkpoint_every_s=7.0, checkpoints_kept=9)
+    epochs = []
+    for _ in range(2):
+        controller = start(1, checkpoint_dir=tmp_path)
+        found = ray.get(controller.resume.remote("job"))
+        epochs += found.epochs
+        assert (found.config.checkpoint_every_s, found.config.checkpoints_kept) == (7.0, 9)
+    client = ClusterClient(controller, "job", timeout_s=60)
+    kill_shard(controller, 0)
+    epochs.append(client.pull()[1][0].epoch)
+    epochs += ray.get(start(1, checkpoint_dir=tmp_path).resume.remote("job")).epochs
+    assert epochs == [2, 3, 4, 5]
+
+
+def test_how_checkpoints_are_kept_is_the_last_call_s(pair: Any, job: str) -> None:
+    parameters = {"w": np.zeros(2, np.float32)}
+    for every in (30.0, 7.0):
+        create(pair, parameters, shards=2, job=job, checkpoint_every_s=every, checkpoints_kept=2)
+        assert ray.get(pair.topology.remote(job)).config.checkpoint_every_s == every
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_other_job_its_own(start: Start, tmp_path: Path) -> None:
+    controller = start(1, checkpoint_dir=tmp_path)
+    (tmp_path / "a").write_text("in the way")
+    with pytest.raises(Exception, match="a/00000001"):
+        create(controller, {"w": np.zeros(2, np.float32)}, job="a")
+    create(controller, {"w": np.zeros(2, np.float32)}, job="b")
+    with pytest.raises(Exception, match="a/00000001"):
+        ray.get(controller.drain.remote(1.0), timeout=60)
+    assert [info.number for info in checkpoint.list_checkpoints(tmp_path / "b")] == [1, 2]
+    (tmp_path / "a").unlink()
+    create(controller, {"w": np.zeros(2, np.float32)}, job="a")
+    assert [info.complete for info in checkpoint.list_checkpoints(tmp_path / "a")] == [True]
 
 
 def test_a_shard_killed_without_checkpoints_is_an_error_that_says_so(start: Start) -> None:

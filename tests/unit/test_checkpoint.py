@@ -204,6 +204,35 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_used(
     assert skipped == [bad]
 
 
+def test_a_file_that_the_disk_does_not_give_back_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = write(tmp_path, 1), write(tmp_path, 2)
+    hashed = checkpoint._hash
+
+    def failing(path: Path) -> str:
+        if bad in path.parents:
+            raise OSError(errno.EIO, "Input/output error")
+        return hashed(path)
+
+    monkeypatch.setattr(checkpoint, "_hash", failing)
+    skipped: list[str] = []
+    assert checkpoint.newest(tmp_path, on_skip=lambda _, reason: skipped.append(reason))[0] == good
+    assert len(skipped) == 1
+    assert "shard-00000.safetensors" in skipped[0]
+    assert "Input/output error" in skipped[0]
+
+
+def test_epochs_grow_whatever_is_known(tmp_path: Path) -> None:
+    assert [checkpoint.new_epoch(tmp_path, known) for known in (2, 2, 9, 3)] == [2, 3, 9, 10]
+    (tmp_path / checkpoint.EPOCH).write_text("nine")
+    with pytest.raises(CheckpointError, match="largest epoch") as caught:
+        checkpoint.new_epoch(tmp_path, 2)
+    assert caught.value.field == str(tmp_path / checkpoint.EPOCH)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        checkpoint.new_epoch(tmp_path / "absent", 2)
+
+
 def test_no_checkpoint_that_verifies_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         checkpoint.newest(tmp_path / "nothing")

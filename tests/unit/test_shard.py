@@ -180,6 +180,67 @@ def test_a_tensor_left_out_does_not_move_and_keeps_its_own_count() -> None:
     assert shard.stamp.clock == 2
 
 
+def test_a_push_that_was_refused_stays_refused_when_it_is_sent_again() -> None:
+    shard = make(consistency=Async(max_staleness=0), pushers="ab")
+    offer(shard, 1, 0, ones(), pusher="b")
+    first = offer(shard, 1, 0, ones())
+    assert isinstance(first, Receipt)
+    assert first.outcome is Outcome.STALE
+    assert offer(shard, 1, 0, ones()) == first
+    assert shard.statistics().pushes == {"APPLIED": 1, "STALE": 1, "DUPLICATE": 1}
+
+
+def test_a_push_that_runs_ahead_waits_by_itself() -> None:
+    """In ssp another pusher's update is its own: nothing is averaged."""
+    shard = make(consistency=SSP(bound=0), pushers="ab")
+    offer(shard, 1, 0, ones(1.0), pusher="a")
+    assert isinstance(offer(shard, 2, 1, ones(8.0), pusher="a"), Decision)
+    offer(shard, 1, 0, ones(2.0), pusher="b")
+    assert shard.stamp.clock == 2
+    assert shard.receipt("a", 2) is None
+    assert float(shard.state().arrays["w"]["scalar"][0]) == -3.0
+    receipt = offer(shard, 2, 1, ones(8.0), pusher="a")
+    assert isinstance(receipt, Receipt)
+    assert float(shard.state().arrays["w"]["scalar"][0]) == -11.0
+
+
+@pytest.mark.parametrize("how", ["another session", "a seq that was given up"])
+def test_a_push_that_waits_is_given_up_when_its_pusher_joins_again(how: str) -> None:
+    clock = ManualClock()
+    shard = make(consistency=BSP(), pushers=(), now=clock)
+    shard.join("a", lease_s=LEASE_S, session="first")
+    shard.join("b", lease_s=100 * LEASE_S)
+    assert isinstance(offer(shard, 1, 0, ones(100.0), session="first"), Decision)
+    if how == "another session":
+        clock.seconds += 2 * LEASE_S
+        assert shard.join("a", lease_s=LEASE_S, session="second").last_seq == 0
+        session, seq = "second", 1
+    else:
+        assert shard.join("a", lease_s=LEASE_S, session="first", last_seq=1).last_seq == 1
+        session, seq = "first", 2
+        late = offer(shard, 1, 0, ones(100.0), session="first")
+        assert isinstance(late, Receipt)
+        assert late.outcome is Outcome.DUPLICATE
+        assert "given up" in late.reason
+    assert isinstance(offer(shard, 1, 0, ones(2.0), pusher="b"), Decision), "it waits for a's next push"
+    receipt = offer(shard, seq, 0, ones(4.0), session=session)
+    assert isinstance(receipt, Receipt)
+    assert receipt.outcome is Outcome.APPLIED
+    assert float(shard.state().arrays["w"]["scalar"][0]) == -3.0
+
+
+def test_a_copy_for_delay_compensation_ends_with_the_lease() -> None:
+    clock = ManualClock()
+    shard = make(consistency=Async(delay_compensation=1.0), pushers=(), now=clock)
+    for name in ("a", "b", "c"):
+        shard.join(name, lease_s=LEASE_S)
+        shard.note_pull(name)
+        offer(shard, 1, shard.stamp.clock, ones(), pusher=name)
+        clock.seconds += 2 * LEASE_S
+    shard.statistics()
+    assert not shard._pulled
+
+
 @pytest.mark.parametrize("seqs", [[1, 1], [1, 2, 1], [1, 2, 2, 2]])
 def test_a_repeated_seq_is_answered_with_its_first_receipt(seqs: list[int]) -> None:
     shard = make()
