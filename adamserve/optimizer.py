@@ -6,6 +6,7 @@ optimizer = adamserve.RemoteOptimizer.wrap(torch.optim.AdamW(model.parameters())
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -20,7 +21,7 @@ from adamserve.rpc.connect import connect
 from adamserve.rpc.link import Feed
 from adamserve.sparse import as_rows
 from adamserve.target import Target
-from adamserve.values import Array, Clocks, Gradient, JobReceipt, Stamp
+from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome, Stamp
 
 Group = dict[str, Any]
 RuleOf = Callable[[Group], optim.Rule]
@@ -183,6 +184,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self.receipt: JobReceipt | None = None
         """What became of the last push."""
         self._early: _Early | None = None
+        self._sending = threading.Lock()
         # What int8 loses of a gradient goes into the next one, which has to wait for it.
         self._overlap = overlap = overlap and options.get("wire_dtype") != "int8"
         self._hooks: list[Any] = []
@@ -240,8 +242,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
             self._pull()
             raise
         self._to_model()
-        for name in gradients:
-            self._updates[name] += 1
+        if self.receipt.outcome is not Outcome.STALE:
+            for name in gradients:
+                self._updates[name] += 1
         return loss
 
     def add_param_group(self, param_group: Group) -> None:
@@ -260,6 +263,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             "job": self.client.job,
             "seq": self.client.seq,
             "clocks": [tuple(stamp) for stamp in self._clock],
+            "updates": dict(self._updates),
         }
         return {**super().state_dict(), "remote": remote}
 
@@ -275,15 +279,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
             raise Conflict(f"the state is of job {remote['job']!r}, not {self.client.job!r}", field="job")
         super().load_state_dict(rest)
         self._check_constants()
+        self._updates.update(remote.get("updates", {}))
         self._pull()
 
     def close(self) -> None:
         """Leave the job and disconnect."""
         for hook in self._hooks:
             hook.remove()
-        if self._early is not None:
-            self.client.abort(self._early.feed)
-            self._early = None
+        self._give_up_early()
         self.client.close()
 
     def __enter__(self) -> Self:
@@ -294,8 +297,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     # ---- inside
 
+    def _give_up_early(self) -> None:
+        early, self._early = self._early, None
+        if early is not None:
+            self.client.abort(early.feed)
+
     def _pull(self) -> None:
         """Take the job's parameters; a rollback is no news to a model that takes everything."""
+        self._give_up_early()
         for last in (False, True):
             try:
                 _, self._clock = self.client.pull(into=self._host)
@@ -313,9 +322,12 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 parameter.data.copy_(pulled)
 
     def _accumulated(self, parameter: Tensor) -> None:
-        """Send a gradient that autograd has accumulated."""
-        if not self._overlap:
-            return
+        """Send a gradient that autograd has accumulated. Autograd has a thread for each device."""
+        with self._sending:
+            if self._overlap:
+                self._send_early(parameter)
+
+    def _send_early(self, parameter: Tensor) -> None:
         name = self._name_of[id(parameter)]
         gradient = parameter.grad
         if gradient is None or gradient.layout is not torch.strided:

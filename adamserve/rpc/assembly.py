@@ -58,7 +58,7 @@ class Assembly:
             NotFound: the shard owns no such tensor.
             InvalidArgument: elements outside the span or sent twice, an encoding that the tensor does not take, a wrong
                 number of bytes or checksum.
-            LimitExceeded: the tensor comes in too many pieces.
+            LimitExceeded: the tensor comes in too many pieces, or in one that is too large.
         """
         span = self._spans.get(chunk.tensor)
         spec = self._partition.spec(chunk.tensor)
@@ -70,6 +70,12 @@ class Assembly:
             chunk.rows is None and chunk.tensor in self._rows
         ):
             raise InvalidArgument("comes by rows and by elements", field=chunk.tensor)
+        if len(chunk.data) > codec.MAX_CHUNK_BYTES:
+            raise LimitExceeded(
+                f"a chunk of {len(chunk.data)} bytes",
+                field=chunk.tensor,
+                fix=f"at most {codec.MAX_CHUNK_BYTES} bytes a chunk",
+            )
         name = codec.encoding_name(chunk.encoding, field=chunk.tensor)
         encoding = codec.ENCODINGS[name]
         if spec.dtype not in encoding.gradients or (self._parameters and name != spec.dtype):

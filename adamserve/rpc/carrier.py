@@ -78,6 +78,10 @@ class Unreachable(Unavailable):
     """No direct connection can be made; nothing was sent."""
 
 
+class Full(Unavailable):
+    """A new connection was ended before anything came over it, as by a shard that has no place for another."""
+
+
 class Connector(Protocol):
     """Makes connections to one endpoint."""
 
@@ -107,11 +111,11 @@ class DirectCarrier:
             Unreachable: there is none.
         """
         deadline = Deadline.after(timeout_s)
-        frames = self._take(timeout_s)
+        frames, fresh = self._take(timeout_s)
         asked = direct_pb2.Call(
             method=method, authorization=self._authorization, timeout_ms=max(1, int(timeout_s * 1000))
         )
-        return self._exchange(frames, asked, messages, deadline)
+        return self._exchange(frames, asked, messages, deadline, fresh=fresh)
 
     def close(self) -> None:
         """As `Carrier.close`."""
@@ -124,9 +128,15 @@ class DirectCarrier:
             self._free.clear()
 
     def _exchange(
-        self, frames: Frames, asked: direct_pb2.Call, messages: Iterable[Parts], deadline: Deadline
+        self,
+        frames: Frames,
+        asked: direct_pb2.Call,
+        messages: Iterable[Parts],
+        deadline: Deadline,
+        *,
+        fresh: bool,
     ) -> Iterator[memoryview]:
-        answered = False
+        answered, silent = False, fresh
         try:
             with suppress(ConnectionError):  # it may have been refused already: the answer says why
                 self._send(frames, asked, messages, deadline)
@@ -134,7 +144,8 @@ class DirectCarrier:
                 frames.socket.settimeout(max(0.001, deadline.remaining()))
                 frame = frames.get()
                 if frame is None:
-                    raise Unavailable("the connection ended before the answer")
+                    raise (Full if silent else Unavailable)("the connection ended before the answer")
+                silent = False
                 kind, content = frame
                 if kind == STATUS:
                     if content:
@@ -145,7 +156,8 @@ class DirectCarrier:
                     raise Unavailable(f"the shard sent a frame of kind {kind}")
                 yield content
         except OSError as error:
-            raise Unavailable(f"the connection failed: {error or type(error).__name__}") from None
+            kind_of = Full if silent and isinstance(error, ConnectionError) else Unavailable
+            raise kind_of(f"the connection failed: {error or type(error).__name__}") from None
         finally:
             self._give(frames, whole=answered)
 
@@ -162,8 +174,8 @@ class DirectCarrier:
         frames.put(END)
         frames.flush()
 
-    def _take(self, timeout_s: float) -> Frames:
-        """A connection that nobody uses."""
+    def _take(self, timeout_s: float) -> tuple[Frames, bool]:
+        """A connection that nobody uses, and whether it is new."""
         with self._lock:
             while self._free:
                 frames = self._free.pop()
@@ -171,7 +183,7 @@ class DirectCarrier:
                     frames.socket
                 ):  # else it was closed meanwhile: nothing else comes between calls
                     self._used.add(frames)
-                    return frames
+                    return frames, False
                 frames.close()
         try:
             frames = Frames(self._connect(timeout_s), LONGEST_ANSWER)
@@ -182,7 +194,7 @@ class DirectCarrier:
                 frames.close()
                 raise Unreachable("the client is closed")
             self._used.add(frames)
-        return frames
+        return frames, True
 
     def _give(self, frames: Frames, *, whole: bool) -> None:
         """Keep a connection whose call was answered; close any other."""

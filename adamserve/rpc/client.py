@@ -281,9 +281,9 @@ class Client:
             RolledBack: a shard was restored after `clock`; the others have applied their part. Pull and go on.
             Unavailable: a shard did not answer within the timeout.
         """
-        flat = self._gradients(gradients, copy=not wait)
+        flat, commit = self._gradients(gradients, copy=not wait), _commit(lr, rates)
         feed, _, calls = self._opened(clock)
-        handle = self._complete(feed, calls, flat, lr, rates, wait=wait)
+        handle = self._complete(feed, calls, flat, commit, wait=wait)
         return handle.result() if wait else handle
 
     def push_pull(
@@ -297,10 +297,10 @@ class Client:
         rates: Mapping[str, float] | None = None,
     ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
         """`push`, then `pull`, in one exchange with each shard."""
-        flat = self._gradients(gradients, copy=False)
+        flat, commit = self._gradients(gradients, copy=False), _commit(lr, rates)
         target = self._pull_target(into, rows)
         feed, stamps, calls = self._opened(clock, target=target)
-        receipt = self._complete(feed, calls, flat, lr, rates, wait=True).result()
+        receipt = self._complete(feed, calls, flat, commit, wait=True).result()
         self._session.raise_lost()
         return receipt, target.result(), Clocks(stamps)
 
@@ -405,15 +405,14 @@ class Client:
         feed: Feed,
         calls: list[Callable[[], Receipt]],
         flat: Mapping[str, Gradient],
-        lr: float | None,
-        rates: Mapping[str, float] | None,
+        commit: bytes,
         *,
         wait: bool,
     ) -> PushHandle:
         """Make a push of gradients that are all here; where the caller waits, the last shard's call is its own."""
         for name, values in flat.items():
             feed.add(name, self._outgoing.with_residual(name, values))
-        feed.end(_commit(lr, rates))
+        feed.end(commit)
         own = len(calls) - 1 if wait and all(handle.done() for handle in self._pending) else len(calls)
         feed.futures = [
             shard.thread.submit(call)
@@ -426,14 +425,20 @@ class Client:
                 future.set_result(call())
             except Exception as error:
                 future.set_exception(error)
+            except BaseException as error:  # Ctrl-C: whether the shard has applied it is not known
+                future.set_exception(error)
+                self._release_after(feed)
+                raise
         self._release_after(feed)
         return self._handle(feed)
 
     def _release_after(self, feed: Feed) -> None:
-        """Give the push's place free when every shard has answered."""
+        """Give the push's place free when every shard has answered; after an error seqs have to be agreed on anew."""
         left = [len(feed.futures)]
 
-        def finished(_: Future[Receipt]) -> None:
+        def finished(future: Future[Receipt]) -> None:
+            if future.cancelled() or future.exception() is not None:
+                self._session.resync = True
             with self._lock:
                 left[0] -= 1
                 last = left[0] == 0

@@ -123,7 +123,7 @@ class ControlServicer:
                 "is empty", field="session", fix="send a random text, the same in every call"
             )
         self._check_name(request.session, "session")
-        known = self._pushers.setdefault(request.job, set())
+        known = self._pushers.get(request.job, set())
         if request.pusher not in known and len(known) >= self._limits.pushers:
             raise LimitExceeded(
                 f"the job has had {len(known)} pushers", field="pusher", fix="use names again"
@@ -131,7 +131,7 @@ class ControlServicer:
         found: Topology = self._ask(
             "join", request.job, request.pusher, request.session, request.lease_s, request.last_seq
         )
-        known.add(request.pusher)
+        self._pushers.setdefault(request.job, known).add(request.pusher)
         return control_pb2.JoinResponse(shards=_places(found))
 
     @answers

@@ -27,6 +27,9 @@ CARRIER = "direct"
 GREETING_S = 10.0
 """Longest that TLS and the preface may take."""
 
+PAUSE_S = 0.1
+"""After a connection could not be taken, as where the process has no descriptor left."""
+
 IDLE_S = 60.0
 """A connection on which nothing was asked for as long is closed."""
 
@@ -114,8 +117,12 @@ class DirectEndpoint:
         while True:
             try:
                 connected, address = self._server.accept()
-            except OSError:
-                return  # draining
+            except OSError as error:
+                with self._changed:
+                    if self._draining or self._changed.wait_for(lambda: self._draining, PAUSE_S):
+                        return
+                log.warning("cannot take a connection: %s", error)
+                continue
             with self._changed:
                 full = self._draining or len(self._idle) + len(self._busy) >= self._limits.streams
                 if not full:
@@ -125,9 +132,15 @@ class DirectEndpoint:
                 connected.close()
                 continue
             caller = f"{address[0]}:{address[1]}"
-            threading.Thread(
-                target=self._serve, args=(connected, caller), name="adamserve-direct-call", daemon=True
-            ).start()
+            try:
+                threading.Thread(
+                    target=self._serve, args=(connected, caller), name="adamserve-direct-call", daemon=True
+                ).start()
+            except RuntimeError as error:
+                log.warning("cannot serve a connection from %s: %s", caller, error)
+                with self._changed:
+                    self._idle.discard(connected)
+                connected.close()
 
     def _serve(self, connected: socket.socket, caller: str) -> None:
         """Answer the calls of one connection until either side ends it."""
@@ -187,6 +200,9 @@ class DirectEndpoint:
             call = DirectCall(frames, caller, asked.authorization, deadline)
             for parts in method(messages, call):
                 frames.put(MESSAGE, parts)
+            frames.socket.settimeout(
+                self._limits.stall_s
+            )  # what is left is small, and `Stalls` watches no more
             frames.put(STATUS)
             frames.flush()
             code = "OK"

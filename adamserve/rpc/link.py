@@ -14,7 +14,7 @@ import grpc
 
 from adamserve import sparse
 from adamserve.errors import InvalidArgument, Unavailable
-from adamserve.rpc.carrier import DirectCarrier, GrpcCarrier, Unreachable
+from adamserve.rpc.carrier import DirectCarrier, Full, GrpcCarrier, Unreachable
 from adamserve.rpc.frames import PREFACE, Parts, client_tls
 from adamserve.v1 import types_pb2
 from adamserve.values import Clocks, Deadline, Gradient, Receipt, Span, Stamp
@@ -24,6 +24,9 @@ CONNECT_S = 2.0
 
 AVOID_S = 300.0
 """for as long, before a direct one is tried again."""
+
+AVOID_FULL_S = 10.0
+"""The same, where the shard took a connection and ended it."""
 
 Answers = Iterator[bytes | memoryview]
 
@@ -182,7 +185,7 @@ class Link:
         direct, grpc_carrier = self._direct, self._grpc
         if direct is not None and time.monotonic() >= self._avoid_until:
             try:
-                return direct.call(method, messages(), timeout_s)
+                return self._noted(direct.call(method, messages(), timeout_s))
             except Unreachable:
                 if self._credentials.transport == "direct":
                     raise
@@ -191,6 +194,15 @@ class Link:
             raise Unavailable(f"shard {self.index} has no direct endpoint", field="transport", fix="use grpc")
         return grpc_carrier.call(method, messages(), timeout_s)
 
+    def _noted(self, answers: Answers) -> Answers:
+        """The answers; where there is none because the shard has no place for a connection, the next try is by gRPC."""
+        try:
+            yield from answers
+        except Full:
+            if self._grpc is not None:
+                self._avoid_until = time.monotonic() + AVOID_FULL_S
+            raise
+
     def move(self, place: types_pb2.ShardPlace) -> None:
         """Talk to the shard where it is now."""
         self._move(place.endpoint, place.direct_endpoint)
@@ -198,7 +210,9 @@ class Link:
     def reconnect(self) -> None:
         """Drop the connections and make others when they are needed."""
         endpoints, self._endpoints = self._endpoints, ("", "")
+        avoid_until = self._avoid_until
         self._move(*endpoints)
+        self._avoid_until = avoid_until
 
     def disconnect(self) -> None:
         """Drop the connections."""

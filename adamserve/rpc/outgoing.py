@@ -36,6 +36,7 @@ class Outgoing:
         if rows is not None:
             found = for_shards(spec, rows)
             values = found.values if found.values.dtype != np.float16 else found.values.astype(np.float32)
+            self._check_values(name, values, by_rows=True)
             return SparseRows(found.indices, values.copy() if copy else values)
         gradient = np.asarray(gradient)
         if gradient.shape != spec.shape:
@@ -48,20 +49,31 @@ class Outgoing:
             )
         own = copy and spec.stride == 1  # otherwise `to_places` copies
         flat = to_places(spec, np.array(gradient, order="C") if own else np.ascontiguousarray(gradient))
-        # One shard refuses a push whole by itself; of several, some would apply their part and others not. int8 would
-        # change a NaN.
-        checks_here = len(self._session.shards) > 1 or self.encoding == "int8"
-        if checks_here and not codec.fits(flat, self.encoding):
+        self._check_values(name, flat, by_rows=False)
+        return flat
+
+    def _check_values(self, name: str, values: Array, *, by_rows: bool) -> None:
+        """One shard refuses a push whole by itself; of several, some would apply their part and others not. int8 would
+        change a NaN."""
+        encoding = self._travels_as(name, values, by_rows=by_rows)
+        checks_here = len(self._session.shards) > 1 or encoding == "int8"
+        if checks_here and not codec.fits(values, encoding):
             raise NotFinite(
                 "the gradient holds NaN or infinity, or numbers too large for the wire",
                 field=name,
                 fix="skip this batch, clip the gradient, or send float32",
             )
-        return flat
+
+    def _travels_as(self, name: str, values: Array, *, by_rows: bool) -> str:
+        """The encoding of a gradient: narrow for float32 parameters only."""
+        if self._session.tensors[name].dtype != "float32":
+            return str(values.dtype)
+        # int8 needs the error of the last gradient of the same rows.
+        return "float32" if by_rows and self.encoding == "int8" else self.encoding
 
     def with_residual(self, name: str, gradient: Gradient) -> Gradient:
         """Error feedback: add what int8 lost of the last gradient, and keep what it loses of this one."""
-        if self.encoding != "int8" or isinstance(gradient, SparseRows) or gradient.dtype != np.float32:
+        if isinstance(gradient, SparseRows) or self._travels_as(name, gradient, by_rows=False) != "int8":
             return gradient
         total: Array = gradient + self._residual.get(name, np.float32(0))
         lost = self._residual[name] = np.empty_like(total)
@@ -78,15 +90,12 @@ class Outgoing:
         message: list[bytes | memoryview] = [head]
         size = 0
         for span, gradient in feed.parts(shard):
-            values = gradient.values if isinstance(gradient, SparseRows) else gradient
-            narrow = self._session.tensors[span.tensor].dtype == "float32"
-            name = self.encoding if narrow else str(values.dtype)
             if isinstance(gradient, SparseRows):
-                # int8 needs the error of the last gradient of the same rows.
-                name = "float32" if name == "int8" else name
-                fields = codec.encode_rows(span.tensor, gradient.indices, values, name)
+                name = self._travels_as(span.tensor, gradient.values, by_rows=True)
+                fields = codec.encode_rows(span.tensor, gradient.indices, gradient.values, name)
             else:
-                fields = codec.encode(span.tensor, values, span.start, name)
+                name = self._travels_as(span.tensor, gradient, by_rows=False)
+                fields = codec.encode(span.tensor, gradient, span.start, name)
             for parts in fields:
                 message += parts
                 size += sum(map(len, parts))

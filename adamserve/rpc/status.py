@@ -53,6 +53,9 @@ BY_CODE: Mapping[grpc.StatusCode, type[AdamServeError]] = {
 }
 """What a status without our details stands for; any other is Unavailable."""
 
+BUSY = "Concurrent RPC limit exceeded!"
+"""What grpcio says, as RESOURCE_EXHAUSTED, while as many calls are under way as a server takes."""
+
 _ERROR_INFO = b"type.googleapis.com/google.rpc.ErrorInfo"
 _BAD_REQUEST = b"type.googleapis.com/google.rpc.BadRequest"
 
@@ -87,6 +90,8 @@ def error_of(call: Any) -> AdamServeError:
             if ours is not None:
                 return ours
     kind = BY_CODE.get(code, errors.Unavailable)
+    if text == BUSY:  # there will be a place soon
+        kind = errors.Unavailable
     return kind(f"{code.name}: {text}"[:LONGEST])
 
 

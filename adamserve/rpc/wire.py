@@ -18,6 +18,9 @@ VARINT, I64, LEN, I32 = 0, 1, 2, 5
 CHUNKS = 2
 """Number of the field `chunks` in every message that has it."""
 
+MAX_FIELDS = 1 << 16
+"""Fields of one message: each costs hundreds of bytes while it is read. A mebibyte of scalar tensors has fewer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -141,9 +144,11 @@ def _chunk(view: memoryview) -> Chunk:
 
 def _fields(view: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
     """Every field of a message: number, wire type, content and the whole field with its tag."""
-    at, end = 0, len(view)
+    at, end, count = 0, len(view), 0
     while at < end:
-        begin = at
+        begin, count = at, count + 1
+        if count > MAX_FIELDS:
+            raise InvalidArgument(f"it has more than {MAX_FIELDS} fields", field="message")
         tag, at = _varint(view, at)
         number, kind = tag >> 3, tag & 7
         content = at

@@ -58,7 +58,7 @@ class ShardServiceServicer(object):
 
     def Push(self, request_iterator, context):
         """Applies one push, wholly or not at all, and exactly once for each (job, pusher, seq): sent again, it is answered
-        with outcome DUPLICATE and the first answer's clock. The first message holds start, the last one commit, and one
+        with outcome DUPLICATE and the first answer's clock, or STALE again where it was refused. The first message holds start, the last one commit, and one
         message may hold everything. Nothing is applied before commit has come and the stream has been closed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -18,7 +18,7 @@ from adamserve.regret import RECENT
 from adamserve.rpc.client import Client
 from adamserve.rpc.link import Credentials
 from adamserve.rpc.serving import Ready
-from adamserve.values import Outcome
+from adamserve.values import Clocks, Outcome, SparseRows, Stamp
 from tests.rpc.conftest import Connect, ones, zeros
 
 pytestmark = pytest.mark.ray
@@ -161,6 +161,60 @@ def test_int8_feeds_its_error_back(connect: Connect) -> None:
     quantum = 1 / 127
     once = np.abs(np.rint(gradient * 127) / 127 - gradient).max() * 50
     assert float(np.abs(pulled["w"] + 50 * gradient).max()) < 1.1 * quantum < once
+
+
+@pytest.mark.parametrize("wire_dtype", ["float16", "int8"])
+def test_float64_parameters_are_pushed_exactly(connect: Connect, wire_dtype: str) -> None:
+    """Whatever float32 ones travel as; and a float32 gradient of theirs has no error to feed back."""
+    client = connect(wire_dtype=wire_dtype)
+    client.create({"d": np.zeros(300)}, optim.SGD(lr=1.0, momentum=0.0))
+    wide = np.linspace(-1e6, 1e6, 300)
+    narrow = (np.linspace(-1, 1, 300) ** 3).astype(np.float32)
+    for gradient in (wide, narrow, narrow):
+        client.push({"d": gradient}, client.pull()[1])
+    np.testing.assert_array_equal(client.pull()[0]["d"], -wide - narrow - narrow)
+
+
+def test_rows_too_large_for_the_wire_are_refused_before_any_shard_has_them(connect: Connect) -> None:
+    client = connect(wire_dtype="float16")
+    client.create({"t": np.zeros((64, 8), np.float32)}, optim.SGD(lr=1.0, momentum=0.0), tables=["t"])
+    values = np.ones((2, 8), np.float32)
+    values[1, 3] = 1e5
+    with pytest.raises(NotFinite, match="too large for the wire"):
+        client.push({"t": SparseRows(np.array([0, 63]), values)}, client.pull()[1])
+    arrays, clock = client.pull()
+    assert [stamp.clock for stamp in clock] == [0, 0]
+    assert not arrays["t"].any()
+
+
+def test_a_push_that_is_not_waited_for_and_fails_spoils_no_later_one(connect: Connect) -> None:
+    client = connect()
+    client.create({"w": np.zeros(1, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))  # all of it on one shard
+    one, bad = {"w": np.ones(1, np.float32)}, {"w": np.ones(2, np.float32)}
+    _, clock = client.pull()
+    handles = [client.push(one, clock, wait=False)]
+    with pytest.raises(InvalidArgument):
+        client.push(bad, clock, wait=False)
+    ahead = Clocks(Stamp(stamp.epoch, stamp.clock + 1000) for stamp in clock)
+    failed = client.push(one, ahead, wait=False)
+    while not failed.done():
+        pass
+    handles += [client.push(one, clock, wait=False) for _ in range(3)]
+    assert [handle.result().outcome for handle in handles] == [Outcome.APPLIED] * 4
+    with pytest.raises(InvalidArgument, match="clock"):
+        failed.result()
+    assert float(client.pull()[0]["w"][0]) == -4.0
+
+
+def test_a_rate_that_is_no_number_costs_nothing(connect: Connect) -> None:
+    client = connect(max_in_flight=1)
+    client.create(zeros(), optim.SGD(lr=1.0, momentum=0.0))
+    _, clock = client.pull()
+    for _ in range(3):
+        with pytest.raises(TypeError):
+            client.push(ones(), clock, lr="0.1")  # type: ignore[call-overload]
+    assert client.push(ones(), clock).outcome is Outcome.APPLIED
+    assert client.seq == 1
 
 
 def test_a_live_name_belongs_to_its_session(connect: Connect, counting: Client) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import struct
 import threading
@@ -12,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,10 +33,10 @@ from adamserve.errors import (
 )
 from adamserve.partition import partition
 from adamserve.rpc import codec, direct, status, wire
-from adamserve.rpc.carrier import DirectCarrier, Unreachable
+from adamserve.rpc.carrier import DirectCarrier, Full, Unreachable
 from adamserve.rpc.direct import DirectEndpoint
 from adamserve.rpc.frames import CALL, END, MESSAGE, PREFACE, STATUS, Frames
-from adamserve.rpc.link import Credentials
+from adamserve.rpc.link import Credentials, Link
 from adamserve.rpc.security import Limits, Security, Tokens
 from adamserve.rpc.server import ShardCalls
 from adamserve.service.host import ShardHost
@@ -452,3 +455,64 @@ def test_whatever_comes_nothing_changes(shared: Live, frames: list[tuple[int, by
     finally:
         raw.close()
     assert shared.clock == 0
+
+
+def test_a_connection_that_cannot_be_taken_costs_only_itself(live: Live) -> None:
+    """The process has no descriptor left when the connection comes, and some when the next one does."""
+    host, _, port = live.endpoint.address.rpartition(":")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    waiting = socket.socket()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 4, hard))
+        with suppress(OSError):
+            while len(held) < 1000:
+                held.append(os.dup(0))
+        assert len(held) < 1000
+        waiting.connect((host, int(port)))
+        waiting.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # the endpoint tries again and again
+            waiting.recv(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
+    waiting.close()
+    assert pushed(live.carrier(), live).outcome == shard_pb2.OUTCOME_APPLIED
+
+
+def test_a_shard_that_is_full_is_said_to_be_so_at_once(start: Callable[..., Live]) -> None:
+    live = start(limits=Limits(streams=1, stall_s=STALL_S))
+    kept = live.carrier()
+    pulled(kept)
+    with pytest.raises(Full, match=r"before the answer|connection failed"):
+        pulled(live.carrier())
+    np.testing.assert_array_equal(pulled(kept), np.zeros(SIZE))
+    live.endpoint.drain(0.0)
+    with pytest.raises(Unavailable) as caught:
+        pulled(kept)
+    assert not isinstance(caught.value, Full), "it had answered before"
+
+
+def test_who_finds_the_shard_full_uses_grpc_for_a_while(start: Callable[..., Live]) -> None:
+    """gRPC is not there either, and says so: that is how it is seen to have been asked."""
+    live = start(limits=Limits(streams=1, stall_s=STALL_S))
+    kept = live.carrier()
+    pulled(kept)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        place = types_pb2.ShardPlace(
+            endpoint=f"127.0.0.1:{closed.getsockname()[1]}", direct_endpoint=live.endpoint.address
+        )
+        link = Link(0, place, Credentials())
+        live.stack.callback(link.close)
+        with pytest.raises(Full):
+            list(link.call("Pull", lambda: [[PULL]], 5.0))
+        link.reconnect()
+        with pytest.raises(grpc.RpcError):
+            list(link.call("Pull", lambda: [[PULL]], 5.0))
+        alone = Link(0, place, Credentials(transport="direct"))
+        live.stack.callback(alone.close)
+        for _ in range(2):
+            with pytest.raises(Full):
+                list(alone.call("Pull", lambda: [[PULL]], 5.0))

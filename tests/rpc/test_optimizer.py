@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -263,6 +264,65 @@ def test_two_trainers_share_a_job(remote: Remote) -> None:
     two.step()
     assert two.receipt is not None
     assert two.receipt.staleness == 1
+
+
+def test_updates_are_counted_on_after_a_restart(remote: Remote) -> None:
+    """Adagrad's lr_decay counts them; here it makes the rate lr / t."""
+    weight = nn.Parameter(torch.zeros(1))
+    job = f"job-{uuid.uuid4().hex[:12]}"
+
+    def made() -> RemoteOptimizer:
+        return remote(torch.optim.Adagrad([weight], lr=1.0, lr_decay=1.0, eps=0.0), job=job)
+
+    def step(optimizer: RemoteOptimizer) -> float:
+        before = float(weight.detach())
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        return before - float(weight.detach())
+
+    first = made()
+    steps = [step(first) for _ in range(2)]
+    state = first.state_dict()
+    first.close()
+    second = made()
+    second.load_state_dict(state)
+    steps.append(step(second))
+    assert steps == pytest.approx([1 / t / t**0.5 for t in (1, 2, 3)], rel=1e-5)
+
+
+def test_a_push_that_backward_began_does_not_hold_a_pull_up(remote: Remote) -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = remote([weight], optim.SGD(lr=1.0, momentum=0.0), overlap=True)
+    state = optimizer.state_dict()
+    (weight.sum() * 2.0).backward()  # and no step
+    optimizer.load_state_dict(state)
+    weight.grad = None
+    weight.sum().backward()
+    optimizer.step()
+    assert weight.tolist() == [-1.0] * 3
+
+
+def test_gradients_that_come_on_several_threads_begin_one_push(remote: Remote) -> None:
+    """As autograd's threads, one a device, call the hooks; here threads of our own do."""
+    weights = [nn.Parameter(torch.zeros(4)) for _ in range(8)]
+    optimizer = remote(weights, optim.SGD(lr=1.0, momentum=0.0), overlap=True)
+    for _ in range(5):
+        for weight in weights:
+            weight.grad = torch.ones(4)
+        together = threading.Barrier(len(weights))
+
+        def hook(weight: nn.Parameter, together: threading.Barrier = together) -> None:
+            together.wait(10.0)
+            optimizer._accumulated(weight)
+
+        threads = [threading.Thread(target=hook, args=(weight,)) for weight in weights]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        optimizer.step()
+    assert [weight.tolist() for weight in weights] == [[-5.0] * 4] * 8
+    assert optimizer.client.seq == 5
 
 
 def test_state_dict_goes_through_a_file(remote: Remote, tmp_path: Any) -> None:
