@@ -152,6 +152,9 @@ def check_theorem(rule: Adam) -> None:
     """
     if rule.lr_schedule != "inverse_sqrt":
         raise InvalidArgument("the theorem's rate is lr / sqrt(t)", field="lr_schedule", fix="inverse_sqrt")
+    for name, wanted in (("bias_correction", True), ("amsgrad", False), ("weight_decay", 0.0), ("l2", 0.0)):
+        if getattr(rule, name) != wanted:
+            raise InvalidArgument(f"the theorem is about Adam with {wanted}", field=name)
     if not rule.beta1_decay < 1.0:
         raise InvalidArgument("the theorem's lambda is below 1", field="beta1_decay", fix="e.g. 0.99")
     if not 0.0 < rule.beta2 < 1.0 or not gamma(rule) < 1.0:
@@ -223,11 +226,11 @@ class Meter:
         D is measured among W* and a few of the parameters only, which can but make the bound smaller.
         """
         points = np.stack([*self._snapshots, best])
-        distances = np.sqrt(np.maximum(((points[:, None] - points[None, :]) ** 2).sum(axis=2), 0.0))
+        largest = max(float(np.linalg.norm(points - point, axis=1).max()) for point in points)
         spread = np.maximum(self._high, best) - np.minimum(self._low, best)
         return Constants(
             steps=self.steps,
-            D=float(distances.max()),
+            D=largest,
             D_inf=float(spread.max()),
             G=self._largest,
             G_inf=self._largest_inf,

@@ -179,6 +179,7 @@ class TrainConfig:
             "l2": self.l2,
             "dtype": self.dtype,
             "sparse": self.sparse,
+            "regret": self.regret,
         }
 
     def resumed(self) -> TrainConfig:
@@ -198,6 +199,7 @@ class TrainConfig:
             l2=kept.get("l2", 0.0),
             dtype=kept.get("dtype", "float32"),
             sparse=kept["sparse"],
+            regret=kept.get("regret", False),
         )
 
 
@@ -450,7 +452,7 @@ def tensor_specs(model: torch.nn.Module) -> tuple[TensorSpec, ...]:
 def _open_job(config: TrainConfig, controller: Any, model: torch.nn.Module) -> None:
     """Create the job with the model's initial parameters, or take it up from its newest checkpoint."""
     if config.resume:
-        ray.get(controller.resume.remote(JOB, config.checkpoint_every_s))
+        ray.get(controller.resume.remote(JOB, {"checkpoint_every_s": config.checkpoint_every_s}))
         return
     job = JobConfig(
         name=JOB,

@@ -144,7 +144,8 @@ def _one(path: Path) -> Path:
     """The checkpoint that a path names; of a folder of several, the newest complete one."""
     from adamserve import checkpoint
 
-    if path.is_dir() and (path.name.isdecimal() or (path / checkpoint.MANIFEST).exists()):
+    run = (path / "checkpoints").is_dir()  # its name may be a number too
+    if path.is_dir() and not run and (path.name.isdecimal() or (path / checkpoint.MANIFEST).exists()):
         return path
     infos = [info for info in _all(path) if info.complete]
     if not infos:

@@ -135,7 +135,7 @@ def _token(path: Path | None) -> str:
 
 
 def _context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    if ca is None:
+    if ca is None and cert is None:
         return None
     try:
         context = ssl.create_default_context(cafile=ca)

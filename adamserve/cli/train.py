@@ -49,6 +49,8 @@ JOB_OPTIONS: tuple[str, ...] = (
 JOB_OPTIONS += (
     "whiten",
     "l2",
+    "regret",
+    "sparse",
     "dtype",
     "max_staleness",
     "staleness_lr",
@@ -324,21 +326,26 @@ def _table(record: dict[str, Any]) -> None:
             ", ".join(f"{k}={v}" for k, v in config["rule"].items() if k != "rule"),
             config["rule"]["rule"],
         ),
-        (
-            "test accuracy",
-            "none" if record["test_accuracy"] is None else f"{record['test_accuracy']:.2%}",
-            None,
-        ),
-        ("test loss", f"{record['test_loss']:.4f}", None),
-        ("training loss", f"{record['train_loss']:.4f}", None),
+        ("test accuracy", _number(record["test_accuracy"], ".2%"), None),
+        ("test loss", _number(record["test_loss"], ".4f"), None),
+        ("training loss", _number(record["train_loss"], ".4f"), None),
         ("steps", f"{record['steps']} by {config['workers']} workers on {config['shards']} shards", None),
         ("pushes/s", f"{record['pushes']['per_s']}", None),
         ("staleness", ", ".join(f"{k} {v:g}" for k, v in record["staleness"].items()), None),
         ("rollbacks", str(len(record["rollbacks"])), None),
-        *([("R(T)/T", f"{record['regret']['average_regret']:.6f}", None)] if record["regret"] else []),
+        *(
+            [("R(T)/T", _number(record["regret"].get("average_regret"), ".6f"), None)]
+            if record["regret"]
+            else []
+        ),
         ("training time", f"{record['seconds']['training']:.1f} s", None),
         ("run folder", record["run_dir"], None),
     ]
     for name, value, head in rows:
         table.add_row(name, f"{head}({value})" if head else value)
     Console().print(table)
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number of a record; None stands for one that is not finite, or that there is none of."""
+    return "none" if value is None else format(value, form)

@@ -246,8 +246,8 @@ class AdaMax(Rule):
 
         |m^| / u <= (1 - beta1)/(1 - beta1^t) sum_i (beta1/beta2)^(t-i),
 
-    reached by |g_i| = beta2^(i-t), growing gradients that keep u level. So lr holds in the limit beta2 -> 1, and the
-    exact supremum is 1.0091 lr at the default constants as t grows; `step_bound` returns it.
+    reached by |g_i| = beta2^(i-t): gradients that shrink from one update to the next just as u does. So lr holds in the
+    limit beta2 -> 1, and the exact supremum is 1.0091 lr at the default constants as t grows; `step_bound` returns it.
 
     Source: Kingma & Ba section 7.1, algorithm 2; slides p. 27. torch.optim.Adamax has eps = 1e-8 by default.
     """

@@ -22,6 +22,7 @@ from adamserve.cli.reproduce import NAMES
 from tests.browser import visit
 from tests.service.test_train import COMMAND, run
 from tests.unit.workers.conftest import tiny_mnist, write
+from workers.experiments.base import relative
 from workers.experiments.catalogue import EXPERIMENTS
 from workers.experiments.comparison import STEP, _grown
 from workers.experiments.lab import Data, Result, Trial, read_log
@@ -143,6 +144,9 @@ def test_what_is_done_is_not_run_again(smoke: tuple[Path, list[dict[str, Any]]])
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "REPORT.html"}
     assert reproduce("all", "--scale", "smoke", "--out", out) == verdicts
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    reproduce("regret", "--scale", "smoke", "--out", out)
+    shown = (out / "REPORT.html").read_text()
+    assert all(verdict["title"] in shown for verdict in verdicts), "what other calls made is shown too"
     done = run("reproduce", "all", "--scale", "smoke", "--out", out, "--shards", 1, rc=2)
     assert "--out: " in done.stderr
     assert "holds a reproduction with shards 2, not 1 (give another folder)" in done.stderr
@@ -199,6 +203,11 @@ def trial(**changes: Any) -> Trial:
         "network": "logreg", "data": Data(name="digits"), "rule": optim.Adam(), "batch": 8, "epochs": 2, "seed": 0,
     }  # fmt: skip
     return Trial(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(("a", "b", "above"), [(3.0, 2.0, 0.5), (0.0, 0.0, 0.0), (1e-6, 0.0, math.inf)])
+def test_a_cost_may_be_nothing(a: float, b: float, above: float) -> None:
+    assert relative(a, b) == above
 
 
 def test_a_trial_s_key_is_all_of_it() -> None:

@@ -215,6 +215,10 @@ BAD_INPUT = [
         ["train", "--resume", "--run-dir", "x", "--lr", "1"],
         r"--lr: a resumed run keeps its own \(leave it out",
     ),
+    (
+        ["train", "--resume", "--run-dir", "x", "--sparse", "lazy"],
+        r"--sparse: a resumed run keeps its own \(leave it out",
+    ),
     (["trainn"], r"No such command 'trainn'"),
     (["checkpoint", "verify", "/nowhere"], r"/nowhere: there is no such folder"),
 ]

@@ -97,6 +97,10 @@ def test_the_bound_is_the_theorem_s() -> None:
         ({"beta1": 0.999, "beta2": 0.9}, "beta2"),
         ({"beta2": 1.0}, "beta2"),
         ({"lr": 0.0}, "lr"),
+        ({"bias_correction": False}, "bias_correction"),
+        ({"amsgrad": True}, "amsgrad"),
+        ({"weight_decay": 0.1}, "weight_decay"),
+        ({"l2": 0.1}, "l2"),
     ],
 )
 def test_a_rule_outside_the_theorem_is_refused(change: dict[str, Any], field: str) -> None:

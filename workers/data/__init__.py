@@ -73,9 +73,15 @@ class Dataset:
             )
 
     def first(self, examples: int | None) -> Dataset:
-        """The same with the first `examples` training examples only; None for all."""
-        if examples is None:
+        """The same with `examples` of the training examples only; None for all.
+
+        The first ones; of a set that is sorted by label, as IMDB's, as many from all over it.
+        """
+        if examples is None or examples >= len(self.train_y):
             return self
+        if (self.train_y[1:] >= self.train_y[:-1]).all():
+            chosen = np.linspace(0, len(self.train_y), examples, endpoint=False).astype(np.int64)
+            return replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
         return replace(self, train_x=self.train_x[:examples], train_y=self.train_y[:examples])
 
     @property

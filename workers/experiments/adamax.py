@@ -77,8 +77,8 @@ class AdaMaxStudy:
             ],
             differs=[
                 *beside.differs,
-                "The slides' bound is for a step without bias correction of m; with it the exact bound is"
-                " 1.009 times the rate (`AdaMax.step_bound`).",
+                "The slides' bound holds as beta2 goes to 1; for 0.999 the exact one is 1.009 times the rate"
+                " (`AdaMax.step_bound`).",
             ],
         )
 

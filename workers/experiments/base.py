@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -123,7 +124,9 @@ def differences(data: Dataset, wanted: str) -> list[str]:
 
 
 def relative(a: float, b: float) -> float:
-    """How far a lies above b, as a part of b."""
+    """How far a lies above b, as a part of b; infinitely above 0."""
+    if b == 0.0:
+        return 0.0 if a == 0.0 else math.inf
     return a / b - 1.0
 
 

@@ -135,6 +135,11 @@ class Comparison:
                 *self.differs,
                 *differences(data, self.data),
                 *self._sizes(size),
+                *(
+                    f"{label}'s best rate, {best[label]:.3g}, is at the edge of its grid: a better one may lie beyond."
+                    for label, found in grid.items()
+                    if best[label] in (min(found), max(found))
+                ),
             ],
         )
 
@@ -170,7 +175,7 @@ class Comparison:
         )
 
     def _search(self, lab: Lab, settings: Settings, log: Path) -> dict[str, dict[float, Result]]:
-        """Each rule's grid of rates, grown until the best one is not at its edge; seed 0."""
+        """Each rule's grid of rates, grown up to `EXTENSIONS` times while the best one is at its edge; seed 0."""
         epochs = self.sizes[settings.scale].grid_epochs
         rates = {label: [c.rate / STEP, c.rate, c.rate * STEP] for label, c in self.contenders.items()}
         found: dict[str, dict[float, Result]] = {}

@@ -16,6 +16,7 @@ import adamserve
 from adamserve.errors import Conflict
 from workers.experiments import report
 from workers.experiments.base import Experiment, Findings, Settings
+from workers.experiments.catalogue import EXPERIMENTS
 from workers.experiments.lab import Lab
 from workers.record import without_nan, write_json
 
@@ -46,7 +47,7 @@ def reproduce(
     done = {e.name: _verdict(out / e.name) for e in experiments}
     if all(done.values()):
         verdicts = [found for found in done.values() if found]
-        report.write(out, verdicts)
+        _report(out)
         return verdicts
 
     def told(experiment: Experiment) -> Callable[[str], None]:
@@ -69,8 +70,14 @@ def reproduce(
                 found = _record(experiment, settings, findings, time.perf_counter() - began)
                 write_json(folder / "verdict.json", found)
             verdicts.append(found)
-            report.write(out, verdicts)
+            _report(out)
     return verdicts
+
+
+def _report(out: Path) -> None:
+    """Show every experiment that the folder holds, of this call or an earlier one."""
+    found = (_verdict(out / name) for name in EXPERIMENTS)
+    report.write(out, [verdict for verdict in found if verdict])
 
 
 def _claim(out: Path, settings: Settings) -> None:

@@ -37,6 +37,25 @@ REFUSED = {
 }
 
 
+def test_a_part_of_a_sorted_set_has_every_label() -> None:
+    """IMDB's reviews are all the negative ones, then all the positive ones."""
+    x, y = np.arange(20, dtype=np.float32)[:, None], np.repeat(np.arange(2), 10)
+
+    def made(labels: np.ndarray[Any, Any]) -> Dataset:
+        return Dataset(
+            name="made-up", train_x=x, train_y=labels, test_x=x[::10], test_y=labels[::10], classes=2
+        )
+
+    data = made(y)
+    part = data.first(4)
+    assert part.train_y.tolist() == [0, 0, 1, 1]
+    assert np.asarray(part.train_x).ravel().tolist() == [0, 5, 10, 15]
+    assert data.first(None) is data
+    assert data.first(20) is data
+    mixed = made(y[::-1].copy())
+    assert np.asarray(mixed.first(4).train_x).ravel().tolist() == [0, 1, 2, 3]
+
+
 def test_a_data_set_knows_its_features() -> None:
     assert Dataset("any", **GOOD).features == 3  # type: ignore[arg-type]
 
