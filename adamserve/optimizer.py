@@ -108,7 +108,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """The remote form of a torch optimizer that has not stepped yet: its groups, its names, its mathematics.
 
         SGD, Adam, AdamW, Adamax, Adagrad and RMSprop with every option that changes what they compute. `foreach`,
-        `fused` and `capturable` say how they compute it, and are passed over.
+        `fused` and `capturable` say how they compute it, and are passed over. Adagrad's `lr_decay` counts this
+        trainer's own updates.
 
         Raises:
             InvalidArgument: an optimizer or option that cannot be reproduced; names it.
