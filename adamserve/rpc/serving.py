@@ -66,6 +66,20 @@ class ServeConfig:
         if not self.grace_s >= 0:
             raise InvalidArgument(f"must be at least 0 seconds, got {self.grace_s}", field="grace_s")
         check_bind(self.host, self.security, insecure=self.insecure)
+        self.service()  # what is wrong with it is said before Ray is started
+
+    def service(self) -> ServiceConfig:
+        """The service that is served."""
+        return ServiceConfig(
+            name=self.name,
+            shards=self.shards,
+            checkpoint_dir=self.checkpoint_dir,
+            gpus_per_shard=self.gpus_per_shard,
+            threads_per_shard=self.threads_per_shard,
+            edge=ShardEdge(self.host, self.security),
+            metrics_host=self.host,
+            log=self.log,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +147,7 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
     Yields:
         How to reach it, and a function that shows the metrics anew.
     """
-    edge = ShardEdge(config.host, config.security)
-    service = ServiceConfig(
-        name=config.name,
-        shards=config.shards,
-        checkpoint_dir=config.checkpoint_dir,
-        gpus_per_shard=config.gpus_per_shard,
-        threads_per_shard=config.threads_per_shard,
-        edge=edge,
-        metrics_host=config.host,
-        log=config.log,
-    )
-    controller = launch(service)
+    controller = launch(config.service())
     try:
         jobs = _resume(controller, config.checkpoint_dir)
         servicer = control.ControlServicer(controller, config.shards, config.security)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -119,10 +120,15 @@ def follow(
         Unavailable: it has not ended in time, or the job server is gone. The job itself is left alone.
     """
     deadline = time.monotonic() + timeout_s
-    log: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    log: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
     threading.Thread(target=_tail, args=(client, submission_id, log), daemon=True).start()
+    shown = 0
     while (text := _next(log, min(QUIET_S, deadline - time.monotonic()))) is not None:
+        if isinstance(text, Exception):
+            show(f"(the log breaks off here: {text})\n")
+            continue
         show(text)
+        shown += len(text)
         if not text and state(client, submission_id).exit_code is not None:
             break
         if time.monotonic() >= deadline:
@@ -131,11 +137,18 @@ def follow(
         if time.monotonic() >= deadline:
             raise _late(submission_id, timeout_s)
         time.sleep(POLL_S)
+    # What a short job wrote last may have come after Ray's last look at its log.
+    with suppress(Unavailable):
+        whole = _ask(lambda: client.get_job_logs(submission_id), client.get_address(), ANSWER_S)
+        if len(whole) > shown:
+            show(whole[shown:])
     return job
 
 
-def _tail(client: JobSubmissionClient, submission_id: str, log: queue.SimpleQueue[str | None]) -> None:
-    """Put the log's pieces into the queue, and None where it ends or breaks off."""
+def _tail(
+    client: JobSubmissionClient, submission_id: str, log: queue.SimpleQueue[str | Exception | None]
+) -> None:
+    """Put the log's pieces into the queue, why it breaks off if it does, and None at its end."""
 
     async def read() -> None:
         async for text in client.tail_job_logs(submission_id):
@@ -144,12 +157,12 @@ def _tail(client: JobSubmissionClient, submission_id: str, log: queue.SimpleQueu
     try:
         asyncio.run(read())
     except Exception as error:
-        log.put(f"(the log breaks off here: {error})\n")
+        log.put(error)
     log.put(None)
 
 
-def _next(log: queue.SimpleQueue[str | None], wait_s: float) -> str | None:
-    """The log's next piece, "" if none comes in time, None at its end."""
+def _next(log: queue.SimpleQueue[str | Exception | None], wait_s: float) -> str | Exception | None:
+    """What comes next, "" if none comes in time, None at its end."""
     try:
         return log.get(timeout=max(wait_s, 0))
     except queue.Empty:

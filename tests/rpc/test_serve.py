@@ -149,7 +149,9 @@ def test_the_node_example_has_the_python_client_s_bits(served: Served, tmp_path:
         assert client.pull()[0]["w"].tobytes() == arrays["w"].tobytes()
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
+)
 def test_it_drains_and_takes_its_jobs_up_again(
     serve: Callable[..., Served], tmp_path: Path, how: int
 ) -> None:

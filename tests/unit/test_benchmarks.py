@@ -38,6 +38,7 @@ def test_bench_rules() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_bench_roundtrip() -> None:
     result = run("benchmarks/bench_roundtrip.py", "--elements", "8000", "--repeats", "1")
     assert result["ratio"] > 0
