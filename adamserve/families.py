@@ -16,7 +16,7 @@ from adamserve import __version__
 from adamserve.calls import Calls
 from adamserve.jobs import Event
 from adamserve.regret import Account
-from adamserve.shard import ShardStatistics
+from adamserve.statistics import ShardStatistics
 from adamserve.times import Times
 
 STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

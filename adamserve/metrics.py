@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adamserve.config import host_port
 from adamserve.errors import Unavailable
 from adamserve.families import BUILD_INFO, JOB_FAMILIES, JOBS, JOBS_SHOWN, Family, Observed, Process
 
@@ -156,6 +157,10 @@ class _Server(WSGIServer):
                 self.shutdown_request(request)
 
 
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _Handler(WSGIRequestHandler):
     timeout = STALL_S
 
@@ -207,10 +212,11 @@ class Exporter:
             registry.register(each)
         application = _routes(make_wsgi_app(registry), pages or {}, guard, open_pages or {})
         try:
-            server = make_server(host, port, application, _Server, handler_class=_Handler)
+            kind = _Server6 if ":" in host else _Server
+            server = make_server(host, port, application, kind, handler_class=_Handler)
         except OSError as error:
             raise Unavailable(
-                f"cannot listen on {host}:{port}: {error.strerror or error}",
+                f"cannot listen on {host_port(host, port)}: {error.strerror or error}",
                 field="metrics_port",
                 fix="choose another",
             ) from None

@@ -13,26 +13,11 @@ from dataclasses import dataclass, field
 import torch
 
 from adamserve import optim
+from adamserve.statistics import Seen
 from adamserve.values import Span
 
 BLOCKS, BLOCK = 64, 64
 """At most so many blocks of so many elements are looked at: everything, where that is no more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One update.
-
-    Attributes:
-        gradient_norm: Euclidean norm of the gradient on this shard, as applied: exact if all elements were looked at,
-            otherwise their mean square times the number of elements.
-        step: largest |w after - w before| among the elements looked at; None if the update was by rows only.
-        step_bound: what the rule bounds every such step by; None where it has no bound.
-    """
-
-    gradient_norm: float
-    step: float | None
-    step_bound: float | None
 
 
 @dataclass(slots=True)

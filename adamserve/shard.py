@@ -21,17 +21,19 @@ from adamserve import optim, sparse
 from adamserve.consistency import BSP, Async, Consistency, Decision, Leases, Verdict, admit, may_start
 from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFinite, NotFound
 from adamserve.gradients import Loaded, RowGradient, borrow, corrected, mean
-from adamserve.jobs import Event, Events, PusherSeen
+from adamserve.jobs import Events, PusherSeen
 from adamserve.optim.rows import Rows
 from adamserve.optim.rows import prepare as prepare_rows
 from adamserve.partition import Partition
-from adamserve.probe import Probe, Seen
-from adamserve.times import APPLY_BUCKETS, NO_PUSHES, NO_WAITS, Stopwatch, Times
+from adamserve.probe import Probe
+from adamserve.statistics import STALENESS_CAP, ShardStatistics
+from adamserve.times import APPLY_BUCKETS, Stopwatch
 from adamserve.values import (
     BFLOAT16,
     GRADIENT_DTYPES,
     Array,
     Joined,
+    Narrow,
     Outcome,
     Push,
     PusherState,
@@ -48,26 +50,6 @@ _GRADIENT_DTYPES = {name: [*map(np.dtype, dtypes), BFLOAT16] for name, dtypes in
 RECEIPTS_KEPT = 64
 """Receipts kept for each pusher, to answer its retries with."""
 
-STALENESS_CAP = 1024
-"""Staleness above this is counted as this."""
-
-
-@dataclass(slots=True)
-class Narrow:
-    """A copy of a shard's parameters in bfloat16, which an update may write along the way.
-
-    It is written where that spares reading them again: on a CPU, if all are float32 and all get dense gradients.
-
-    Attributes:
-        room: makes an array of so many uint16.
-        items: the bits of what `Shard.read` would return, once an update has written them.
-        stamp: the moment that they are of.
-    """
-
-    room: Callable[[int], Array]
-    items: Array | None = None
-    stamp: Stamp | None = None
-
 
 @dataclass(frozen=True, slots=True)
 class CheckedPush:
@@ -77,48 +59,6 @@ class CheckedPush:
     gradients: Mapping[str, Loaded]
     nbytes: int
     narrow: Narrow | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ShardStatistics:
-    """What a shard has done so far, and how it stands.
-
-    Attributes:
-        pushes: by outcome; refusals for bad input are counted as INVALID.
-        staleness: number of decided pushes by staleness in updates, capped at `STALENESS_CAP`.
-        apply_seconds: time inside the rule, an update each.
-        bytes_in, bytes_out: gradients taken and parameters given out.
-        state_bytes: parameters and slots together.
-        trainers: how many of the `live` come from outside the cluster; those have a session.
-        silent: pushers whose lease ran out of late, as `Leases.silent`.
-        lease_expiries: leases that ran out.
-        seen: a look at one update, where one was asked for.
-        waiting: pushes that wait for their turn, as the shard's host counts them.
-        push_seconds: from a push's arrival to its receipt, as the host measures it.
-        queue_seconds: of that, the wait for the shard and for its turn.
-        pushers: those in `live`, with their last push.
-        events: the newest ones.
-    """
-
-    shard: int
-    stamp: Stamp
-    pushes: Mapping[str, int]
-    staleness: Mapping[int, int]
-    apply_seconds: Times
-    bytes_in: int
-    bytes_out: int
-    state_bytes: int
-    live: tuple[str, ...]
-    kernel: str
-    trainers: int = 0
-    silent: int = 0
-    lease_expiries: int = 0
-    seen: Seen | None = None
-    waiting: int = 0
-    push_seconds: Times = NO_PUSHES
-    queue_seconds: Times = NO_WAITS
-    pushers: tuple[PusherSeen, ...] = ()
-    events: tuple[Event, ...] = ()
 
 
 @dataclass(slots=True)

@@ -176,6 +176,23 @@ class Push:
     finite: bool = False
 
 
+@dataclass(slots=True)
+class Narrow:
+    """A copy of a shard's parameters in bfloat16, which an update may write along the way.
+
+    It is written where that spares reading them again: on a CPU, if all are float32 and all get dense gradients.
+
+    Attributes:
+        room: makes an array of so many uint16.
+        items: the bits of what `Shard.read` would return, once an update has written them.
+        stamp: the moment that they are of.
+    """
+
+    room: Callable[[int], Array]
+    items: Array | None = None
+    stamp: Stamp | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """A shard's answer to a push.

@@ -29,7 +29,8 @@ from adamserve.errors import Conflict, InvalidArgument, Unavailable
 from adamserve.logs import LogConfig
 from adamserve.metrics import Exporter, Observed
 from adamserve.regret import Account, Meter, adam_bound, check_theorem
-from adamserve.service.client import ClusterClient, own_error
+from adamserve.service.actors import own_error
+from adamserve.service.client import ClusterClient
 from adamserve.service.cluster import connected, launch
 from adamserve.service.controller import JobStatus, ServiceConfig, initial_parts
 from adamserve.service.exporting import node_address

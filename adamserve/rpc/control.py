@@ -21,7 +21,7 @@ from adamserve.rpc.assembly import Assembly
 from adamserve.rpc.buffers import Buffers
 from adamserve.rpc.endpoint import Stalls, answers, parse
 from adamserve.rpc.security import Security
-from adamserve.service.client import own_error
+from adamserve.service.actors import own_error
 from adamserve.service.controller import CALL_TIMEOUT_S, JobStatus, Topology, initial_parts
 from adamserve.sparse import in_order
 from adamserve.v1 import control_pb2, types_pb2

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from adamserve.calls import Calls
+from adamserve.config import host_port
 from adamserve.errors import AdamServeError, InvalidArgument, NotFound, Unavailable
 from adamserve.rpc import status
 from adamserve.rpc.endpoint import parse
@@ -95,8 +96,7 @@ class DirectEndpoint:
             self._server = socket.create_server((host, 0), family=family, backlog=self._limits.streams)
         except OSError as error:
             raise Unavailable(f"cannot listen on {host}: {error}", field="host") from None
-        shown = f"[{advertise}]" if ":" in advertise else advertise
-        self.address = f"{shown}:{self._server.getsockname()[1]}"
+        self.address = host_port(advertise, self._server.getsockname()[1])
         threading.Thread(target=self._accept, name="adamserve-direct", daemon=True).start()
 
     def drain(self, grace_s: float) -> None:

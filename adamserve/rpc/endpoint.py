@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from adamserve.calls import Calls
+from adamserve.config import host_port
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.rpc import status
 from adamserve.rpc.counting import Counting
@@ -94,8 +95,10 @@ class Endpoint:
         try:
             bound = security.bind(self.server, host, port)
         except RuntimeError:
-            raise Unavailable(f"cannot listen on {host}:{port}", field="port", fix="choose another") from None
-        self.address = f"{advertise or host}:{bound}"
+            raise Unavailable(
+                f"cannot listen on {host_port(host, port)}", field="port", fix="choose another"
+            ) from None
+        self.address = host_port(advertise or host, bound)
         self.server.start()
 
     def mark(self, *, serving: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from adamserve.config import host_port
 from adamserve.config import is_loopback as is_loopback
 from adamserve.errors import DataError, InvalidArgument, Unauthenticated
 
@@ -106,13 +107,13 @@ class Security:
     def bind(self, server: grpc.Server, host: str, port: int) -> int:
         """Listen on host:port (0: any free one); returns the port."""
         if not self.cert:
-            return server.add_insecure_port(f"{host}:{port}")
+            return server.add_insecure_port(host_port(host, port))
         credentials = grpc.ssl_server_credentials(
             [(self.key, self.cert)],
             root_certificates=self.client_ca or None,
             require_client_auth=bool(self.client_ca),
         )
-        return server.add_secure_port(f"{host}:{port}", credentials)
+        return server.add_secure_port(host_port(host, port), credentials)
 
 
 def check_bind(host: str, security: Security, *, insecure: bool) -> None:

@@ -24,9 +24,8 @@ from adamserve.rpc.frames import Parts
 from adamserve.rpc.security import Security
 from adamserve.service.actors import Hosts
 from adamserve.service.host import ShardHost
-from adamserve.shard import Narrow
 from adamserve.v1 import shard_pb2, types_pb2
-from adamserve.values import Array, Outcome, Push, Receipt, Stamp
+from adamserve.values import Array, Narrow, Outcome, Push, Receipt, Stamp
 
 SERVICE = "adamserve.v1.ShardService"
 

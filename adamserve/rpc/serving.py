@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from adamserve import checkpoint
 from adamserve.calls import Calls
+from adamserve.config import host_port
 from adamserve.errors import AdamServeError, InvalidArgument, Unauthenticated
 from adamserve.families import RPC_FAMILIES
 from adamserve.logs import LogConfig, fields, set_up
@@ -25,7 +26,7 @@ from adamserve.rpc import control
 from adamserve.rpc.edge import ShardEdge
 from adamserve.rpc.endpoint import serve
 from adamserve.rpc.security import Security, Tokens, check_bind
-from adamserve.service.client import own_error
+from adamserve.service.actors import own_error
 from adamserve.service.cluster import connected, launch
 from adamserve.service.controller import CALL_TIMEOUT_S, ServiceConfig
 from adamserve.service.exporting import node_address
@@ -165,7 +166,8 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
             collect=[Reading(RPC_FAMILIES, lambda: [calls])],
             open_pages={"/sd": directory.page},
         )
-        directory.put("controller", {0: f"{advertise}:{exporter.port}"})
+        web = host_port(advertise, exporter.port)
+        directory.put("controller", {0: web})
 
         def observe() -> None:
             statuses = _ask(controller.status.remote())
@@ -184,9 +186,9 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
                 Ready(
                     endpoint.address,
                     shards,
-                    f"http://{advertise}:{exporter.port}/metrics",
-                    f"http://{advertise}:{exporter.port}/",
-                    f"http://{advertise}:{exporter.port}/sd",
+                    f"http://{web}/metrics",
+                    f"http://{web}/",
+                    f"http://{web}/sd",
                     bool(config.security.cert),
                     bool(config.security.tokens.digests),
                     jobs,

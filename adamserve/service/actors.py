@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayTaskError
 
 from adamserve import checkpoint, consistency, logs, optim
 from adamserve.calls import Calls
 from adamserve.config import JobConfig
-from adamserve.errors import NotFound
+from adamserve.errors import AdamServeError, NotFound
 from adamserve.families import JOBS_SHOWN, RPC_FAMILIES, SHARD_FAMILIES, ShardSeen
 from adamserve.metrics import Reading
 from adamserve.partition import partition
 from adamserve.service.exporting import expose
 from adamserve.service.host import GLANCE_S, ShardHost
-from adamserve.shard import Shard, ShardStatistics
+from adamserve.statistics import ShardStatistics
 from adamserve.values import Array, Deadline, Joined, Push, Receipt, ShardState, Stamp
 
 log = logging.getLogger("adamserve.shard")
@@ -65,6 +66,12 @@ def publish(arrays: Mapping[str, Array]) -> Published:
     return [ray.put(dict(arrays))]
 
 
+def own_error(error: RayTaskError) -> Exception:
+    """The error that our own code raised inside an actor, or Ray's where it was another's."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, AdamServeError) else error
+
+
 @ray.remote(concurrency_groups=CONCURRENCY)  # type: ignore[call-overload] # not in Ray's stubs
 class ShardActor:
     """The process of shard `index`: it hosts that shard of every job of the service."""
@@ -79,6 +86,8 @@ class ShardActor:
         metrics_host: str | None = None,
         log_as: logs.LogConfig | None = None,
     ) -> None:
+        from adamserve.shard import Shard  # and with it torch, which the service's other processes do without
+
         if log_as is not None:
             logs.set_up(log_as)
         if threads:
@@ -86,6 +95,7 @@ class ShardActor:
         self._index = index
         self._num_shards = num_shards
         self._device = device
+        self._shard = Shard
         self._hosts: dict[str, ShardHost] = {}
         self._calls = Calls()
         self._endpoint = edge.open(self._host, self._calls) if edge is not None else None
@@ -117,7 +127,7 @@ class ShardActor:
         else:
             state = ShardState(self._index, Stamp(epoch, 0), (), {"w": dict(initial or {})})
         rule, tensor_rules = optim.rules_of(config.rule, config.tensor_rules)
-        shard = Shard(
+        shard = self._shard(
             partition=parts,
             state=state,
             rule=rule,

@@ -22,6 +22,7 @@ from adamserve.errors import AdamServeError, InvalidArgument, NotFinite, Unavail
 from adamserve.gradients import borrow
 from adamserve.optim import all_finite
 from adamserve.partition import Partition, partition
+from adamserve.service.actors import own_error
 from adamserve.service.controller import Topology
 from adamserve.target import Target
 from adamserve.values import (
@@ -319,12 +320,6 @@ def _slim(gradient: Gradient) -> Gradient:
     if isinstance(gradient, SparseRows):
         return SparseRows(sparse.narrow(gradient.indices), gradient.values)
     return gradient
-
-
-def own_error(error: RayTaskError) -> Exception:
-    """The error that our own code raised inside an actor, or Ray's where it was another's."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, AdamServeError) else error
 
 
 def _read(answer: tuple[Stamp, Sequence[Any]], timeout_s: float) -> tuple[Stamp, Mapping[str, Array]]:

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from adamserve.errors import Conflict, InvalidArgument, Unavailable
-from adamserve.service.client import own_error
+from adamserve.service.actors import own_error
 from adamserve.service.controller import CALL_TIMEOUT_S, ControllerActor, ServiceConfig
 
 NAMESPACE = "adamserve"

@@ -29,7 +29,7 @@ from adamserve.logs import LogConfig, fields, set_up
 from adamserve.partition import partition
 from adamserve.regret import Account
 from adamserve.service.actors import Edge, ShardActor
-from adamserve.shard import ShardStatistics
+from adamserve.statistics import ShardStatistics
 from adamserve.values import Array, Clocks, Deadline, Joined, Stamp
 
 log = logging.getLogger("adamserve.service")

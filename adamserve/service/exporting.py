@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import ray
 from prometheus_client.registry import Collector
 
-from adamserve.config import is_loopback
+from adamserve.config import host_port, is_loopback
 from adamserve.families import Process
 from adamserve.metrics import Exporter
 
@@ -25,4 +25,4 @@ def expose(host: str, process: Process, collect: Sequence[Collector]) -> tuple[E
     """
     here = node_address(host)
     exporter = Exporter.serve(here, 0, process=process, collect=collect)
-    return exporter, f"{here}:{exporter.port}"
+    return exporter, host_port(here, exporter.port)

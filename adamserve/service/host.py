@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adamserve import checkpoint
 from adamserve.consistency import Verdict
 from adamserve.errors import InvalidArgument, Unavailable
 from adamserve.partition import Partition
-from adamserve.shard import Narrow, Shard, ShardStatistics
+from adamserve.statistics import ShardStatistics
 from adamserve.times import PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch
-from adamserve.values import Array, Deadline, Joined, Push, Receipt, Stamp
+from adamserve.values import Array, Deadline, Joined, Narrow, Push, Receipt, Stamp
+
+if TYPE_CHECKING:
+    from adamserve.shard import Shard
 
 Handle = TypeVar("Handle")
 

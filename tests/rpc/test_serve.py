@@ -162,8 +162,12 @@ def test_it_drains_and_takes_its_jobs_up_again(
         for _ in range(3):
             client.push({"w": np.ones(5, np.float32)}, client.pull()[1])
     assert first.stop(how) == 0
-    second = serve(*options)
+    second = serve(*options, "--host", "::1")  # and somewhere else
     assert second.ready["jobs"] == ["kept"]
+    for endpoint in (second.target, *second.ready["shards"]):
+        assert endpoint.startswith("[::1]:")
+    with urllib.request.urlopen(second.ready["metrics"], timeout=10) as answer:
+        assert b"adamserve_build_info" in answer.read()
     with adamserve.connect(second.target, job="kept", pusher="a", timeout_s=20) as client:
         arrays, clock = client.pull()
         assert (arrays["w"].tolist(), clock[0].clock, client.seq) == ([-3.0] * 5, 3, 3)

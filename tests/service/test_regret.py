@@ -15,7 +15,8 @@ from scipy.optimize import minimize
 
 from adamserve import optim
 from adamserve.errors import NotFound
-from adamserve.service.client import ClusterClient, own_error
+from adamserve.service.actors import own_error
+from adamserve.service.client import ClusterClient
 from tests.optim.oracle import oracle
 from tests.service.conftest import create
 from tests.service.test_train import record_of, run

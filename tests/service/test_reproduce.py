@@ -19,13 +19,16 @@ import pytest
 
 from adamserve import optim
 from adamserve.cli.reproduce import NAMES
+from adamserve.errors import Conflict
 from tests.browser import visit
 from tests.service.test_train import COMMAND, run
 from tests.unit.workers.conftest import tiny_mnist, write
+from workers.data import load
 from workers.experiments.base import relative
 from workers.experiments.catalogue import EXPERIMENTS
 from workers.experiments.comparison import STEP, _grown
 from workers.experiments.lab import Data, Result, Trial, read_log
+from workers.experiments.reproduce import _same_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -170,8 +173,24 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     [verdict] = reproduce("logreg-imdb", "--out", tmp_path)
     lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
     assert lines[: len(kept)] == kept
+    trained_on = json.loads((tmp_path / "logreg-imdb" / "data.json").read_text())
+    assert trained_on["sha256"] == load("zipf").first(trained_on["examples"]).digest()
     assert len(read_log(log)) == 9
     assert verdict["claims"]
+
+
+def test_a_folder_of_other_data_is_refused(tmp_path: Path) -> None:
+    whole = load("zipf")
+    kept = {"name": "zipf", "examples": len(whole.train_y), "sha256": whole.digest()}
+    _same_data(tmp_path, kept)  # an empty folder takes any
+    (tmp_path / "data.json").write_text(json.dumps(kept))
+    _same_data(tmp_path, kept)
+    part = whole.first(11)
+    with pytest.raises(
+        Conflict, match=r"on \d+ examples of zipf, which are not the 11 of zipf here"
+    ) as caught:
+        _same_data(tmp_path, {"name": "zipf", "examples": 11, "sha256": part.digest()})
+    assert caught.value.field == "out"
 
 
 def test_a_missing_data_set_is_said_before_anything_is_trained(tmp_path: Path) -> None:

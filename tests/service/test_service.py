@@ -17,7 +17,8 @@ from adamserve import checkpoint, optim
 from adamserve.consistency import BSP, SSP, Async, Consistency
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.partition import partition
-from adamserve.service.client import ClusterClient, own_error
+from adamserve.service.actors import own_error
+from adamserve.service.client import ClusterClient
 from adamserve.shard import Shard
 from adamserve.values import Array, Outcome, Push, ShardState, Stamp, TensorSpec
 from tests.service.conftest import create, random_parameters

@@ -68,6 +68,14 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     assert loaded(code).intersection(HEAVY) == set()
 
 
+@pytest.mark.parametrize(
+    "module", ["families", "watch", "service.controller", "service.cluster", "rpc.serving"]
+)
+def test_only_shards_and_trainers_load_torch(module: str) -> None:
+    """The controller's process and `serve`'s start seconds sooner for it, and are hundreds of MB smaller."""
+    assert "torch" not in loaded(f"import adamserve.{module}")
+
+
 def test_the_face_and_the_rules_need_only_the_base_dependencies() -> None:
     loaded(ONLY + "import adamserve\nfrom adamserve import optim\noptim.AdaMax(lr=1e-3)\n")
 

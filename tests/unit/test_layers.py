@@ -63,7 +63,8 @@ LAYERS: tuple[dict[str, Row], ...] = (
     },
     {
         "adamserve.times": row(),
-        "adamserve.probe": row("torch"),
+        "adamserve.statistics": row(siblings="adamserve.times"),
+        "adamserve.probe": row("torch", siblings="adamserve.statistics"),
         "adamserve.gradients": row("numpy torch"),
     },
     {

@@ -31,10 +31,9 @@ from adamserve.families import (
 )
 from adamserve.jobs import Event, PusherSeen
 from adamserve.metrics import THREADS, Exporter, Observed, Reading
-from adamserve.probe import Seen
 from adamserve.regret import RECENT, Account
 from adamserve.service.controller import JobStatus, Rollback
-from adamserve.shard import ShardStatistics
+from adamserve.statistics import Seen, ShardStatistics
 from adamserve.times import APPLY_BUCKETS, PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch, Times
 from adamserve.values import Clocks, Stamp
 

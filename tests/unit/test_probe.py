@@ -11,9 +11,10 @@ import pytest
 from adamserve import SparseRows, optim
 from adamserve.consistency import BSP, Async
 from adamserve.partition import partition
-from adamserve.probe import BLOCK, BLOCKS, Seen
+from adamserve.probe import BLOCK, BLOCKS
 from adamserve.service.host import ShardHost
 from adamserve.shard import Shard
+from adamserve.statistics import Seen
 from adamserve.values import Array, Deadline, Gradient, Push, ShardState, Stamp, TensorSpec
 
 SECONDS = Deadline.after(60)

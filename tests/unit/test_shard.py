@@ -18,11 +18,12 @@ from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, NotFo
 from adamserve.gradients import borrow
 from adamserve.jobs import Event, PusherSeen
 from adamserve.partition import partition
-from adamserve.shard import RECEIPTS_KEPT, Narrow, Shard
+from adamserve.shard import RECEIPTS_KEPT, Shard
 from adamserve.values import (
     BFLOAT16,
     Array,
     Gradient,
+    Narrow,
     Outcome,
     Push,
     PusherState,

@@ -7,6 +7,7 @@ only.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +84,14 @@ class Dataset:
             chosen = np.linspace(0, len(self.train_y), examples, endpoint=False).astype(np.int64)
             return replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
         return replace(self, train_x=self.train_x[:examples], train_y=self.train_y[:examples])
+
+    def digest(self) -> str:
+        """SHA-256 over all examples and labels, which tells two parts of one data set apart."""
+        found = hashlib.sha256(f"{self.name} {self.features} {self.classes}".encode())
+        for x, y in ((self.train_x, self.train_y), (self.test_x, self.test_y)):
+            for array in (x.starts, x.words, y) if isinstance(x, Bags) else (x, y):
+                found.update(f" {array.dtype} {array.shape} ".encode() + array.tobytes())
+        return found.hexdigest()
 
     @property
     def features(self) -> int:

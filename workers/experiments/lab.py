@@ -22,7 +22,8 @@ from adamserve import consistency, optim
 from adamserve.config import JobConfig
 from adamserve.consistency import Async, Consistency
 from adamserve.errors import NotFinite
-from adamserve.service.client import ClusterClient, own_error
+from adamserve.service.actors import own_error
+from adamserve.service.client import ClusterClient
 from adamserve.service.cluster import connected, launch
 from adamserve.service.controller import ServiceConfig, initial_parts
 from adamserve.values import Array, Gradient
@@ -145,6 +146,7 @@ class Lab:
         self._open = ExitStack()
         self._idle: list[Any] = []
         self._data: dict[Data, tuple[Dataset, Any]] = {}
+        self._digests: dict[Data, str] = {}
         self._hindsight: dict[tuple[Data, float], Hindsight] = {}
         self._jobs = 0
         self._cores = os.cpu_count() or 1
@@ -166,6 +168,11 @@ class Lab:
     def data(self, wanted: Data) -> Dataset:
         """The data set, loaded once."""
         return self._loaded(wanted)[0]
+
+    def digest(self, wanted: Data) -> str:
+        """What tells its examples from others, as `Dataset.digest`; before whitening, which differs by machine."""
+        self._loaded(wanted)
+        return self._digests[wanted]
 
     def hindsight(self, wanted: Data, l2: float) -> Hindsight:
         """The regret's other half for that data set."""
@@ -278,6 +285,7 @@ class Lab:
                 folder = folder / wanted.name
             whole = load(wanted.name, folder, progress=self.progress)
             data = whole.first(wanted.examples)
+            self._digests[wanted] = data.digest()
             if wanted.whiten:
                 from workers.data.whiten import whitened
 

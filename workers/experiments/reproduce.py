@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from adamserve.errors import Conflict
 from workers.experiments import report
 from workers.experiments.base import Experiment, Findings, Settings
 from workers.experiments.catalogue import EXPERIMENTS
-from workers.experiments.lab import Lab
+from workers.experiments.lab import Data, Lab
 from workers.record import without_nan, write_json
+
+DATA = "data.json"
+"""File of an experiment's folder that says what it was trained on."""
 
 
 def reproduce(
@@ -38,7 +41,7 @@ def reproduce(
         The verdicts, as in each folder's verdict.json. REPORT.html in `out` shows them.
 
     Raises:
-        Conflict: `out` holds experiments with other settings.
+        Conflict: `out` holds experiments with other settings, or on other data.
         DataError: a data set's files are missing or damaged.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -55,16 +58,17 @@ def reproduce(
         return lambda message: progress(f"{place}: {message}")
 
     with Lab(data_dir=data_dir, shards=settings.shards, address=address, progress=progress) as lab:
-        for experiment in experiments:  # a file that is missing is said now, not after an hour
+        for experiment in experiments:  # files that are missing, or others, are said now, not after an hour
             if done[experiment.name] is None:
                 lab.progress = told(experiment)
-                lab.data(experiment.needs(settings))
+                _same_data(out / experiment.name, _data(lab, experiment.needs(settings)))
         for experiment in experiments:
             found = done[experiment.name]
             if found is None:
                 lab.progress = told(experiment)
                 folder = out / experiment.name
                 folder.mkdir(exist_ok=True)
+                write_json(folder / DATA, _data(lab, experiment.needs(settings)))
                 began = time.perf_counter()
                 findings = experiment.run(lab, settings, folder)
                 found = _record(experiment, settings, findings, time.perf_counter() - began)
@@ -94,6 +98,25 @@ def _claim(out: Path, settings: Settings) -> None:
                 )
     else:
         write_json(path, settings.as_json())
+
+
+def _data(lab: Lab, wanted: Data) -> dict[str, Any]:
+    """What an experiment is trained on, in a few words."""
+    data = lab.data(wanted)
+    return {"name": data.name, "examples": len(data.train_y), "sha256": lab.digest(wanted)}
+
+
+def _same_data(folder: Path, data: Mapping[str, Any]) -> None:
+    """Find that what the folder holds was trained on these examples."""
+    path = folder / DATA
+    kept = json.loads(path.read_text()) if path.exists() else data
+    if kept != data:
+        raise Conflict(
+            f"{folder} holds trainings on {kept['examples']} examples of {kept['name']}, which are not"
+            f" the {data['examples']} of {data['name']} here",
+            field="out",
+            fix="give another folder, or the --data-dir of before",
+        )
 
 
 def _verdict(folder: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import pytest
 
 from adamserve.errors import DataError, InvalidArgument
 from workers.data import NAMES, Dataset, load
+from workers.data.bags import Bags
 
 X = np.zeros((4, 3), np.float32)
 Y = np.arange(4, dtype=np.int64)
@@ -54,6 +55,27 @@ def test_a_part_of_a_sorted_set_has_every_label() -> None:
     assert data.first(20) is data
     mixed = made(y[::-1].copy())
     assert np.asarray(mixed.first(4).train_x).ravel().tolist() == [0, 1, 2, 3]
+
+
+def test_a_digest_tells_data_sets_apart() -> None:
+    bags = Bags(np.array([0, 2, 3]), np.array([0, 1, 1], np.int32), 3)
+    others = [
+        Dataset("any", **{**GOOD, **change})  # type: ignore[arg-type]
+        for change in (
+            {},
+            {"classes": 5},
+            {"train_x": X + 1},
+            {"test_x": X[:2] + 2},
+            {"train_y": Y[::-1].copy()},
+            {"test_y": Y[1::-1].copy()},
+            {"train_x": X[:2], "train_y": Y[:2]},
+            {"train_x": bags, "test_x": bags, "train_y": Y[:2]},
+            {"train_x": bags, "test_x": bags[np.array([1, 0])], "train_y": Y[:2]},
+        )
+    ]
+    assert len({data.digest() for data in others}) == len(others)
+    assert others[0].digest() == Dataset("any", **GOOD).digest()  # type: ignore[arg-type]
+    assert others[0].digest() != Dataset("other", **GOOD).digest()  # type: ignore[arg-type]
 
 
 def test_a_data_set_knows_its_features() -> None:
