@@ -106,10 +106,10 @@ class ControlServicer:
             spec.name: in_order(spec, arrays[spec.name]) if spec.numel else np.empty(0, spec.dtype)
             for spec in config.tensors
         }
-        self._ask(
+        created = self._ask(
             "create", config, [ray.put(part) for part in initial_parts(config, parameters, self._shards)]
         )
-        return control_pb2.CreateJobResponse(created=True)
+        return control_pb2.CreateJobResponse(created=created)
 
     @answers
     def join(

@@ -207,7 +207,7 @@ class Controller:
 
     # ---- jobs
 
-    def create(self, config: JobConfig, initial: Sequence[ray.ObjectRef[Mapping[str, Array]]]) -> Topology:
+    def create(self, config: JobConfig, initial: Sequence[ray.ObjectRef[Mapping[str, Array]]]) -> bool:
         """Start a job from its initial parameters. Idempotent; how often checkpoints are written and how many are kept
         are the last call's.
 
@@ -215,11 +215,15 @@ class Controller:
             config: the job.
             initial: for each shard a reference to its spans by tensor.
 
+        Returns:
+            Whether this call started it; of several at once, one does.
+
         Raises:
             Conflict: a job of that name exists with another configuration.
         """
         with self._lock:
             known = self._jobs.get(config.name)
+            begun = known is None
             if known is None:
                 self._begin(config, initial)
             elif config == _kept_as(known.config, config):
@@ -232,7 +236,7 @@ class Controller:
                 )
         if self._job(config.name).number == 0:  # also where writing the first one failed before
             self.checkpoint(config.name)
-        return self.topology(config.name)
+        return begun
 
     def _begin(self, config: JobConfig, initial: Sequence[ray.ObjectRef[Mapping[str, Array]]]) -> None:
         """Open a new job on every shard."""

@@ -65,6 +65,14 @@ def test_an_embedded_message_is_found_and_taken_out() -> None:
     assert (bytes(found), rest) == (push, pull)
 
 
+def test_a_message_of_countless_fields_is_refused_before_they_are_read() -> None:
+    """A byte or two a field: 64 MiB of them would keep the interpreter for minutes."""
+    field = types_pb2.Chunk(length=1).SerializeToString()
+    wire.split(field * wire.MAX_FIELDS)
+    with pytest.raises(InvalidArgument, match="more than 65536 fields"):
+        wire.split(field * (wire.MAX_FIELDS + 1))
+
+
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
 @given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
 def test_floats_round_to_nearest_even(name: str, bits: list[int]) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.partition import partition
 from adamserve.service.actors import own_error
 from adamserve.service.client import ClusterClient
+from adamserve.service.controller import initial_parts
 from adamserve.shard import Shard
 from adamserve.values import Array, Outcome, Push, ShardState, Stamp, TensorSpec
 from tests.service.conftest import create, random_parameters
@@ -300,12 +302,16 @@ def test_a_pull_can_wait_for_a_clock(pair: Any, job: str) -> None:
 def test_creating_is_idempotent_and_another_configuration_is_refused(pair: Any, job: str) -> None:
     controller = pair
     parameters = {"w": np.zeros(3, np.float32)}
-    create(controller, parameters, shards=2, job=job)
+    config = create(controller, parameters, shards=2, job=job)
     create(controller, parameters, shards=2, job=job)
     with pytest.raises(Conflict, match="another configuration"):
         _unwrapped(lambda: create(controller, parameters, rule=optim.Adam(lr=0.1), shards=2, job=job))
     with pytest.raises(NotFound, match="no job 'else'"):
         _unwrapped(lambda: ClusterClient(controller, "else"))
+    another = replace(config, name=f"{job}-of-several")
+    parts = [ray.put(part) for part in initial_parts(another, parameters, 2)]
+    at_once = [controller.create.remote(another, parts) for _ in range(4)]
+    assert sorted(ray.get(at_once, timeout=60)) == [False, False, False, True], "one of them has created it"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from adamserve import checkpoint
+from adamserve.cli.train import _table
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -244,6 +245,28 @@ def test_a_truncated_file_is_named(tmp_path: Path, shared_data: Path) -> None:
     done = run("train", "--dataset", "mnist", "--data-dir", tmp_path, "--run-dir", tmp_path / "run", rc=2)
     assert re.search(r"^adamserve: .*t10k-labels-idx1-ubyte\.gz: ", done.stderr, re.MULTILINE)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_table_says_none_where_there_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as of a run that diverged, or was stopped before its first test."""
+    record = {
+        "config": {
+            "network": "logreg", "dataset": "digits", "workers": 1, "shards": 2, "rule": {"rule": "Adam", "lr": 0.1}
+        },
+        "status": "stopped", "test_accuracy": None, "test_loss": None, "train_loss": 0.25, "steps": 3,
+        "pushes": {"per_s": None}, "staleness": {"mean": 0.5}, "rollbacks": [], "regret": {"average_regret": None},
+        "seconds": {"training": 1.0}, "run_dir": "runs/x",
+    }  # fmt: skip
+    _table(record)
+    shown = capsys.readouterr().out
+    for name, value in (
+        ("test accuracy", "none"),
+        ("test loss", "none"),
+        ("training loss", "0.2500"),
+        ("R(T)/T", "none"),
+    ):
+        [line] = [line for line in shown.splitlines() if name in line]
+        assert value in line
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from adamserve import optim, regret
 from adamserve.errors import InvalidArgument
-from adamserve.regret import RECENT, Account, Constants, Meter
+from adamserve.regret import RECENT, SNAPSHOTS_PER_DECADE, Account, Constants, Meter
 
 THEOREM = optim.Adam(lr=0.1, beta1=0.9, beta2=0.99, beta1_decay=0.5, lr_schedule="inverse_sqrt")
 SEEN = Constants(steps=4, D=2.0, D_inf=1.0, G=3.0, G_inf=0.5, roots=7.0, norms=5.0, elements=6)
@@ -154,6 +155,17 @@ def test_workers_meters_are_one_together() -> None:
     assert merged.roots == pytest.approx(np.sqrt(60 * (40 * v[0] + 20 * v[1]) / 60).sum(), rel=1e-12)
     alone = Meter.merged([whole]).measured(best)
     assert alone.roots == pytest.approx(expected.roots, rel=1e-12)
+
+
+def test_a_meter_grows_by_the_logarithm_of_the_steps() -> None:
+    """It keeps some of the parameters' moments, travels between processes, and is copied at many a T."""
+    meter, sizes = Meter(THEOREM, 100), []
+    for step in range(1, 10_001):
+        meter.add(np.full(100, step), np.ones(100))
+        if step in (100, 1000, 10_000):
+            sizes.append(len(pickle.dumps(meter)))
+    a_decade = SNAPSHOTS_PER_DECADE * 1000  # 100 float64, and what describes the array
+    assert max(np.diff(sizes)) < a_decade
 
 
 def test_the_bound_holds_on_a_quadratic_of_one_number() -> None:
