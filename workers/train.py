@@ -152,8 +152,11 @@ class TrainConfig:
 
     @property
     def theorem(self) -> optim.Adam | None:
-        """The rule, where the run counts regret and the theorem's bound on it is about the rule."""
-        if not self.regret or not isinstance(self.rule, optim.Adam):
+        """The rule, where the run counts regret and the theorem's bound on it is about the rule.
+
+        It is about a run from its first update on: one that goes on counts its regret from there, at later rates.
+        """
+        if self.resume or not self.regret or not isinstance(self.rule, optim.Adam):
             return None
         try:
             check_theorem(self.rule)

@@ -22,6 +22,7 @@ from tests.service.conftest import create
 from tests.service.test_train import record_of, run
 from workers.data import load
 from workers.data.batches import indices
+from workers.train import TrainConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -102,6 +103,24 @@ def test_what_cannot_be_counted_is_refused(arguments: list[str], message: str, t
     done = run("train", *arguments, "--run-dir", tmp_path / "run", rc=2)
     assert f"adamserve: {message}" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "bounded"),
+    [
+        ({}, True),
+        ({"regret": False}, False),
+        ({"resume": True}, False),
+        ({"rule": optim.Adam()}, False),
+        ({"rule": optim.AdaGrad()}, False),
+    ],
+)
+def test_the_bound_is_shown_where_the_theorem_is_about_the_run(change: dict[str, Any], bounded: bool) -> None:
+    config = TrainConfig(
+        network="logreg", l2=L2, run_dir=Path("x"), **{"regret": True, "rule": RULE, **change}
+    )
+    assert (config.theorem == RULE) is bounded
+    assert (config.theorem is None) is not bounded
 
 
 def test_training_that_diverges_says_so(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, shared_data: Path) -> None:
 
 def test_the_table_says_none_where_there_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
     """Such as of a run that diverged, or was stopped before its first test."""
-    record = {
+    record: dict[str, Any] = {
         "config": {
             "network": "logreg", "dataset": "digits", "workers": 1, "shards": 2, "rule": {"rule": "Adam", "lr": 0.1}
         },
