@@ -261,7 +261,10 @@ class Minimum:
 def minimize(
     objective: Callable[[Array], tuple[float, Array]], start: Array, *, gradient_norm: float = 1e-8
 ) -> Minimum:
-    """Minimise a smooth convex function by L-BFGS (scipy).
+    """Minimise a smooth convex function by L-BFGS (scipy), with one thread in BLAS.
+
+    Its threads spin while they wait for each other. On two cores a second one made this three times slower, and beside
+    other work a hundred times.
 
     Args:
         objective: value and gradient at a point, in float64.
@@ -272,10 +275,12 @@ def minimize(
         InvalidArgument: the norm was not reached.
     """
     from scipy.optimize import minimize as scipy_minimize
+    from threadpoolctl import threadpool_limits
 
     point, evaluations = np.asarray(start, np.float64), 0
     for _ in range(5):  # again from where a line search gave up: L-BFGS then forgets its curvature
-        with np.errstate(over="ignore", invalid="ignore"):  # what has no minimum runs away
+        # What has no minimum runs away.
+        with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
             found: Any = scipy_minimize(
                 objective,
                 point,

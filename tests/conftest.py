@@ -17,6 +17,7 @@ settings.load_profile("adamserve")
 
 # Threads of torch that wait for each other would otherwise keep a core busy that another process could use.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Ray's processes are otherwise so polite that tests beside them starve them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

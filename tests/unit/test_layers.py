@@ -73,7 +73,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {
         "adamserve.checkpoint": row("numpy safetensors torch"),
         "adamserve.export": row("numpy torch", siblings="adamserve.checkpoint"),
-        "adamserve.regret": row("numpy", lazily="scipy"),
+        "adamserve.regret": row("numpy", lazily="scipy threadpoolctl"),
         "adamserve.calls": row(),
         "adamserve.families": row(siblings="adamserve.calls adamserve.regret"),
         "adamserve.metrics": row("prometheus_client", siblings="adamserve.families"),
