@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,38 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"real data files are not at {root}; set ADAMSERVE_TEST_DATA")
     return root
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Refused]:
+    """Gives a command line something that it cannot do: it says so in one line, which is returned, with exit code 2.
+
+    In this process, so that many such can be tried in the time that one interpreter takes to start.
+    """
+    from adamserve.cli import main
+    from adamserve.logs import LOGGERS
+
+    def said(*arguments: object, alone: bool = True) -> str:
+        """Args: alone: nothing else is written before that line, such as how far a download is."""
+        monkeypatch.setattr(sys, "argv", ["adamserve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        lines = [line for line in err.splitlines() if line.startswith("adamserve: ")]
+        assert (end.value.code, len(lines), out) == (2, 1, ""), out + err
+        assert not alone or err == f"{lines[0]}\n", err
+        assert err.endswith(f"{lines[0]}\n"), err
+        return lines[0].removeprefix("adamserve: ")
+
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    yield said
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

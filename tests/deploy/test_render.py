@@ -21,6 +21,7 @@ import adamserve
 from adamserve import optim
 from adamserve.watch.dashboards import DASHBOARDS
 from tests.browser import visit
+from tests.conftest import Refused
 from tests.deploy.prometheus import ask, binary
 from tests.rpc.test_serve import Served
 
@@ -167,11 +168,10 @@ def test_one_job_alone(watched: str, tmp_path: Path) -> None:
         (["--out", "/proc/none"], "--out: /proc/none cannot be written"),
     ],
 )
-def test_what_goes_wrong_is_one_line(watched: str, tmp_path: Path, options: list[str], says: str) -> None:
-    done = render("--prometheus", watched, "--out", tmp_path, *options)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_what_goes_wrong_is_one_line(
+    watched: str, tmp_path: Path, options: list[str], says: str, refused: Refused
+) -> None:
+    assert says in refused("dashboard", "render", "--prometheus", watched, "--out", tmp_path, *options)
 
 
 def test_a_query_that_prometheus_refuses_names_its_panel(watched: str) -> None:

@@ -21,7 +21,8 @@ from adamserve import optim
 from adamserve.cli.reproduce import NAMES
 from adamserve.errors import Conflict
 from tests.browser import visit
-from tests.service.test_train import COMMAND, run
+from tests.conftest import Refused
+from tests.service.test_train import COMMAND
 from tests.unit.workers.conftest import tiny_mnist, write
 from workers.data import load
 from workers.experiments.base import relative
@@ -142,7 +143,7 @@ def test_the_report_shows_every_figure_and_asks_for_nothing(
     (tmp_path / "REPORT.png").write_bytes(seen.screenshot)
 
 
-def test_what_is_done_is_not_run_again(smoke: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_what_is_done_is_not_run_again(smoke: tuple[Path, list[dict[str, Any]]], refused: Refused) -> None:
     out, verdicts = smoke
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "REPORT.html"}
     assert reproduce("all", "--scale", "smoke", "--out", out) == verdicts
@@ -150,9 +151,8 @@ def test_what_is_done_is_not_run_again(smoke: tuple[Path, list[dict[str, Any]]])
     reproduce("regret", "--scale", "smoke", "--out", out)
     shown = (out / "REPORT.html").read_text()
     assert all(verdict["title"] in shown for verdict in verdicts), "what other calls made is shown too"
-    done = run("reproduce", "all", "--scale", "smoke", "--out", out, "--shards", 1, rc=2)
-    assert "--out: " in done.stderr
-    assert "holds a reproduction with shards 2, not 1 (give another folder)" in done.stderr
+    line = refused("reproduce", "all", "--scale", "smoke", "--out", out, "--shards", 1)
+    assert line == f"--out: {out} holds a reproduction with shards 2, not 1 (give another folder)"
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -193,10 +193,10 @@ def test_a_folder_of_other_data_is_refused(tmp_path: Path) -> None:
     assert caught.value.field == "out"
 
 
-def test_a_missing_data_set_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_said_before_anything_is_trained(tmp_path: Path, refused: Refused) -> None:
     data = write(tmp_path / "data" / "mnist", tiny_mnist()).parent
-    done = run("reproduce", "all", "--data-dir", data, "--out", tmp_path / "out", rc=2)
-    assert f"adamserve: {data}: holds neither aclImdb_v1.tar.gz nor aclImdb" in done.stderr
+    line = refused("reproduce", "all", "--data-dir", data, "--out", tmp_path / "out", alone=False)
+    assert line.startswith(f"{data}: holds neither aclImdb_v1.tar.gz nor aclImdb")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["settings.json"]
 
 
@@ -211,10 +211,10 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
 def test_bad_input_is_one_line(
-    arguments: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: Sequence[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert f"adamserve: {message}" in run(*arguments, rc=2).stderr
+    assert refused(*arguments).startswith(message)
 
 
 def trial(**changes: Any) -> Trial:

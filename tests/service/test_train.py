@@ -19,6 +19,7 @@ import pytest
 
 from adamserve import checkpoint
 from adamserve.cli.train import _table
+from tests.conftest import Refused
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -260,24 +261,30 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_INPUT, ids=[" ".join(a) for a, _ in BAD_INPUT])
-def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
-    )
-    lines = [line for line in done.stderr.splitlines() if line.startswith("adamserve: ")]
-    assert done.returncode == 2, done.stderr
-    assert len(lines) == 1
-    assert re.search(message, lines[0]), lines[0]
-    assert "Traceback" not in done.stderr + done.stdout
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused(*arguments, alone=False)
+    assert re.search(message, line), line
 
 
-def test_a_truncated_file_is_named(tmp_path: Path, shared_data: Path) -> None:
+def test_and_nothing_else_is_left_of_it(tmp_path: Path) -> None:
+    done = run("train", "--dataset", "mnist", "--data-dir", "/nowhere", "--run-dir", tmp_path / "run", rc=2)
+    assert re.fullmatch(r"adamserve: .*/nowhere.*\n", done.stderr)
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_file_is_named(tmp_path: Path, shared_data: Path, refused: Refused) -> None:
     for source in (shared_data / "mnist").iterdir():
         (tmp_path / source.name).write_bytes(source.read_bytes())
     whole = (tmp_path / "t10k-labels-idx1-ubyte.gz").read_bytes()
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(whole[: len(whole) // 2])
-    done = run("train", "--dataset", "mnist", "--data-dir", tmp_path, "--run-dir", tmp_path / "run", rc=2)
-    assert re.search(r"^adamserve: .*t10k-labels-idx1-ubyte\.gz: ", done.stderr, re.MULTILINE)
+    line = refused(
+        "train", "--dataset", "mnist", "--data-dir", tmp_path, "--run-dir", tmp_path / "run", alone=False
+    )
+    assert "t10k-labels-idx1-ubyte.gz: " in line
     assert not (tmp_path / "run").exists()
 
 
@@ -303,8 +310,7 @@ def test_the_table_says_none_where_there_is_no_number(capsys: pytest.CaptureFixt
         assert value in line
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "run.json").write_text("{}")
-    done = run("train", "--run-dir", tmp_path, rc=2)
-    assert "holds a run already (give a new folder, or --resume)" in done.stderr
+    assert "holds a run already (give a new folder, or --resume)" in refused("train", "--run-dir", tmp_path)
     assert (tmp_path / "run.json").read_text() == "{}"

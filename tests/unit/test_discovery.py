@@ -120,7 +120,7 @@ def test_promtool_reads_the_file(tmp_path: Path) -> None:
     config.write_text("scrape_configs: [{job_name: adamserve, file_sd_configs: [{files: [targets.json]}]}]\n")
     done = promtool("check", "config", config)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = promtool("check", "service-discovery", config, "adamserve")
+    found = promtool("check", "service-discovery", "--timeout=3s", config, "adamserve")
     assert found.returncode == 0, found.stdout + found.stderr
     shown = {each["labels"]["instance"]: each["labels"] for each in json.loads(found.stdout)}  # in any order
     assert {address: (labels["process"], labels.get("shard")) for address, labels in shown.items()} == {

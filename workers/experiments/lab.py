@@ -127,7 +127,7 @@ class Result:
 
 
 class Lab:
-    """A service with workers, for trials.
+    """A service with workers, for trials. Data can be loaded before it is entered, which starts the service.
 
     Args:
         data_dir: folder with the data sets' files.
@@ -145,7 +145,8 @@ class Lab:
         self.progress = progress
         self._open = ExitStack()
         self._idle: list[Any] = []
-        self._data: dict[Data, tuple[Dataset, Any]] = {}
+        self._data: dict[Data, Dataset] = {}
+        self._references: dict[Data, Any] = {}
         self._digests: dict[Data, str] = {}
         self._hindsight: dict[tuple[Data, float], Hindsight] = {}
         self._jobs = 0
@@ -167,11 +168,23 @@ class Lab:
 
     def data(self, wanted: Data) -> Dataset:
         """The data set, loaded once."""
-        return self._loaded(wanted)[0]
+        if wanted not in self._data:
+            folder = self._data_dir
+            if folder is not None and (folder / wanted.name).is_dir():
+                folder = folder / wanted.name
+            whole = load(wanted.name, folder, progress=self.progress)
+            data = whole.first(wanted.examples)
+            self._digests[wanted] = data.digest()
+            if wanted.whiten:
+                from workers.data.whiten import whitened
+
+                data = whitened(data, progress=self.progress)
+            self._data[wanted] = data
+        return self._data[wanted]
 
     def digest(self, wanted: Data) -> str:
         """What tells its examples from others, as `Dataset.digest`; before whitening, which differs by machine."""
-        self._loaded(wanted)
+        self.data(wanted)
         return self._digests[wanted]
 
     def hindsight(self, wanted: Data, l2: float) -> Hindsight:
@@ -278,21 +291,6 @@ class Lab:
         self.drop(job)
         return [report for report in reports if isinstance(report, StepReport)]
 
-    def _loaded(self, wanted: Data) -> tuple[Dataset, Any]:
-        if wanted not in self._data:
-            folder = self._data_dir
-            if folder is not None and (folder / wanted.name).is_dir():
-                folder = folder / wanted.name
-            whole = load(wanted.name, folder, progress=self.progress)
-            data = whole.first(wanted.examples)
-            self._digests[wanted] = data.digest()
-            if wanted.whiten:
-                from workers.data.whiten import whitened
-
-                data = whitened(data, progress=self.progress)
-            self._data[wanted] = data, ray.put(data)
-        return self._data[wanted]
-
     def hire(self, workers: int) -> list[Any]:
         """So many worker actors, old ones first."""
         while len(self._idle) < workers:
@@ -307,7 +305,9 @@ class Lab:
 
     def reference(self, wanted: Data) -> Any:
         """The data set in Ray's object store."""
-        return self._loaded(wanted)[1]
+        if wanted not in self._references:
+            self._references[wanted] = ray.put(self.data(wanted))
+        return self._references[wanted]
 
 
 class _Run:

@@ -57,11 +57,12 @@ def reproduce(
         place = f"{experiments.index(experiment) + 1}/{len(experiments)} {experiment.name}"
         return lambda message: progress(f"{place}: {message}")
 
-    with Lab(data_dir=data_dir, shards=settings.shards, address=address, progress=progress) as lab:
-        for experiment in experiments:  # files that are missing, or others, are said now, not after an hour
-            if done[experiment.name] is None:
-                lab.progress = told(experiment)
-                _same_data(out / experiment.name, _data(lab, experiment.needs(settings)))
+    lab = Lab(data_dir=data_dir, shards=settings.shards, address=address, progress=progress)
+    for experiment in experiments:  # files that are missing, or others, are said now, not after an hour
+        if done[experiment.name] is None:
+            lab.progress = told(experiment)
+            _same_data(out / experiment.name, _data(lab, experiment.needs(settings)))
+    with lab:
         for experiment in experiments:
             found = done[experiment.name]
             if found is None:
