@@ -94,3 +94,11 @@ def local_ray() -> Iterator[None]:
 
     with connected(None, num_cpus=8):
         yield
+
+
+@pytest.fixture(scope="session")
+def cluster(local_ray: None) -> str:
+    """Its address, for commands that would otherwise start a Ray of their own, which takes longer than they do."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)

@@ -29,10 +29,10 @@ MOVES = """
 """
 
 
-def test_curves_move_and_nothing_leaves_the_origin(tmp_path: Path) -> None:
+def test_curves_move_and_nothing_leaves_the_origin(tmp_path: Path, cluster: str) -> None:
     running = Running(
         "train", "logreg", "--l2", "0.01", "--regret", "--epochs", "100000", "--run-dir", tmp_path / "run",
-        "--metrics-port", "0", "--format", "json",
+        "--metrics-port", "0", "--format", "json", "--address", cluster,
     )  # fmt: skip
     origin = running.until(r"status at (http://127\.0\.0\.1:\d+/)").group(1)
     running.until(r"epoch +[1-9]\d*\.")

@@ -44,11 +44,12 @@ def losses_and_gradient(w: Any, x: Any, y: Any) -> tuple[Any, Any]:
     return losses, np.hstack([p.T @ x, p.sum(axis=0)[:, None]]) + L2 * w
 
 
-def test_the_service_s_regret_is_the_recorded_pushes_recomputed(tmp_path: Path) -> None:
+def test_the_service_s_regret_is_the_recorded_pushes_recomputed(tmp_path: Path, cluster: str) -> None:
     done = run(
         "train", "logreg", "--dataset", "digits", "--l2", L2, "--regret", "--dtype", "float64", "--workers", 1,
         "--batch", BATCH, "--epochs", 6, "--seed", SEED, "--optimizer", "adam", "--lr", RULE.lr,
         "--lr-schedule", "inverse_sqrt", "-o", "beta1_decay=0.99", "--run-dir", tmp_path, "--format", "json",
+        "--address", cluster,
     )  # fmt: skip
     found = record_of(done)["regret"]
     with (tmp_path / "metrics.csv").open() as file:
@@ -125,13 +126,13 @@ def test_the_bound_is_shown_where_the_theorem_is_about_the_run(change: dict[str,
     assert (config.theorem is None) is not bounded
 
 
-def test_training_that_diverges_says_so(tmp_path: Path) -> None:
+def test_training_that_diverges_says_so(tmp_path: Path, cluster: str) -> None:
     # From zero weights a bias's gradient is 0.1 - k/32 for a whole k, so at least 0.00625 in size: at this rate the
     # first update, whoever's it is, is beyond float32, and whoever pulls next has no finite loss. Every worker pulls
     # again after its own first push.
     done = run(
         "train", "logreg", "--optimizer", "sgd", "--lr", "1e41", "--batch", 32, "--epochs", 1,
-        "--run-dir", tmp_path / "r", rc=2,
+        "--run-dir", tmp_path / "r", "--address", cluster, rc=2,
     )  # fmt: skip
     assert re.search(
         r"adamserve: loss: the loss of step [12] is (nan|inf) \(lower the rate\)", done.stderr

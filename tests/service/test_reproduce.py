@@ -45,10 +45,10 @@ def reproduce(*arguments: object) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def smoke(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """Every experiment at the smallest scale, without a data folder."""
     out = tmp_path_factory.mktemp("smoke")
-    return out, reproduce("all", "--scale", "smoke", "--out", out)
+    return out, reproduce("all", "--scale", "smoke", "--out", out, "--address", cluster)
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def test_what_is_done_is_not_run_again(smoke: tuple[Path, list[dict[str, Any]]],
     assert line == f"--out: {out} holds a reproduction with shards 2, not 1 (give another folder)"
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, cluster: str) -> None:
     log = tmp_path / "logreg-imdb" / "trials.jsonl"
     command = [*COMMAND, "reproduce", "logreg-imdb", "--out", str(tmp_path)]
     running = subprocess.Popen(
@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     kept = log.read_text().splitlines()
     assert not (tmp_path / "logreg-imdb" / "verdict.json").exists()
     log.write_text("\n".join(kept) + '\n{"trial": {"netw')  # as if killed in the middle of a line
-    [verdict] = reproduce("logreg-imdb", "--out", tmp_path)
+    [verdict] = reproduce("logreg-imdb", "--out", tmp_path, "--address", cluster)
     lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
     assert lines[: len(kept)] == kept
     trained_on = json.loads((tmp_path / "logreg-imdb" / "data.json").read_text())

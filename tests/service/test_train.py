@@ -195,18 +195,17 @@ def test_a_run_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
     assert 6 * 23 * 2 - 1 <= min(record["clocks"]) <= max(record["clocks"]) == 6 * 23 * 2
 
 
-def test_ctrl_c_and_resume_end_bit_identical_to_an_uninterrupted_run(tmp_path: Path) -> None:
+def test_ctrl_c_and_resume_end_bit_identical_to_an_uninterrupted_run(tmp_path: Path, cluster: str) -> None:
     common = ["--consistency", "bsp", "--format", "json", "--run-dir"]
-    run("train", "--max-steps", "80", *common, tmp_path / "whole")
+    run("train", "--max-steps", "80", "--address", cluster, *common, tmp_path / "whole")
     running = Running("train", "--max-steps", "80", *common, tmp_path / "parts")
     running.until(r"epoch +[0-9.]+/.*loss [0-9]")
     running.process.send_signal(signal.SIGINT)
     first = running.finish()
     assert first["status"] == "stopped"
     assert 0 < first["clocks"][0] == first["clocks"][1] < 80
-    rest = record_of(
-        run("train", "--resume", "--shards", "3", "--max-steps", "80", *common[2:], tmp_path / "parts")
-    )
+    more = ["--resume", "--shards", "3", "--max-steps", "80", "--address", cluster]
+    rest = record_of(run("train", *more, *common[2:], tmp_path / "parts"))
     assert rest["clocks"] == [80] * 3
     assert first["steps"] + rest["steps"] == 160
     assert parameters(tmp_path / "parts") == parameters(tmp_path / "whole")
