@@ -46,11 +46,11 @@ def until(what: Callable[[], Any], why: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def watched(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Prometheus that has seen a job whose loss falls, and one whose pusher reports nothing."""
     prometheus = binary("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
-    served = Served("--shards", "2", "--checkpoint-dir", str(folder / "checkpoints"))
+    served = Served("--shards", "2", "--checkpoint-dir", str(folder / "checkpoints"), "--address", cluster)
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
         "scrape_configs": [

@@ -27,9 +27,9 @@ ANSWER_S = 0.3
 
 
 @pytest.fixture
-def busy() -> Iterator[tuple[Served, list[Client]]]:
+def busy(cluster: str) -> Iterator[tuple[Served, list[Client]]]:
     """A service of two shards with three jobs and 200 pushers, each of which has pushed."""
-    served = Served("--shards", "2")
+    served = Served("--shards", "2", "--address", cluster)
     w = np.ones(10_000, np.float32)
     with ExitStack() as open_:
         open_.callback(served.stop)

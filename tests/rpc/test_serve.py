@@ -68,8 +68,9 @@ def serve() -> Iterator[Callable[..., Served]]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    one = Served("--shards", "2", "--checkpoint-dir", str(tmp_path_factory.mktemp("served")))
+def served(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    one = Served("--shards", "2", "--checkpoint-dir", str(folder), "--address", cluster)
     yield one
     one.stop()
 

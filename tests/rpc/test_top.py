@@ -150,9 +150,9 @@ def test_whoever_has_seen_enough_may_close_the_pipe(service: Ready, pushing: Cli
 
 
 def test_a_service_that_has_gone_is_said_where_it_was(
-    terminal: Callable[..., Terminal], tmp_path: Path
+    terminal: Callable[..., Terminal], tmp_path: Path, cluster: str
 ) -> None:
-    served = Served()
+    served = Served("--address", cluster)
     screen = terminal(*COMMAND, served.target, "--interval", "0.1", "--timeout-s", "1")
     screen.until(lambda shown: "No job yet." in shown)
     assert served.stop() == 0
