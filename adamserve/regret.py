@@ -152,9 +152,10 @@ def check_theorem(rule: Adam) -> None:
     """
     if rule.lr_schedule != "inverse_sqrt":
         raise InvalidArgument("the theorem's rate is lr / sqrt(t)", field="lr_schedule", fix="inverse_sqrt")
-    for name, wanted in (("bias_correction", True), ("amsgrad", False), ("weight_decay", 0.0), ("l2", 0.0)):
-        if getattr(rule, name) != wanted:
-            raise InvalidArgument(f"the theorem is about Adam with {wanted}", field=name)
+    wanted = {"bias_correction": True, "amsgrad": False, "weight_decay": 0.0, "l2": 0.0, "eps": 0.0}
+    for name, value in wanted.items():
+        if getattr(rule, name) != value:
+            raise InvalidArgument(f"the theorem is about Adam with {value}", field=name)
     if not rule.beta1_decay < 1.0:
         raise InvalidArgument("the theorem's lambda is below 1", field="beta1_decay", fix="e.g. 0.99")
     if not 0.0 < rule.beta2 < 1.0 or not gamma(rule) < 1.0:

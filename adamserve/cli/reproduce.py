@@ -37,7 +37,7 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(help="Seeds: 1 for smoke, 3 for cpu, 5 for full.")] = None,
     shards: Annotated[int, typer.Option(help="Shard processes.")] = 2,
     workers: Annotated[
-        int, typer.Option(help="Workers of each training, but for regret, which compares 1 to 8.")
+        int, typer.Option(help="Workers of each training, but for regret, which compares several.")
     ] = 1,
     consistency: Annotated[str, typer.Option(help="async, ssp:S or bsp; regret is async.")] = "async",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, host:port or auto.")] = None,

@@ -47,7 +47,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running
     folder = tmp_path_factory.mktemp("watched")
     running = Running(
         "train", "logreg", "--l2", "0.01", "--regret", "--lr", "0.001", "--lr-schedule", "inverse_sqrt",
-        "-o", "beta1_decay=0.999", "--epochs", "100000", "--lease-s", "1", "--checkpoint-every-s", "5",
+        "-o", "beta1_decay=0.999", "-o", "eps=0", "--epochs", "100000", "--lease-s", "1", "--checkpoint-every-s", "5",
         "--metrics-port", "0", "--run-dir", folder / "run", "--format", "json",
     )  # fmt: skip
     port = int(running.until(r"metrics at http://127\.0\.0\.1:(\d+)/metrics").group(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from workers.train import TrainConfig
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 L2, BATCH, SEED = 0.01, 32, 4
-RULE = optim.Adam(lr=0.1, lr_schedule="inverse_sqrt", beta1_decay=0.99)
+RULE = optim.Adam(lr=0.1, lr_schedule="inverse_sqrt", beta1_decay=0.99, eps=0.0)
 
 
 def losses_and_gradient(w: Any, x: Any, y: Any) -> tuple[Any, Any]:
@@ -48,8 +49,8 @@ def test_the_service_s_regret_is_the_recorded_pushes_recomputed(tmp_path: Path, 
     done = run(
         "train", "logreg", "--dataset", "digits", "--l2", L2, "--regret", "--dtype", "float64", "--workers", 1,
         "--batch", BATCH, "--epochs", 6, "--seed", SEED, "--optimizer", "adam", "--lr", RULE.lr,
-        "--lr-schedule", "inverse_sqrt", "-o", "beta1_decay=0.99", "--run-dir", tmp_path, "--format", "json",
-        "--address", cluster,
+        "--lr-schedule", "inverse_sqrt", "-o", "beta1_decay=0.99", "-o", "eps=0", "--run-dir", tmp_path,
+        "--format", "json", "--address", cluster,
     )  # fmt: skip
     found = record_of(done)["regret"]
     with (tmp_path / "metrics.csv").open() as file:
@@ -115,6 +116,7 @@ def test_what_cannot_be_counted_is_refused(
         ({"regret": False}, False),
         ({"resume": True}, False),
         ({"rule": optim.Adam()}, False),
+        ({"rule": replace(RULE, eps=1e-8)}, False),
         ({"rule": optim.AdaGrad()}, False),
     ],
 )

@@ -5,31 +5,32 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adamserve import optim
+from adamserve import consistency, optim
 from adamserve.cli.reproduce import NAMES
-from adamserve.errors import Conflict
 from tests.browser import visit
 from tests.conftest import Refused
-from tests.service.test_train import COMMAND
+from tests.service.test_train import COMMAND, run
 from tests.unit.workers.conftest import tiny_mnist, write
 from workers.data import load
-from workers.experiments.base import relative
+from workers.experiments import vae
+from workers.experiments.base import Scale, Settings, relative
 from workers.experiments.catalogue import EXPERIMENTS
 from workers.experiments.comparison import STEP, _grown
-from workers.experiments.lab import Data, Result, Trial, read_log
-from workers.experiments.reproduce import _same_data
+from workers.experiments.lab import Data, Result, Trial, kept, read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -80,7 +81,8 @@ def test_every_experiment_runs_and_says_what_held(smoke: tuple[Path, list[dict[s
         assert verdict["claims"]
         assert all(claim["text"] and claim["source"] and claim["numbers"] for claim in verdict["claims"])
         assert verdict["settings"] == {
-            "scale": "smoke", "data": "stand-ins", "seeds": 1, "shards": 2, "workers": 1, "consistency": "async",
+            "scale": "smoke", "data": "stand-ins", "seeds": 1, "shards": 2, "consistency": "async",
+            "workers": "1 2" if verdict["experiment"] == "regret" else 1,
         }  # fmt: skip
         assert any("stands in for" in line for line in verdict["differs"]), verdict["differs"]
         for figure in verdict["figures"]:
@@ -173,31 +175,52 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, cluster: str) -> None
     [verdict] = reproduce("logreg-imdb", "--out", tmp_path, "--address", cluster)
     lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
     assert lines[: len(kept)] == kept
-    trained_on = json.loads((tmp_path / "logreg-imdb" / "data.json").read_text())
-    assert trained_on["sha256"] == load("zipf").first(trained_on["examples"]).digest()
+    whole = load("zipf")
+    assert json.loads((tmp_path / "data.json").read_text()) == {
+        "zipf": {"examples": len(whole.train_y), "sha256": whole.digest()}
+    }
     assert len(read_log(log)) == 9
     assert verdict["claims"]
 
 
-def test_a_folder_of_other_data_is_refused(tmp_path: Path) -> None:
-    whole = load("zipf")
-    kept = {"name": "zipf", "examples": len(whole.train_y), "sha256": whole.digest()}
-    _same_data(tmp_path, kept)  # an empty folder takes any
-    (tmp_path / "data.json").write_text(json.dumps(kept))
-    _same_data(tmp_path, kept)
-    part = whole.first(11)
-    with pytest.raises(
-        Conflict, match=r"on \d+ examples of zipf, which are not the 11 of zipf here"
-    ) as caught:
-        _same_data(tmp_path, {"name": "zipf", "examples": 11, "sha256": part.digest()})
-    assert caught.value.field == "out"
+def test_a_folder_of_other_data_is_refused(tmp_path: Path, refused: Refused) -> None:
+    """Also where nothing is left to run; and nothing of the folder changes."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    write(data / "mnist", tiny_mnist(train=12))
+    whole = load("mnist", data / "mnist")
+    settings = Settings(
+        scale=Scale.smoke, data=True, seeds=1, shards=2, workers=1, consistency=consistency.Async()
+    )
+    for name, content in {
+        "settings.json": settings.as_json(),
+        "data.json": {"mnist": {"examples": 12, "sha256": whole.digest()}},
+        "regret/verdict.json": VERDICT,
+    }.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(json.dumps(content))
+    again = ("reproduce", "regret", "--data-dir", data, "--out", out)
+    run(*again)  # the same data: the verdict is shown, and nothing is run
+    before = {path: path.read_bytes() for path in out.rglob("*.json")}
+    write(data / "mnist", tiny_mnist(train=11))
+    assert re.fullmatch(
+        rf"--out: {out} holds trainings on other data, with mnist examples 12, sha256 \w+, not examples 11, sha256 \w+"
+        r" \(give another folder\)",
+        refused(*again),
+    )
+    assert {path: path.read_bytes() for path in out.rglob("*.json")} == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused("reproduce", "regret", "--out", tmp_path / "file")
+    assert line == f"--out: {tmp_path / 'file'} cannot be made: File exists"
 
 
 def test_a_missing_data_set_is_said_before_anything_is_trained(tmp_path: Path, refused: Refused) -> None:
     data = write(tmp_path / "data" / "mnist", tiny_mnist()).parent
     line = refused("reproduce", "all", "--data-dir", data, "--out", tmp_path / "out", alone=False)
     assert line.startswith(f"{data}: holds neither aclImdb_v1.tar.gz nor aclImdb")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["settings.json"]
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 BAD = [
@@ -215,6 +238,57 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused(*arguments).startswith(message)
+
+
+VERDICT: dict[str, Any] = {
+    "experiment": "regret", "title": "Regret", "settings": {"scale": "smoke"}, "held": True,
+    "claims": [{"text": "so it is", "source": "here", "numbers": {"T": 1}, "held": True}],
+    "figures": [], "tables": {}, "what": [], "differs": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steep", "flat", "held"),
+    [
+        ((1.0, 2.0), (1.0, 1.04), (True, True)),
+        ((2.0, 1.0), (1.0, 1.06), (False, False)),
+        ((1.0, math.inf), (1.0, math.inf), (True, False)),
+        ((math.inf, 1.0), (math.inf, 1.0), (False, False)),
+        ((math.inf, math.inf), (math.inf, math.inf), (False, False)),
+    ],
+)
+def test_what_the_vae_s_claims_make_of_costs(
+    steep: tuple[float, float], flat: tuple[float, float], held: tuple[bool, bool]
+) -> None:
+    """With and without correction; two runs that both diverge say nothing of it."""
+    size = vae.SIZES[Scale.smoke]
+    cells = list(itertools.product(size.beta1, size.beta2, size.rates, (True, False)))
+    costs = {cell: (steep if cell[1] == 0.9999 else flat)[not cell[3]] for cell in cells}
+    study = vae.BiasCorrection()
+    assert (study._steep(size, costs).held, study._flat(size, costs).held) == held
+    one = (0.9, 0.99, size.rates[0])
+    told = {**costs, (*one, True): math.inf, (*one, False): math.inf}  # is left out, and the others decide
+    assert study._flat(size, told).held == held[1]
+
+
+def test_a_study_is_made_once_for_its_key(tmp_path: Path) -> None:
+    log = tmp_path / "folder" / "studies.jsonl"
+    made: list[Result] = []
+
+    def make() -> Result:
+        made.append(Result(costs=(1.0, len(made)), staleness=0.5, seconds=2.0))
+        return made[-1]
+
+    def read(fields: Mapping[str, Any]) -> Result:
+        return Result(**{**fields, "costs": tuple(fields["costs"])})
+
+    first = kept(log, {"seed": 0, "some": (1, 2)}, make, read)
+    assert kept(log, {"some": (1, 2), "seed": 0}, make, read) == first
+    with log.open("a") as file:
+        file.write('{"key": {"seed": 1, "so')  # as if killed in the middle of a line
+    assert kept(log, {"seed": 1, "some": (1, 2)}, make, read) != first
+    assert kept(log, {"seed": 1, "some": (1, 2)}, make, read) == made[1]
+    assert len(made) == 2
 
 
 def trial(**changes: Any) -> Trial:

@@ -103,6 +103,8 @@ def _python(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _labels(path: Path, labels: NDArray[Any], byte_of: Any) -> NDArray[np.uint8]:
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"has labels of {labels.dtype}, expected whole numbers", field=str(path))
     bad = np.flatnonzero((labels < 0) | (labels > 9))
     if bad.size:
         at = int(bad[0])

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import re
 import tarfile
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamserve.errors import DataError
-from workers.data import Dataset, Progress
+from workers.data import Dataset, Progress, cache
 from workers.data.bags import Bags
 from workers.data.fetch import cache_dir
 
@@ -60,17 +59,14 @@ def load_imdb(
     """
     source = _find(data_dir)
     kept = cache_dir() / "data" / "imdb" / f"{_digest(source, words)}.npz"
-    if kept.is_file():
+    found = cache.read(kept)
+    if found is not None:
         try:
-            with kept.open("rb") as file, np.load(file) as arrays:
-                return _dataset({name: arrays[name] for name in arrays.files}, words)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, DataError):
-            kept.unlink(missing_ok=True)  # cut short: make it again
+            return _dataset(found, words)
+        except (KeyError, DataError):
+            pass  # something else: make it again
     arrays = _read(source, words, progress)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    beside = kept.with_suffix(".tmp.npz")
-    np.savez(beside, **arrays)  # type: ignore[arg-type]
-    beside.replace(kept)
+    cache.keep(kept, arrays, progress)
     return _dataset(arrays, words)
 
 

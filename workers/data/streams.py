@@ -18,6 +18,10 @@ class Stream(Protocol):
     @property
     def elements(self) -> int: ...
 
+    @property
+    def start(self) -> Array:
+        """Where training begins."""
+
     def loss(self, t: int, w: Array) -> float:
         """L_t(w), t from 1."""
 
@@ -48,25 +52,32 @@ class Quadratic:
         if not 1 <= self.condition < float("inf"):
             raise InvalidArgument(f"must be at least 1, got {self.condition}", field="condition")
 
+    @property
+    def start(self) -> Array:
+        """Zeros."""
+        return np.zeros(self.elements)
+
     def loss(self, t: int, w: Array) -> float:
         """L_t(w)."""
-        return float(0.5 * self._curvatures @ np.square(w - self._target(t)))
+        return float(0.5 * self.curvatures @ np.square(w - self.target(t)))
 
     def gradient(self, t: int, w: Array) -> Array:
         """a (w - c_t)."""
-        gradient: Array = self._curvatures * (w - self._target(t))
+        gradient: Array = self.curvatures * (w - self.target(t))
         return gradient
 
     def best(self, steps: int) -> Array:
         """The mean of the targets."""
-        mean: Array = np.mean([self._target(t) for t in range(1, steps + 1)], axis=0)
+        mean: Array = np.mean([self.target(t) for t in range(1, steps + 1)], axis=0)
         return mean
 
     @property
-    def _curvatures(self) -> Array:
+    def curvatures(self) -> Array:
+        """a."""
         return np.geomspace(1.0, 1.0 / self.condition, self.elements)
 
-    def _target(self, t: int) -> Array:
+    def target(self, t: int) -> Array:
+        """c_t."""
         return 1.0 + np.random.default_rng((self.seed, t)).standard_normal(self.elements)
 
 
@@ -74,9 +85,10 @@ class Quadratic:
 class Alternating:
     """L_t(w) = C w at every third step, from the first, and -w at the others, on the interval [-1, 1].
 
-    With C > 2 the best w is -1. Adam with beta1 = 0, beta2 = 1 / (1 + C^2) and rate a / sqrt(t) goes to +1 all the
-    same: its memory is too short for the large gradient to weigh as much as it should (Reddi, Kale & Kumar 2018,
-    Theorem 1, https://openreview.net/forum?id=ryQu7f-RZ). At +1 it loses 2 (C - 2) in three steps.
+    With C > 2 the best w is -1. Adam with beta1 = 0, beta2 = 1 / (1 + C^2) and rate a / sqrt(t), a < sqrt(1 - beta2),
+    goes from +1 back to +1 all the same: its memory is too short for the large gradient to weigh as much as it should
+    (Reddi, Kale & Kumar 2018, Theorem 1, https://openreview.net/forum?id=ryQu7f-RZ). At +1 it loses 2 (C - 2) in three
+    steps.
     """
 
     C: float = 5.0
@@ -89,6 +101,11 @@ class Alternating:
     def elements(self) -> int:
         """One."""
         return 1
+
+    @property
+    def start(self) -> Array:
+        """+1, where the theorem begins."""
+        return np.ones(1)
 
     def loss(self, t: int, w: Array) -> float:
         """L_t(w)."""

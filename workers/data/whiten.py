@@ -6,16 +6,13 @@ What Kingma & Ba 2015, section 6.3, did to CIFAR-10 before training on it.
 from __future__ import annotations
 
 import hashlib
-import secrets
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adamserve.errors import InvalidArgument
-from workers.data import Dataset, Progress
+from workers.data import Dataset, Progress, cache
 from workers.data.bags import Bags
 from workers.data.fetch import cache_dir
 
@@ -59,27 +56,12 @@ def whitened(data: Dataset, *, progress: Progress = lambda message: None) -> Dat
     train, test = contrast_normalised(data.train_x), contrast_normalised(data.test_x)
     digest = hashlib.sha256(train.tobytes() + repr((train.shape, EPSILON)).encode()).hexdigest()
     kept = cache_dir() / "data" / "whitening" / f"{digest}.npz"
-    found = _kept(kept)
-    if found is None:
+    found = cache.read(kept)
+    if found is not None and {"mean", "matrix"} <= found.keys():
+        mean, matrix = found["mean"], found["matrix"]
+    else:
         progress(f"fitting the whitening of {train.shape[1]} features")
-        found = fit(train)
-        _keep(kept, *found)
-    mean, matrix = found
+        mean, matrix = fit(train)
+        cache.keep(kept, {"mean": mean, "matrix": matrix}, progress)
     train, test = (np.asarray((x - mean) @ matrix, np.float32) for x in (train, test))
     return replace(data, train_x=train, test_x=test)
-
-
-def _kept(path: Path) -> tuple[Images, Images] | None:
-    """What an earlier fit left, if it can be read."""
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return arrays["mean"], arrays["matrix"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # never made, or cut short
-
-
-def _keep(path: Path, mean: Images, matrix: Images) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.npz")
-    np.savez(temporary, mean=mean, matrix=matrix)
-    temporary.replace(path)

@@ -42,6 +42,7 @@ class AdaMaxStudy:
             rule=optim.AdaMax(lr=0.01),
             epochs=10**6,
             workers=1,
+            dtype="float64",  # the differences of float32 parameters are not steps to 1e-6
         )
         sizes, adamax = self._drive(lab, trial, steps)
         ratio = max(size / trial.rule.lr for size in sizes)
@@ -73,7 +74,8 @@ class AdaMaxStudy:
             figures=[*beside.figures, drawn],
             what=[
                 *beside.what,
-                f"Limit and steps: logistic regression on {trial.data.name}, {steps} updates from 0 at rate 0.01.",
+                f"Limit and steps: logistic regression on {trial.data.name}, {steps} updates from 0 at rate 0.01,"
+                " one worker, float64.",
             ],
             differs=[
                 *beside.differs,

@@ -83,6 +83,7 @@ class Findings:
         tables: title -> rows, the first one a heading.
         what: the data, network and sizes, in words.
         differs: what is not as in the paper.
+        used: settings that the experiment has of its own, in place of those that a person chose.
     """
 
     claims: Sequence[Claim]
@@ -90,6 +91,7 @@ class Findings:
     tables: Mapping[str, Sequence[Sequence[str]]]
     what: Sequence[str]
     differs: Sequence[str] = field(default_factory=tuple)
+    used: Mapping[str, str] = field(default_factory=dict)
 
 
 class Experiment(Protocol):

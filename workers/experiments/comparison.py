@@ -133,6 +133,7 @@ class Comparison:
             ],
             differs=[
                 *self.differs,
+                *([LOOK_AHEAD] if "Nesterov" in self.contenders else []),
                 *differences(data, self.data),
                 *self._sizes(size),
                 *(
@@ -245,6 +246,9 @@ INVERSE_SQRT = (
     "Adam and Nesterov take rate/sqrt(t), as the paper has it for logistic regression; AdaGrad's own sum "
     "does as much."
 )
+
+
+LOOK_AHEAD = "Nesterov's costs are taken where its gradients are, a step of momentum ahead of its parameters."
 
 
 def _lowest(finals: Finals, label: str, tolerance: float, source: str) -> Claim:

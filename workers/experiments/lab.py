@@ -6,12 +6,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import ray
@@ -41,6 +41,8 @@ POLL_S = 0.5
 
 CALL_S = 120.0
 """Longest that anything but a training may take."""
+
+Made = TypeVar("Made")
 
 Progress = Callable[[str], None]
 """Told, in a line for people, how far things are."""
@@ -147,14 +149,16 @@ class Lab:
         self._idle: list[Any] = []
         self._data: dict[Data, Dataset] = {}
         self._references: dict[Data, Any] = {}
-        self._digests: dict[Data, str] = {}
+        self._whole: dict[str, dict[str, Any]] = {}
         self._hindsight: dict[tuple[Data, float], Hindsight] = {}
         self._jobs = 0
-        self._cores = os.cpu_count() or 1
+        self._cores = 1
 
     def __enter__(self) -> Self:
         # Ray counts every worker as a core, and there may be more workers than cores.
         self._open.enter_context(connected(self._address, num_cpus=64, num_gpus=0))
+        # A cluster may have fewer than this machine, which gives Ray one for each of them.
+        self._cores = max(1, min(os.cpu_count() or 1, int(ray.available_resources().get("CPU", 1)) - 1))  # type: ignore[no-untyped-call]
         self.controller = launch(
             ServiceConfig(name=f"adamserve-lab-{os.getpid()}-{time.time_ns():x}", shards=self._shards)
         )
@@ -174,7 +178,8 @@ class Lab:
                 folder = folder / wanted.name
             whole = load(wanted.name, folder, progress=self.progress)
             data = whole.first(wanted.examples)
-            self._digests[wanted] = data.digest()
+            if wanted.name not in self._whole:
+                self._whole[wanted.name] = {"examples": len(whole.train_y), "sha256": whole.digest()}
             if wanted.whiten:
                 from workers.data.whiten import whitened
 
@@ -182,10 +187,10 @@ class Lab:
             self._data[wanted] = data
         return self._data[wanted]
 
-    def digest(self, wanted: Data) -> str:
-        """What tells its examples from others, as `Dataset.digest`; before whitening, which differs by machine."""
+    def whole(self, wanted: Data) -> Mapping[str, Any]:
+        """What tells the data set that it is a part of from another of that name: `examples`, and `sha256` over all."""
         self.data(wanted)
-        return self._digests[wanted]
+        return self._whole[wanted.name]
 
     def hindsight(self, wanted: Data, l2: float) -> Hindsight:
         """The regret's other half for that data set."""
@@ -250,7 +255,8 @@ class Lab:
                 if not run.pending:
                     running.remove(run)
                     result = results[run.trial.key()] = run.finish()
-                    _add_to_log(log, run.trial, result)
+                    entry = {"trial": json.loads(run.trial.key()), "result": without_nan(asdict(result))}
+                    _append(log, entry)
                     done += 1
             now = "; ".join(run.line() for run in running)
             self.progress(f"trial {min(done + 1, total)}/{total}  {now}")
@@ -402,21 +408,44 @@ def loop_config(trial: Trial, rank: int) -> LoopConfig:
 def read_log(path: Path) -> dict[str, Result]:
     """The results of a log by their trials' keys; a line that was cut short is passed over."""
     results = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            kept = entry["result"]
-            costs = tuple(math.inf if cost is None else cost for cost in kept["costs"])
-            results[json.dumps(entry["trial"], sort_keys=True)] = Result(**{**kept, "costs": costs})
+    for entry in _entries(path):
+        found = entry["result"]
+        costs = tuple(math.inf if cost is None else cost for cost in found["costs"])
+        results[json.dumps(entry["trial"], sort_keys=True)] = Result(**{**found, "costs": costs})
     return results
 
 
-def _add_to_log(path: Path, trial: Trial, result: Result) -> None:
+def kept(
+    path: Path, key: Mapping[str, Any], make: Callable[[], Made], read: Callable[[Mapping[str, Any]], Made]
+) -> Made:
+    """What a log holds for the key, or what is made now and added to it.
+
+    Args:
+        path: a file of one JSON object a line.
+        key: all that the result depends on.
+        make: makes it, a dataclass.
+        read: makes it of its fields again.
+    """
+    wanted = json.loads(json.dumps(key))
+    for entry in _entries(path):
+        if entry["key"] == wanted:
+            return read(entry["result"])
+    made = make()
+    _append(path, {"key": wanted, "result": asdict(made)})  # type: ignore[call-overload] # it is a dataclass
+    return made
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log; one that was cut short is passed over."""
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue
+
+
+def _append(path: Path, entry: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    entry = {"trial": json.loads(trial.key()), "result": without_nan(asdict(result))}
     torn = path.exists() and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
         file.write("\n" * torn + json.dumps(entry) + "\n")

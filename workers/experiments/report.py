@@ -24,10 +24,9 @@ def write(folder: Path, verdicts: Sequence[Mapping[str, Any]]) -> Path:
     held = sum(claim["held"] for verdict in verdicts for claim in verdict["claims"])
     total = sum(len(verdict["claims"]) for verdict in verdicts)
     settings = verdicts[0]["settings"] if verdicts else {}
-    about = ", ".join(f"{name} {value}" for name, value in settings.items())
     body = [
         "<h1>Adam, reproduced through the service</h1>",
-        f"<p>{held} of {total} claims held. Settings: {escape(about)}.</p>",
+        f"<p>{held} of {total} claims held.</p>",
         *(
             [
                 "<p>A smoke run shows that everything works. It is far too small for its verdicts to mean much.</p>"
@@ -64,6 +63,7 @@ def _section(folder: Path, verdict: Mapping[str, Any]) -> list[str]:
     name = verdict["experiment"]
     parts = [f'<h2 id="{escape(name)}">{escape(verdict["title"])}</h2>']
     parts += [f"<p>{escape(line)}</p>" for line in verdict["what"]]
+    parts.append(f"<p>Settings: {escape(_settings(verdict))}.</p>")
     parts.append("<table><caption>Claims</caption><tr><th></th><th>claim</th><th>numbers</th></tr>")
     for claim in verdict["claims"]:
         mark = '<td class="held">held</td>' if claim["held"] else '<td class="not">not held</td>'
@@ -87,6 +87,10 @@ def _section(folder: Path, verdict: Mapping[str, Any]) -> list[str]:
         parts += [f"<li>{escape(line)}</li>" for line in verdict["differs"]]
         parts.append("</ul>")
     return parts
+
+
+def _settings(verdict: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in verdict["settings"].items())
 
 
 def _shown(value: Any) -> str:

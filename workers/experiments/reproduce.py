@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 import adamserve
-from adamserve.errors import Conflict
+from adamserve.errors import Conflict, InvalidArgument
 from workers.experiments import report
 from workers.experiments.base import Experiment, Findings, Settings
 from workers.experiments.catalogue import EXPERIMENTS
-from workers.experiments.lab import Data, Lab
+from workers.experiments.lab import Lab
 from workers.record import without_nan, write_json
 
-DATA = "data.json"
-"""File of an experiment's folder that says what it was trained on."""
+SETTINGS, DATA = "settings.json", "data.json"
+"""Files of a reproduction's folder that say what was chosen, and by name which data sets were used."""
 
 
 def reproduce(
@@ -44,24 +44,30 @@ def reproduce(
         Conflict: `out` holds experiments with other settings, or on other data.
         DataError: a data set's files are missing or damaged.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, settings)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(f"{out} cannot be made: {error.strerror}", field="out") from None
+    _same(out / SETTINGS, settings.as_json(), "a reproduction")
     verdicts: list[dict[str, Any]] = []
     done = {e.name: _verdict(out / e.name) for e in experiments}
-    if all(done.values()):
-        verdicts = [found for found in done.values() if found]
-        _report(out)
-        return verdicts
 
     def told(experiment: Experiment) -> Callable[[str], None]:
         place = f"{experiments.index(experiment) + 1}/{len(experiments)} {experiment.name}"
         return lambda message: progress(f"{place}: {message}")
 
     lab = Lab(data_dir=data_dir, shards=settings.shards, address=address, progress=progress)
+    used: dict[str, Any] = {}
     for experiment in experiments:  # files that are missing, or others, are said now, not after an hour
-        if done[experiment.name] is None:
-            lab.progress = told(experiment)
-            _same_data(out / experiment.name, _data(lab, experiment.needs(settings)))
+        lab.progress = told(experiment)
+        needed = experiment.needs(settings)
+        used[needed.name] = lab.whole(needed)
+        _same(out / DATA, {needed.name: used[needed.name]}, "trainings on other data,")
+    write_json(out / SETTINGS, settings.as_json())
+    write_json(out / DATA, {**_read(out / DATA), **used})
+    if all(done.values()):
+        _report(out)
+        return [found for found in done.values() if found]
     with lab:
         for experiment in experiments:
             found = done[experiment.name]
@@ -69,7 +75,6 @@ def reproduce(
                 lab.progress = told(experiment)
                 folder = out / experiment.name
                 folder.mkdir(exist_ok=True)
-                write_json(folder / DATA, _data(lab, experiment.needs(settings)))
                 began = time.perf_counter()
                 findings = experiment.run(lab, settings, folder)
                 found = _record(experiment, settings, findings, time.perf_counter() - began)
@@ -85,45 +90,31 @@ def _report(out: Path) -> None:
     report.write(out, [verdict for verdict in found if verdict])
 
 
-def _claim(out: Path, settings: Settings) -> None:
-    """Make the folder one for these settings, or find that it is."""
-    path = out / "settings.json"
-    if path.exists():
-        kept = json.loads(path.read_text())
-        for name, value in settings.as_json().items():
-            if kept.get(name) != value:
-                raise Conflict(
-                    f"{out} holds a reproduction with {name} {kept.get(name)}, not {value}",
-                    field="out",
-                    fix="give another folder",
-                )
-    else:
-        write_json(path, settings.as_json())
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
-def _data(lab: Lab, wanted: Data) -> dict[str, Any]:
-    """What an experiment is trained on, in a few words."""
-    data = lab.data(wanted)
-    return {"name": data.name, "examples": len(data.train_y), "sha256": lab.digest(wanted)}
+def _same(path: Path, wanted: Mapping[str, Any], what: str) -> None:
+    """Find that what a folder's file says of what it holds is what is wanted, where it says anything."""
+    kept = _read(path)
+    for name, value in wanted.items():
+        if kept.get(name, value) != value:
+            raise Conflict(
+                f"{path.parent} holds {what} with {name} {_words(kept[name])}, not {_words(value)}",
+                field="out",
+                fix="give another folder",
+            )
 
 
-def _same_data(folder: Path, data: Mapping[str, Any]) -> None:
-    """Find that what the folder holds was trained on these examples."""
-    path = folder / DATA
-    kept = json.loads(path.read_text()) if path.exists() else data
-    if kept != data:
-        raise Conflict(
-            f"{folder} holds trainings on {kept['examples']} examples of {kept['name']}, which are not"
-            f" the {data['examples']} of {data['name']} here",
-            field="out",
-            fix="give another folder, or the --data-dir of before",
-        )
+def _words(value: Any) -> str:
+    return (
+        ", ".join(f"{k} {str(v)[:12]}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    )
 
 
 def _verdict(folder: Path) -> dict[str, Any] | None:
-    path = folder / "verdict.json"
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+    return _read(folder / "verdict.json") or None
 
 
 def _record(experiment: Experiment, settings: Settings, findings: Findings, seconds: float) -> dict[str, Any]:
@@ -131,9 +122,9 @@ def _record(experiment: Experiment, settings: Settings, findings: Findings, seco
         {
             "experiment": experiment.name,
             "title": experiment.title,
-            "settings": settings.as_json(),
+            "settings": {**settings.as_json(), **findings.used},
             "held": all(claim.held for claim in findings.claims),
-            **asdict(findings),
+            **{name: part for name, part in asdict(findings).items() if name != "used"},
             "seconds": round(seconds, 1),
             "versions": {
                 "adamserve": adamserve.__version__,

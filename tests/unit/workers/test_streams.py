@@ -29,6 +29,7 @@ def test_the_best_of_the_quadratics(steps: int) -> None:
     best = stream.best(steps)
     total = sum(stream.gradient(t, best) for t in range(1, steps + 1))
     assert np.abs(total).max() < 1e-12 * steps
+    np.testing.assert_array_equal(stream.start, np.zeros(4))
 
 
 @pytest.mark.parametrize("steps", [3, 30])
