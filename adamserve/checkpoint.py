@@ -233,6 +233,12 @@ def list_checkpoints(root: Path) -> list[CheckpointInfo]:
     return found
 
 
+def list_jobs(root: Path) -> list[str]:
+    """Every job with a checkpoint below a service's folder; one whose first was cut short has none yet."""
+    jobs = sorted(root.iterdir()) if root.is_dir() else []
+    return [job.name for job in jobs if job.is_dir() and any(info.complete for info in list_checkpoints(job))]
+
+
 def next_number(root: Path) -> int:
     """One more than the largest number there is, finished or not."""
     return max((info.number for info in list_checkpoints(root)), default=0) + 1

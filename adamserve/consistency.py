@@ -210,6 +210,16 @@ SILENT_S = 600.0
 """How long a pusher whose lease ran out counts as silent; after that it counts as gone for good."""
 
 
+def check_lease(lease_s: float) -> None:
+    """Check a lease's length.
+
+    Raises:
+        InvalidArgument: it is not a positive, finite number of seconds.
+    """
+    if not 0.0 < lease_s < float("inf"):
+        raise InvalidArgument(f"must be a positive number of seconds, got {lease_s!r}", field="lease_s")
+
+
 class Leases:
     """Who is live: each pusher's lease, renewed by whatever it does. Not thread-safe.
 
@@ -236,8 +246,7 @@ class Leases:
         Raises:
             InvalidArgument: `lease_s` is not a positive, finite number of seconds.
         """
-        if not 0.0 < lease_s < float("inf"):
-            raise InvalidArgument(f"must be a positive number of seconds, got {lease_s!r}", field="lease_s")
+        check_lease(lease_s)
         self._note_ended()
         self._length[pusher] = lease_s
         self._ends[pusher] = self._now() + lease_s

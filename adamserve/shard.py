@@ -18,7 +18,17 @@ import numpy as np
 import torch
 
 from adamserve import optim, sparse
-from adamserve.consistency import BSP, Async, Consistency, Decision, Leases, Verdict, admit, may_start
+from adamserve.consistency import (
+    BSP,
+    Async,
+    Consistency,
+    Decision,
+    Leases,
+    Verdict,
+    admit,
+    check_lease,
+    may_start,
+)
 from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFinite, NotFound
 from adamserve.gradients import Loaded, RowGradient, borrow, corrected, mean
 from adamserve.jobs import Events, PusherSeen
@@ -276,6 +286,7 @@ class Shard:
             raise InvalidArgument("a pusher's name is empty", field="pusher")
         if not last_seq >= 0:
             raise BadSequence(f"must be at least 0, got {last_seq}", field="last_seq")
+        check_lease(lease_s)
         record = self._pushers.setdefault(pusher, _Pusher())
         if pusher in self._leases.live():
             _same_session(pusher, record, session)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 import adamserve
 from adamserve import checkpoint, consistency, optim
-from adamserve.config import JobConfig
+from adamserve.config import JobConfig, host_port
 from adamserve.consistency import BSP, Consistency
 from adamserve.errors import Conflict, InvalidArgument, Unavailable
 from adamserve.logs import LogConfig
@@ -32,7 +32,7 @@ from adamserve.regret import Account, Meter, adam_bound, check_theorem
 from adamserve.service.actors import own_error
 from adamserve.service.client import ClusterClient
 from adamserve.service.cluster import connected, launch
-from adamserve.service.controller import JobStatus, ServiceConfig, initial_parts
+from adamserve.service.controller import SHARD_CPUS, JobStatus, ServiceConfig, initial_parts
 from adamserve.service.exporting import node_address
 from adamserve.sparse import spec_of
 from adamserve.values import ITEM_BYTES, Array, TensorSpec
@@ -60,6 +60,9 @@ SPARSE = ("exact", "lazy", "dense")
 
 BOUND_EVERY_S = 5.0
 """How often the theorem's constants are put together, where they are measured."""
+
+START_TIMEOUT_S = 120.0
+"""Longest that workers may take to be placed, to load their data and to join."""
 
 STOP_TIMEOUT_S = 120.0
 """How long workers may take to finish the step under way."""
@@ -304,8 +307,8 @@ def train(
         exporter = Exporter.serve(
             config.metrics_host, config.metrics_port, pages(board), open_pages={"/sd": directory.page}
         )
-        directory.put("controller", {0: f"{node_address(config.metrics_host)}:{exporter.port}"})
-        where = f"http://{config.metrics_host}:{exporter.port}"
+        directory.put("controller", {0: host_port(node_address(config.metrics_host), exporter.port)})
+        where = f"http://{host_port(config.metrics_host, exporter.port)}"
         on_progress(log.progress(config, None, f"status at {where}/, metrics at {where}/metrics"))
 
     def show(observed: Observed) -> None:
@@ -315,7 +318,7 @@ def train(
             exporter.show(observed)
             board.show(state)
 
-    local_cpus = config.workers + 1
+    local_cpus = config.workers + math.ceil(config.shards * SHARD_CPUS) + 1
     local_gpus = None if config.gpus_per_shard or config.gpus_per_worker else 0
     try:
         on_progress(log.progress(config, None, "starting Ray, the shards and the workers"))
@@ -501,7 +504,7 @@ class _Crew:
         self._threads = max(1, (torch.get_num_threads()) // config.workers)
         self.restarts = 0
         self._actors = [self._start() for _ in range(config.workers)]
-        ray.get([self._assign(rank) for rank in range(config.workers)])
+        _within_start([self._assign(rank) for rank in range(config.workers)], config.workers)
 
     def work(
         self,
@@ -515,7 +518,7 @@ class _Crew:
         Returns:
             Whether `stop` ended it early.
         """
-        ray.get([actor.join.remote() for actor in self._actors])
+        _within_start([actor.join.remote() for actor in self._actors], self._config.workers)
         self._directory.put("worker", self._each("metrics"))
         runs = {actor.run.remote(): rank for rank, actor in enumerate(self._actors)}
         asked_to_stop = False
@@ -531,9 +534,12 @@ class _Crew:
                 try:
                     ray.get(ref)
                 except RayActorError:
-                    note = f"worker {rank} died and was started again"
                     self._directory.drop("worker", rank)
                     self._bound.keep(rank)
+                    if asked_to_stop:
+                        note = f"stopping; worker {rank} died"
+                        continue
+                    note = f"worker {rank} died and was started again"
                     runs[self._replace(rank)] = rank
             log.add(self._reports())
             status = self._status()
@@ -569,8 +575,8 @@ class _Crew:
         if self.restarts > WORKER_RESTARTS:
             raise Unavailable(f"worker {rank} died, after {WORKER_RESTARTS} restarts", field=f"worker {rank}")
         self._actors[rank] = self._start()
-        ray.get(self._assign(rank))
-        ray.get(self._actors[rank].join.remote())
+        _within_start([self._assign(rank)], 1)
+        _within_start([self._actors[rank].join.remote()], 1)
         self._directory.put("worker", self._each("metrics"))
         return self._actors[rank].run.remote()
 
@@ -613,6 +619,22 @@ class _Crew:
             test_accuracy=log.epochs[-1].test_accuracy if log.epochs else None,
             regret_bound=self._bound.average,
         )
+
+
+def _within_start(refs: Sequence[Any], workers: int) -> None:
+    """Wait for workers that Ray has to place first.
+
+    Raises:
+        Unavailable: they did not start in time, as where a cluster has no room for them.
+    """
+    try:
+        ray.get(list(refs), timeout=START_TIMEOUT_S)
+    except GetTimeoutError:
+        raise Unavailable(
+            f"{workers} workers have not started within {START_TIMEOUT_S:.0f} s",
+            field="workers",
+            fix="ask for fewer, or for a cluster with a free CPU (and its GPUs) for each",
+        ) from None
 
 
 class _Bound:

@@ -380,14 +380,19 @@ class Client:
                 field="clock",
                 fix="give what pull returned",
             )
+        try:
+            stamps = [Stamp(*stamp) for stamp in clock]
+        except TypeError:
+            raise InvalidArgument(
+                "holds what is no stamp", field="clock", fix="give what pull returned"
+            ) from None
         self._settle_earlier(deadline)
         if not self._in_flight.acquire(timeout=deadline.remaining()):
             raise Unavailable(f"{self._max_in_flight} pushes are still under way", field="max_in_flight")
         self._session.seq += 1
         feed = Feed(clock, deadline)
-        stamps = [*clock]
         calls: list[Callable[[], Receipt]] = []
-        for shard, stamp in zip(self._session.shards, clock, strict=True):
+        for shard, stamp in zip(self._session.shards, stamps, strict=True):
             start = shard_pb2.PushStart(
                 job=self.job,
                 pusher=self.pusher,

@@ -28,6 +28,9 @@ CARRIER = "direct"
 GREETING_S = 10.0
 """Longest that TLS and the preface may take."""
 
+CALL_BYTES = 1 << 16
+"""Longest first frame of a call: its token is looked at after it."""
+
 PAUSE_S = 0.1
 """After a connection could not be taken, as where the process has no descriptor left."""
 
@@ -93,7 +96,9 @@ class DirectEndpoint:
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = socket.create_server((host, 0), family=family, backlog=self._limits.streams)
+            self._server = socket.create_server(
+                (host, 0), family=family, backlog=self._limits.streams, dualstack_ipv6=host == "::"
+            )
         except OSError as error:
             raise Unavailable(f"cannot listen on {host}: {error}", field="host") from None
         self.address = host_port(advertise, self._server.getsockname()[1])
@@ -145,19 +150,25 @@ class DirectEndpoint:
     def _serve(self, connected: socket.socket, caller: str) -> None:
         """Answer the calls of one connection until either side ends it."""
         frames: Frames | None = None
+        greeting = threading.Timer(GREETING_S, lambda: _cut(connected))  # however slowly bytes come
+        greeting.daemon = True
+        greeting.start()
         try:
-            connected.settimeout(GREETING_S)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            secured = self._tls.wrap_socket(connected, server_side=True) if self._tls else connected
-            self._swap(connected, secured)
-            connected = secured
+            if self._tls:
+                plain = connected
+                connected = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+                self._swap(plain, connected)
+                connected.do_handshake()
             frames = Frames(connected, self._limits.message_bytes)
             frames.take_preface()
+            greeting.cancel()
             while self._answer(frames, caller):
                 pass
         except (OSError, AdamServeError) as error:
             log.debug("a connection from %s ended: %s", caller, error)
         finally:
+            greeting.cancel()
             with self._changed:
                 self._idle.discard(connected)
                 self._busy.discard(connected)
@@ -173,7 +184,7 @@ class DirectEndpoint:
     def _answer(self, frames: Frames, caller: str) -> bool:
         """Wait for one call and answer it; returns whether another may follow."""
         frames.socket.settimeout(IDLE_S)
-        first = frames.get()
+        first = frames.opening(CALL_BYTES, GREETING_S)
         if first is None:
             return False
         with self._changed:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from adamserve.calls import Calls
 from adamserve.config import host_port
@@ -27,6 +27,9 @@ from adamserve.values import Deadline
 log = logging.getLogger("adamserve.rpc")
 
 Parsed = TypeVar("Parsed", bound=Message)
+
+WATCHERS, REFLECTIONS = 8, 4
+"""Callers of Health.Watch and of reflection at once: whoever they are, the other threads are left for pushes."""
 
 
 def serve(
@@ -50,12 +53,54 @@ def serve(
         ],
     )
     server.add_generic_rpc_handlers([handler])
-    checks = health.HealthServicer()
+    checks = Health()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    reflection.enable_server_reflection((name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    names = (name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+    add(Reflection(names, stalls), server)
     endpoint = Endpoint(server, checks, ("", name), stalls)
     endpoint.mark(serving=False)
     return endpoint
+
+
+class Health(health.HealthServicer):
+    """Health, which needs no token; Watch, which may go on for ever, for a few callers at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(experimental_non_blocking=False)
+        self._places = threading.BoundedSemaphore(WATCHERS)
+
+    def Watch(self, request: Any, context: Any, send: Any = None) -> Any:
+        """As in health.proto."""
+        with _place(self._places, context):
+            yield from super().Watch(request, context)
+
+
+class Reflection(reflection.ReflectionServicer):
+    """Reflection, which needs no token, for a few callers at a time, each for as long as it goes on asking."""
+
+    def __init__(self, names: Iterable[str], stalls: Stalls) -> None:
+        super().__init__(names)
+        self._stalls = stalls
+        self._places = threading.BoundedSemaphore(REFLECTIONS)
+
+    def ServerReflectionInfo(self, requests: Any, context: Any) -> Iterator[Any]:
+        """As in reflection.proto."""
+        with _place(self._places, context), self._stalls.watching(context) as moved:
+            for answer in super().ServerReflectionInfo(requests, context):
+                yield answer
+                moved()
+
+
+@contextmanager
+def _place(places: threading.BoundedSemaphore, context: grpc.ServicerContext) -> Iterator[None]:
+    """One of the threads that calls without a token may hold."""
+    if not places.acquire(blocking=False):
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many callers as may hold this call already")
+    try:
+        yield
+    finally:
+        places.release()
 
 
 class Call(Protocol):

@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -61,8 +62,24 @@ class Frames:
         for i in range(0, len(pending), _PIECES):
             _send(self.socket, pending[i : i + _PIECES])
 
-    def get(self) -> tuple[int, memoryview] | None:
+    def opening(self, longest: int, within_s: float) -> tuple[int, memoryview] | None:
+        """As `get`, for a frame that nobody has been asked a token for: it is short, and soon over once it begins."""
+        begun = self._reader.peek(1)  # type: ignore[attr-defined]
+        if len(begun) < _HEAD.size or len(begun) < _HEAD.size + _HEAD.unpack_from(begun)[1]:
+            last = threading.Timer(within_s, self.cut)
+            last.daemon = True
+            last.start()
+            try:
+                return self.get(longest)
+            finally:
+                last.cancel()
+        return self.get(longest)
+
+    def get(self, longest: int | None = None) -> tuple[int, memoryview] | None:
         """The next frame's kind and content, which stays there until the next call; None at the end of the connection.
+
+        Args:
+            longest: bytes that it may have; what is allowed for messages, if None.
 
         Raises:
             LimitExceeded: it is longer than allowed; nothing of it was read.
@@ -74,9 +91,9 @@ class Frames:
         if len(head) < _HEAD.size:
             raise ConnectionResetError("the connection ended within a frame")
         kind, size = _HEAD.unpack(head)
-        if size > self._longest:
+        if size > (most := self._longest if longest is None else longest):
             raise LimitExceeded(
-                f"a frame of {size} bytes, at most {self._longest} are taken",
+                f"a frame of {size} bytes, at most {most} are taken",
                 fix="send several messages",
             )
         if size > len(self._buffer):

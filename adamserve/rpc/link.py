@@ -165,6 +165,7 @@ class Link:
 
     def __init__(self, index: int, place: types_pb2.ShardPlace, credentials: Credentials) -> None:
         self.index = index
+        self.own = [*place.spans]
         self.spans = [Span(span.tensor, span.start, span.stop) for span in place.spans]
         self.seen = Stamp(place.stamp.epoch, place.stamp.clock)
         self.restored_clock = place.restored_clock

@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from adamserve import checkpoint
 from adamserve.calls import Calls
 from adamserve.config import host_port
-from adamserve.errors import AdamServeError, InvalidArgument, Unauthenticated
+from adamserve.errors import AdamServeError, CheckpointError, InvalidArgument, NotFound, Unauthenticated
 from adamserve.families import RPC_FAMILIES
 from adamserve.logs import LogConfig, fields, set_up
 from adamserve.metrics import Exporter, Observed, Reading
@@ -135,10 +135,18 @@ def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
         on_ready(ready)
         log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))
         while not stopping.wait(OBSERVE_EVERY_S):
-            observe()
-        observe()  # what has happened since is told too
+            _attempt(observe)
+        _attempt(observe)  # what has happened since is told too
         log.info("stopping", extra=fields(grace_s=config.grace_s))
     log.info("stopped")
+
+
+def _attempt(observe: Callable[[], None]) -> None:
+    """A controller that is slow to answer is no reason to stop serving: its metrics stay as they were."""
+    try:
+        observe()
+    except ray.exceptions.GetTimeoutError:
+        log.warning("the controller has not answered for %.0f s", CALL_TIMEOUT_S)
 
 
 @contextmanager
@@ -200,7 +208,8 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
             directory.close()
             exporter.close()
             try:
-                _ask(controller.drain.remote(config.grace_s))
+                # Each of its waits has a deadline; how many there are depends on the jobs.
+                _ask(controller.drain.remote(config.grace_s), timeout_s=None)
             except (AdamServeError, RayError) as error:
                 log.error("the last checkpoint failed: %s", error)
                 raise
@@ -242,20 +251,21 @@ def read_pem(path: Path | None, name: str) -> bytes:
 
 
 def _resume(controller: Any, folder: Path | None) -> tuple[str, ...]:
-    """Take up every job that has a checkpoint."""
-    if folder is None or not folder.is_dir():
-        return ()
-    found = [
-        job.name for job in sorted(folder.iterdir()) if job.is_dir() and checkpoint.list_checkpoints(job)
-    ]
-    for name in found:
-        _ask(controller.resume.remote(name))
-    return tuple(found)
+    """Take up every job that has a checkpoint; one of which none verifies does not keep the others waiting."""
+    taken_up = []
+    for name in checkpoint.list_jobs(folder) if folder is not None else ():
+        try:
+            _ask(controller.resume.remote(name), timeout_s=None)  # reads and verifies every byte of it
+        except (NotFound, CheckpointError) as error:
+            log.error("job cannot be taken up: %s", error, extra=fields(job=name))
+        else:
+            taken_up.append(name)
+    return tuple(taken_up)
 
 
-def _ask(ref: Any) -> Any:
+def _ask(ref: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
     try:
-        return ray.get(ref, timeout=CALL_TIMEOUT_S)
+        return ray.get(ref, timeout=timeout_s)
     except ray.exceptions.RayTaskError as error:
         raise own_error(error) from None
 

@@ -15,6 +15,7 @@ import grpc
 
 from adamserve.errors import (
     AdamServeError,
+    Conflict,
     InvalidArgument,
     LimitExceeded,
     NotFound,
@@ -148,7 +149,13 @@ class Session:
             self._note(self.call(self.control.GetTopology, request, deadline).shards)
 
     def _note(self, places: Any) -> None:
-        for shard, place in zip(self.shards, places, strict=False):
+        if [[*place.spans] for place in places] != [shard.own for shard in self.shards]:
+            raise Conflict(
+                f"the service has {len(places)} shards now, where it had {len(self.shards)}, or others",
+                field="shards",
+                fix="connect again",
+            )
+        for shard, place in zip(self.shards, places, strict=True):
             shard.move(place)
             if place.stamp.epoch > shard.seen.epoch:
                 shard.restored_clock = place.restored_clock

@@ -125,7 +125,7 @@ def _probe(address: str) -> None:
             f"{address!r} is not an address", field="address", fix="give host:port, or auto"
         )
     try:
-        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
     except OSError as error:
         raise Unavailable(
             f"nothing answers at {address}: {error.strerror or error}",

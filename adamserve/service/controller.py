@@ -40,6 +40,12 @@ CALL_TIMEOUT_S = 120.0
 WATCH_EVERY_S = 0.5
 """How often every shard is asked how it stands; a dead process is noticed within about this time."""
 
+LOOK_S = 5.0
+"""Longest that a look at how the shards stand waits for them; one that hangs is passed over."""
+
+SHARD_CPUS = 0.1
+"""CPUs that Ray reserves for a shard where nobody says otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceConfig:
@@ -62,7 +68,7 @@ class ServiceConfig:
     name: str = "adamserve"
     shards: int = 1
     gpus_per_shard: float = 0.0
-    cpus_per_shard: float = 0.1
+    cpus_per_shard: float = SHARD_CPUS
     threads_per_shard: int = 0
     checkpoint_dir: Path | None = None
     edge: Edge | None = None
@@ -168,7 +174,8 @@ class _Job:
     seen: list[ShardStatistics | None]
     kernels: list[str]
     number: int = 0
-    written_at: float | None = None
+    written_at: float = 0.0
+    tried_at: float = 0.0
     written_clocks: tuple[int, ...] = ()
     checkpoint_seconds: float | None = None
     rollbacks: list[Rollback] = field(default_factory=list)
@@ -193,6 +200,7 @@ class Controller:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._checkpointing = threading.Lock()
+        self._opening = threading.Lock()  # held while shards open jobs, which may take long; before `_lock`
         self._stopping = threading.Event()
         self._placed = 0
         self._down: dict[int, str] = {}
@@ -221,19 +229,19 @@ class Controller:
         Raises:
             Conflict: a job of that name exists with another configuration.
         """
-        with self._lock:
-            known = self._jobs.get(config.name)
-            begun = known is None
-            if known is None:
+        with self._opening:
+            begun = config.name not in self._jobs
+            if begun:
                 self._begin(config, initial)
-            elif config == _kept_as(known.config, config):
+            with self._lock:
+                known = self._job(config.name)
+                if config != _kept_as(known.config, config):
+                    raise Conflict(
+                        f"job {config.name!r} exists with another configuration",
+                        field="job",
+                        fix="choose another name",
+                    )
                 known.config = config
-            else:
-                raise Conflict(
-                    f"job {config.name!r} exists with another configuration",
-                    field="job",
-                    fix="choose another name",
-                )
         if self._job(config.name).number == 0:  # also where writing the first one failed before
             self.checkpoint(config.name)
         return begun
@@ -242,7 +250,7 @@ class Controller:
         """Open a new job on every shard."""
         optim.rules_of(config.rule, config.tensor_rules)
         folder = self._folder(config.name)
-        if folder is not None and checkpoint.list_checkpoints(folder):
+        if folder is not None and any(info.complete for info in checkpoint.list_checkpoints(folder)):
             raise Conflict(
                 f"{folder} already holds checkpoints of job {config.name!r}",
                 field="checkpoint_dir",
@@ -252,7 +260,12 @@ class Controller:
             actor.open.remote(config, 1, initial=part)
             for actor, part in zip(self._actors, initial, strict=True)
         ]
-        self._adopt(config, folder, self._get(opened, "the shards to open the job"))
+        try:
+            self._adopt(config, folder, self._get(opened, "the shards to open the job"))
+        except Exception:
+            for actor in self._actors:  # what some have opened would stay with them
+                actor.drop.remote(config.name)
+            raise
         log.info("job was created", extra=fields(job=config.name, shards=len(opened)))
 
     def resume(self, name: str, changes: Mapping[str, Any] | None = None) -> Topology:
@@ -265,7 +278,7 @@ class Controller:
         Raises:
             NotFound: there is no checkpoint of that job that verifies.
         """
-        with self._lock:
+        with self._opening:
             if name in self._jobs:
                 return self.topology(name)
             folder = self._folder(name)
@@ -364,9 +377,14 @@ class Controller:
             folder = known.folder / f"{number:08d}"
             folder.mkdir(parents=True)
             try:
-                entries = self._get(
-                    [a.write.remote(job, folder) for a in self._actors], "the shards to be written"
-                )
+                with self._lock:
+                    known.tried_at = time.monotonic()
+                    actors = list(self._actors)
+                entries = self._get([a.write.remote(job, folder) for a in actors], "the shards to be written")
+                with self._lock:
+                    # Else a restore from this checkpoint would undo updates made since a shard was restored.
+                    if self._actors != actors or [entry.stamp.epoch for entry in entries] != known.epochs:
+                        raise Unavailable("a shard was restored meanwhile", fix="try again")
                 checkpoint.write_manifest(
                     folder,
                     checkpoint.Manifest(
@@ -477,7 +495,7 @@ class Controller:
     def _adopt(
         self, config: JobConfig, folder: Path | None, opened: Sequence[tuple[Stamp, str]], number: int = 0
     ) -> None:
-        self._jobs[config.name] = _Job(
+        job = _Job(
             config=config,
             folder=folder,
             epochs=[stamp.epoch for stamp, _ in opened],
@@ -488,6 +506,8 @@ class Controller:
             written_clocks=tuple(stamp.clock for stamp, _ in opened),
             restored=[stamp.clock for stamp, _ in opened],
         )
+        with self._lock:
+            self._jobs[config.name] = job
 
     def _job(self, name: str) -> _Job:
         try:
@@ -521,7 +541,7 @@ class Controller:
             events=merged(
                 [*known.past, *(r.event() for r in known.rollbacks), *(e for s in seen for e in s.events)]
             ),
-            checkpoint_age_s=None if known.written_at is None else time.monotonic() - known.written_at,
+            checkpoint_age_s=time.monotonic() - known.written_at,
             skew=known.skew,
             lag=_lag(known),
         )
@@ -553,6 +573,7 @@ class Controller:
         """See how every shard stands, at about the same moment."""
         actors = list(self._actors)
         asked = [actor.statistics.remote() for actor in actors]
+        ray.wait(asked, num_returns=len(asked), timeout=LOOK_S)
         for index, (actor, answer) in enumerate(zip(actors, asked, strict=True)):
             self._look(index, actor, answer)
         with self._lock:
@@ -565,13 +586,13 @@ class Controller:
         statistics: Mapping[str, ShardStatistics] = {}
         death = ""
         try:
-            statistics = ray.get(answer, timeout=CALL_TIMEOUT_S)
+            statistics = ray.get(answer, timeout=0)
         except ActorUnavailableError as error:  # Ray will know soon whether it is dead
             log.warning("shard cannot be reached: %s", error, extra=fields(shard=index))
         except RayActorError as error:
             death = str(error).split("\n")[0]
         except GetTimeoutError:
-            log.warning("shard has not answered for %.0f s", CALL_TIMEOUT_S, extra=fields(shard=index))
+            log.warning("shard has not answered for %.0f s", LOOK_S, extra=fields(shard=index))
         with self._lock:
             if self._actors[index] is not actor:
                 return
@@ -595,17 +616,18 @@ class Controller:
             known.config.checkpoint_every_s,
             tuple(s.stamp.clock for s in known.seen if s is not None),
         )
-        if (
-            every is None
-            or known.folder is None
-            or known.written_at is None
-            or clocks == known.written_clocks
-        ):
+        if every is None or known.folder is None or known.failed or clocks == known.written_clocks:
             return False
-        return time.monotonic() - known.written_at >= every
+        return (
+            time.monotonic() - max(known.written_at, known.tried_at) >= every
+        )  # one that failed waits its turn too
 
     def _heal(self, index: int) -> None:
         """Start a dead shard's process anew, and restore every job on it from its newest checkpoint."""
+        with self._opening:  # a job that was opened meanwhile would be missing
+            self._heal_alone(index)
+
+    def _heal_alone(self, index: int) -> None:
         began, actor = time.monotonic(), self._place(index)
         try:
             with self._lock:

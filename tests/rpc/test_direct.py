@@ -6,6 +6,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -457,8 +459,56 @@ def test_whatever_comes_nothing_changes(shared: Live, frames: list[tuple[int, by
     assert shared.clock == 0
 
 
-def test_a_connection_that_cannot_be_taken_costs_only_itself(live: Live) -> None:
+@pytest.mark.parametrize(
+    "begun", [b"", PREFACE + struct.pack("<BI", CALL, 60_000)], ids=["the preface", "the first frame"]
+)
+def test_before_its_token_nobody_holds_a_connection_for_long(
+    live: Live, begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However steadily bytes come: at a byte a tenth of a second the preface would take 1.2 s, the frame 6000 s."""
+    monkeypatch.setattr(direct, "GREETING_S", 0.4)
+    host, _, port = live.endpoint.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as slow:
+        slow.sendall(begun)
+        slow.settimeout(0.1)
+        sent, began = 0, time.monotonic()
+        with suppress(ConnectionError):
+            while True:
+                slow.sendall(PREFACE[sent : sent + 1] or b"x")
+                sent += 1
+                with suppress(TimeoutError):
+                    if not slow.recv(1):
+                        break
+        assert 0.3 < time.monotonic() - began < 5
+        assert sent < len(PREFACE)
+    assert pushed(live.carrier(), live).outcome == shard_pb2.OUTCOME_APPLIED
+
+
+def test_a_first_frame_is_short(live: Live) -> None:
+    """Longer ones are for calls that have shown their token."""
+    raw = live.raw()
+    raw.socket.sendall(struct.pack("<BI", CALL, direct.CALL_BYTES + 1))
+    with suppress(ConnectionError):
+        assert raw.get() is None
+
+
+def test_a_connection_that_cannot_be_taken_costs_only_itself() -> None:
+    """In a process of its own, which has no descriptor left for a while."""
+    code = "from tests.rpc.test_direct import without_descriptors; without_descriptors()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def without_descriptors() -> None:
     """The process has no descriptor left when the connection comes, and some when the next one does."""
+    with ExitStack() as stack:
+        live = Live(stack, Security(limits=Limits(stall_s=STALL_S)), Async())
+        _without_descriptors(live)
+
+
+def _without_descriptors(live: Live) -> None:
     host, _, port = live.endpoint.address.rpartition(":")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []

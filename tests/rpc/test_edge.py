@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -11,17 +13,20 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from adamserve.calls import Calls
 from adamserve.consistency import Async
 from adamserve.rpc import wire
 from adamserve.rpc.carrier import Carrier, DirectCarrier, GrpcCarrier
 from adamserve.rpc.edge import ShardEdge, ShardEndpoint
+from adamserve.rpc.endpoint import REFLECTIONS, WATCHERS
 from adamserve.rpc.link import Credentials
-from adamserve.rpc.security import Security
+from adamserve.rpc.security import Limits, Security
 from adamserve.rpc.server import SERVICE
 from adamserve.v1 import shard_pb2
-from tests.rpc.test_direct import PULL, Live
+from tests.rpc.test_direct import PULL, SIZE, Live
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -51,6 +56,51 @@ def test_it_serves_from_when_it_is_ready_until_it_drains(opened: tuple[Live, Sha
         assert [next(stream).status for stream in watched.values()] == [NOT_SERVING] * 2
 
 
+@pytest.mark.timeout(60)
+def test_callers_without_a_token_leave_threads_for_others() -> None:
+    """However many of them hold a call open: reflection that asks nothing, and Watch, which goes on by its nature."""
+    security = Security(limits=Limits(streams=20, stall_s=1.0))
+    with ExitStack() as stack:
+        live = Live(stack, security, Async())
+        endpoint = ShardEdge("127.0.0.1", security).open(live.find, Calls())
+        stack.callback(endpoint.drain, 0.0)
+        endpoint.serve()
+        channel = stack.enter_context(grpc.insecure_channel(endpoint.address))
+        ended = threading.Event()
+        stack.callback(ended.set)
+        checks: Any = health_pb2_grpc.HealthStub(channel)
+        reflect: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        watching = [checks.Watch(health_pb2.HealthCheckRequest()) for _ in range(WATCHERS + 3)]
+        asking = [reflect.ServerReflectionInfo(_silent(ended)) for _ in range(REFLECTIONS + 3)]
+        stack.callback(lambda: [call.cancel() for call in [*watching, *asking]])
+        codes = [call.code() for call in _refused(watching, 3)]
+        codes += [call.code() for call in _refused(asking, 3)]
+        assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 6
+        for _ in range(5):
+            answer = checks.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert answer.status == SERVING
+        cut = [
+            call for call in asking if call.code() is grpc.StatusCode.CANCELLED
+        ]  # waits for the end of each
+        assert len(cut) == REFLECTIONS
+        [again] = reflect.ServerReflectionInfo(iter([ServerReflectionRequest(list_services="")]), timeout=10)
+        assert again.list_services_response.service
+
+
+def _silent(ended: threading.Event) -> Iterator[Any]:
+    ended.wait(50)
+    yield from ()
+
+
+def _refused(calls: list[Any], count: int) -> list[Any]:
+    """As many of the calls as end first; so many are waited for."""
+    over: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for call in calls:
+        if not call.add_callback(partial(over.put, call)):
+            over.put(call)  # it has ended already
+    return [over.get(timeout=10) for _ in range(count)]
+
+
 def test_both_ways_lead_to_one_shard(opened: tuple[Live, ShardEndpoint]) -> None:
     live, endpoint = opened
     endpoint.serve()
@@ -66,4 +116,4 @@ def test_both_ways_lead_to_one_shard(opened: tuple[Live, ShardEndpoint]) -> None
         )
         found.append(data)
         carrier.close()
-    assert found[0] == found[1] == np.full(len(found[0]) // 4, -2.0, np.float32).tobytes()
+    assert found[0] == found[1] == np.full(SIZE, -2.0, np.float32).tobytes()

@@ -320,6 +320,8 @@ def test_gradients_that_come_on_several_threads_begin_one_push(remote: Remote) -
             thread.start()
         for thread in threads:
             thread.join()
+        assert optimizer._early is not None
+        assert len(optimizer._early.feed.gradients) == len(weights), "all of them are under way before step"
         optimizer.step()
     assert [weight.tolist() for weight in weights] == [[-5.0] * 4] * 8
     assert optimizer.client.seq == 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from cryptography.x509.oid import NameOID
 import adamserve
 from adamserve import optim
 from adamserve.errors import AdamServeError, DataError, InvalidArgument, Unauthenticated, Unavailable
+from adamserve.rpc.carrier import GrpcCarrier
+from adamserve.rpc.link import Credentials
 from adamserve.rpc.security import Security, Tokens, check_bind
 from adamserve.rpc.serving import Ready, ServeConfig, serving
+from adamserve.v1 import shard_pb2
 
 TOKENS = "# a comment\nmaster-token\nalpha alpha-token\n"
 
@@ -131,12 +134,49 @@ def test_without_them_nothing_does(
         pytest.raises(kind),
     ):
         client.create({"w": np.zeros(3, np.float32)}, optim.SGD(lr=1.0))
-    for shard in secured.shards:  # a shard asks by itself
-        with (
-            adamserve.connect(shard, job, **{**good, "timeout_s": 1.5, **options}) as client,
-            pytest.raises(AdamServeError),
-        ):
-            client.pull()
+
+
+SHARD_CALLS: dict[str, Callable[[str], Iterator[list[bytes]]]] = {
+    "Pull": lambda job: iter([[shard_pb2.PullRequest(job=job).SerializeToString()]]),
+    "Push": lambda job: iter(
+        [[shard_pb2.PushRequest(start=shard_pb2.PushStart(job=job)).SerializeToString()]]
+    ),
+}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("method", SHARD_CALLS)
+@pytest.mark.parametrize(("job", "options", "kind"), DENIED.values(), ids=DENIED)
+def test_a_shard_asks_by_itself(
+    secured: Ready,
+    good: dict[str, Any],
+    method: str,
+    job: str,
+    options: dict[str, Any],
+    kind: type[AdamServeError],
+) -> None:
+    """Whatever the controller has let pass: its own gRPC endpoint, called without the client."""
+    with adamserve.connect(secured.target, job, **good) as client:
+        client.create({"w": np.zeros(3, np.float32)}, optim.SGD(lr=1.0))
+
+    def called(**changed: Any) -> list[Any]:
+        given = {**good, **changed}
+        files: dict[str, Any] = {
+            n: Path(given[n]).read_bytes() if given[n] else b"" for n in ("ca", "cert", "key")
+        }
+        credentials = Credentials(token=given["token"], **files)
+        with credentials.channel(secured.shards[0]) as channel:
+            carrier = GrpcCarrier(channel, credentials.metadata)
+            return [bytes(part) for part in carrier.call(method, SHARD_CALLS[method](job), 5.0)]
+
+    if method == "Pull":
+        assert called()
+    else:
+        with pytest.raises(AdamServeError) as caught:
+            called()  # it is let in, and has no pusher's name
+        assert not isinstance(caught.value, (Unauthenticated, Unavailable))
+    with pytest.raises(kind):
+        called(**options)
 
 
 @pytest.mark.ray

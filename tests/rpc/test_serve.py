@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import signal
@@ -40,6 +41,7 @@ class Served:
             stderr=subprocess.PIPE,
             text=True,
         )
+        atexit.register(self.process.terminate)  # where a test fails before it has ended it
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.process.communicate(timeout=READY_S)[1]
@@ -163,6 +165,10 @@ def test_it_drains_and_takes_its_jobs_up_again(
         for _ in range(3):
             client.push({"w": np.ones(5, np.float32)}, client.pull()[1])
     assert first.stop(how) == 0
+    shutil.copytree(tmp_path / "kept", tmp_path / "damaged")
+    for path in (tmp_path / "damaged").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    (tmp_path / "cut" / "00000001").mkdir(parents=True)  # as if killed in a job's first checkpoint
     second = serve(*options, "--host", "::1")  # and somewhere else
     assert second.ready["jobs"] == ["kept"]
     for endpoint in (second.target, *second.ready["shards"]):
@@ -174,6 +180,8 @@ def test_it_drains_and_takes_its_jobs_up_again(
         assert (arrays["w"].tolist(), clock[0].clock, client.seq) == ([-3.0] * 5, 3, 3)
         client.push({"w": np.ones(5, np.float32)}, clock)
         assert client.pull()[0]["w"].tolist() == [-4.0] * 5
+    with adamserve.connect(second.target, job="cut", timeout_s=20) as client:
+        assert client.create({"w": np.zeros(5, np.float32)}, optim.SGD())
     assert second.stop(how) == 0
 
 

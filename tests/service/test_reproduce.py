@@ -29,7 +29,7 @@ from workers.data import load
 from workers.experiments import vae
 from workers.experiments.base import Scale, Settings, relative
 from workers.experiments.catalogue import EXPERIMENTS
-from workers.experiments.comparison import STEP, _grown
+from workers.experiments.comparison import COMPARISONS, STEP, _grown
 from workers.experiments.lab import Data, Result, Trial, kept, read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -269,6 +269,33 @@ def test_what_the_vae_s_claims_make_of_costs(
     one = (0.9, 0.99, size.rates[0])
     told = {**costs, (*one, True): math.inf, (*one, False): math.inf}  # is left out, and the others decide
     assert study._flat(size, told).held == held[1]
+
+
+CLAIMS = [
+    # experiment, final costs, which of its claims hold
+    ("logreg-mnist", {"Adam": 0.95, "Nesterov": 0.99, "AdaGrad": 1.0}, [True, True, True]),
+    ("logreg-mnist", {"Adam": 0.90, "Nesterov": 0.99, "AdaGrad": 1.0}, [False, True, True]),
+    ("logreg-mnist", {"Adam": 1.01, "Nesterov": 0.99, "AdaGrad": 1.0}, [True, False, True]),
+    ("logreg-mnist", {"Adam": 0.99, "Nesterov": math.inf, "AdaGrad": 1.0}, [False, True, False]),
+    ("logreg-imdb", {"Adam": 1.01, "Nesterov": 1.2, "AdaGrad": 1.0}, [True, True, True]),
+    ("logreg-imdb", {"Adam": 1.03, "Nesterov": 1.02, "AdaGrad": 1.0}, [False, False, True]),
+    ("logreg-imdb", {"Adam": 0.9, "Nesterov": 0.95, "AdaGrad": 1.0}, [True, True, False]),
+    ("mlp-mnist", {"Adam": 1.019, "RMSProp": 1.0, "Nesterov": 2.0, "AdaGrad": 3.0}, [True]),
+    ("mlp-mnist", {"Adam": 1.021, "RMSProp": 1.0, "Nesterov": 2.0, "AdaGrad": 3.0}, [False]),
+    ("cnn-cifar10", {"Adam": 0.99, "Nesterov": 1.01, "AdaGrad": 1.0}, [True, False]),
+    ("cnn-cifar10", {"Adam": math.inf, "Nesterov": 0.99, "AdaGrad": 1.0}, [False, True]),
+]
+
+
+@pytest.mark.parametrize(("name", "finals", "held"), CLAIMS)
+def test_what_a_comparison_s_claims_make_of_costs(
+    name: str, finals: dict[str, float], held: list[bool]
+) -> None:
+    [comparison] = [each for each in COMPARISONS if each.name == name]
+    assert list(comparison.contenders.keys() - finals.keys()) == []
+    claims = comparison.claims(finals)
+    assert [claim.held for claim in claims] == held
+    assert all(set(claim.numbers) & set(finals) for claim in claims)
 
 
 def test_a_study_is_made_once_for_its_key(tmp_path: Path) -> None:

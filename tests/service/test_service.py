@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_a_turn_that_does_not_come_is_unavailable_and_can_be_asked_again(pair: A
     controller = pair
     create(controller, {"w": np.zeros(2, np.float32)}, mode=BSP(), shards=2, job=job)
     with (
-        ClusterClient(controller, job, "a", timeout_s=0.3) as alone,
+        ClusterClient(controller, job, "a", timeout_s=2.0) as alone,
         ClusterClient(controller, job, "b") as other,
     ):
         alone.join()
@@ -340,11 +341,21 @@ def test_bad_gradients_reach_no_shard(
 def test_checkpoints_are_taken_while_pushes_go_on(pair: Any, job: str) -> None:
     create(pair, {"w": np.zeros(20_000, np.float32)}, shards=2, job=job)
     gradient = np.ones(20_000, np.float32)
-    pushing = hammer.remote(pair, job, "a", gradient, 60)
-    numbers = [ray.get(pair.checkpoint.remote(job)) for _ in range(5)]
+    pushing = hammer.remote(pair, job, "a", gradient, 300)
+    deadline = time.monotonic() + 60
+
+    def made() -> list[int]:
+        found = [status for status in ray.get(pair.status_now.remote()) if status.name == job]
+        return [stamp.clock for status in found for stamp in status.clocks]
+
+    while not all(made()):
+        assert time.monotonic() < deadline, "no push has come"
+    numbers = [ray.get(pair.checkpoint.remote(job)) for _ in range(3)]
     ray.get(pushing)
     assert numbers == sorted(set(numbers))
     root = ray.get(pair.folder.remote(job))
+    [first] = [info for info in checkpoint.list_checkpoints(root) if info.number == numbers[0]]
+    assert 0 < min(first.clocks) <= max(first.clocks) < 300, "it was not taken while pushes went on"
     for info in checkpoint.list_checkpoints(root):
         if info.complete:
             checkpoint.verify(info.folder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,3 +45,29 @@ def test_a_copy_is_adopted_for_its_moment_alone(rule: optim.Rule) -> None:
         push(3)
         host.adopt(publish, Stamp(1, 3), "adopted")
         assert host.pull(publish, deadline=deadline, training=False)[1] == "made at 3", "w is another copy"
+
+
+def test_nothing_changes_while_a_pull_copies_or_a_checkpoint_is_cut(tmp_path: Path) -> None:
+    """Half an update is never seen: whoever reads holds the shard's writer."""
+    shard = make(tensors=TENSORS)
+    host = ShardHost(partition(TENSORS, 1), shard)
+    deadline = Deadline.after(10.0)
+
+    def taken() -> bool:
+        """Whether another thread would have to wait for the shard now."""
+        with ThreadPoolExecutor(1) as other:
+            free = other.submit(host._changed.acquire, blocking=False).result()
+            if free:
+                other.submit(host._changed.release).result()
+            return not free
+
+    seen: list[bool] = []
+    host.pull(lambda arrays: seen.append(taken()), deadline=deadline)
+    assert seen == [True]
+    assert not taken()
+    with ThreadPoolExecutor(1) as other:
+        with host._changed:
+            writing = other.submit(host.write, tmp_path)
+            with pytest.raises(TimeoutError):
+                writing.result(timeout=0.2)
+        writing.result(timeout=10)

@@ -431,6 +431,14 @@ def test_ssp_counts_steps_and_a_newcomer_starts_level() -> None:
     assert shard.state().pushers["c"] == PusherState(0, 1)
 
 
+def test_a_refused_pusher_leaves_nothing() -> None:
+    shard = make()
+    for lease_s in (-1.0, 0.0, math.inf, math.nan):
+        with pytest.raises(InvalidArgument, match="lease_s"):
+            shard.join("new", lease_s=lease_s)
+    assert "new" not in shard.state().pushers
+
+
 def test_joining_again_goes_on_counting() -> None:
     shard = make()
     offer(shard, 1, 0, {})
