@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from cryptography import x509
@@ -21,6 +22,7 @@ from adamserve.rpc.carrier import GrpcCarrier
 from adamserve.rpc.link import Credentials
 from adamserve.rpc.security import Security, Tokens, check_bind
 from adamserve.rpc.serving import Ready, ServeConfig, serving
+from adamserve.rpc.status import error_of
 from adamserve.v1 import shard_pb2
 
 TOKENS = "# a comment\nmaster-token\nalpha alpha-token\n"
@@ -157,7 +159,7 @@ def test_a_shard_asks_by_itself(
 ) -> None:
     """Whatever the controller has let pass: its own gRPC endpoint, called without the client."""
     with adamserve.connect(secured.target, job, **good) as client:
-        client.create({"w": np.zeros(3, np.float32)}, optim.SGD(lr=1.0))
+        client.create({"w": np.zeros(300_000, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
 
     def called(**changed: Any) -> list[Any]:
         given = {**good, **changed}
@@ -167,7 +169,10 @@ def test_a_shard_asks_by_itself(
         credentials = Credentials(token=given["token"], **files)
         with credentials.channel(secured.shards[0]) as channel:
             carrier = GrpcCarrier(channel, credentials.metadata)
-            return [bytes(part) for part in carrier.call(method, SHARD_CALLS[method](job), 5.0)]
+            try:
+                return [bytes(part) for part in carrier.call(method, SHARD_CALLS[method](job), 5.0)]
+            except grpc.RpcError as error:
+                raise error_of(error) from None
 
     if method == "Pull":
         assert called()
