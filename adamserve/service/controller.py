@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from adamserve import checkpoint, optim, sparse
 from adamserve.config import JobConfig
-from adamserve.errors import AdamServeError, Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.errors import AdamServeError, CheckpointError, Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.jobs import EVENTS_KEPT, Event, merged
 from adamserve.logs import LogConfig, fields, set_up
 from adamserve.partition import partition
 from adamserve.regret import Account
-from adamserve.service.actors import Edge, ShardActor
+from adamserve.service.actors import Edge, ShardActor, own_error
 from adamserve.statistics import ShardStatistics
 from adamserve.values import Array, Clocks, Deadline, Joined, Stamp
 
@@ -39,6 +39,9 @@ CALL_TIMEOUT_S = 120.0
 
 WATCH_EVERY_S = 0.5
 """How often every shard is asked how it stands; a dead process is noticed within about this time."""
+
+LATE_EVERY_S = 5.0
+"""How often a job is tried again that could not be restored with its shard, as where the disk is full."""
 
 LOOK_S = 5.0
 """Longest that a look at how the shards stand waits for them; one that hangs is passed over."""
@@ -200,6 +203,7 @@ class Controller:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._checkpointing = threading.Lock()
+        self._late_at = 0.0
         self._opening = threading.Lock()  # held while shards open jobs, which may take long; before `_lock`
         self._stopping = threading.Event()
         self._placed = 0
@@ -565,9 +569,20 @@ class Controller:
                 dead = list(self._down)
             for index in dead:
                 self._attempt(partial(self._heal, index), f"restoring shard {index}")
+            for known, index in self._late():
+                self._attempt(partial(self._heal_late, known, index), f"restoring {known.config.name}")
             for name, known in list(self._jobs.items()):
                 if self._due(known):
                     self._attempt(partial(self.checkpoint, name), f"checkpoint of {name}")
+
+    def _late(self) -> list[tuple[_Job, int]]:
+        """Jobs to be restored by themselves, each with its shard; there are some every `LATE_EVERY_S` at most."""
+        if time.monotonic() < self._late_at:
+            return []
+        self._late_at = time.monotonic() + LATE_EVERY_S
+        with self._lock:
+            jobs = [known for known in self._jobs.values() if not known.failed]
+            return [(known, index) for known in jobs for index in sorted(known.lost - self._down.keys())]
 
     def _look_around(self) -> None:
         """See how every shard stands, at about the same moment."""
@@ -632,11 +647,15 @@ class Controller:
         try:
             with self._lock:
                 jobs = list(self._jobs.values())
-            restored = [
-                (known, rollback)
-                for known in jobs
-                if (rollback := self._restore(known, index, actor, began)) is not None
-            ]
+            restored = []
+            for known in jobs:
+                try:
+                    rollback = self._restore(known, index, actor, began, self._down[index])
+                except (CheckpointError, OSError, RayTaskError) as error:
+                    _log_late(known, index, error)  # the others need not wait for it
+                    continue
+                if rollback is not None:
+                    restored.append((known, rollback))
             [process] = self._get([actor.process.remote()], "a shard to start")
             self._get([actor.serve.remote()], "a shard to serve")
         except Exception:
@@ -648,21 +667,42 @@ class Controller:
             self._endpoints[index] = _endpoints(process)
             self._metrics[index] = process["metrics"]
             for known, rollback in restored:
-                name = known.config.name
-                if self._jobs.get(name) is not known:  # it was dropped meanwhile
-                    actor.drop.remote(name)
-                    continue
-                known.epochs[index] = rollback.epoch
-                known.lost.discard(index)
-                known.restored[index] = rollback.clock_after
-                known.rollbacks.append(rollback)
-                seen = known.seen[index]
-                known.past = [*known.past, *(seen.events if seen is not None else ())][-EVENTS_KEPT:]
-                log.warning("shard was %s", rollback.event().reason, extra=fields(job=name, shard=index))
+                self._note_restored(known, index, actor, rollback)
             self._changed.notify_all()
 
-    def _restore(self, known: _Job, index: int, actor: Any, began: float) -> Rollback | None:
-        """Open a job on a new process for a dead shard; None where the job has to be given up."""
+    def _heal_late(self, known: _Job, index: int) -> None:
+        """Restore a job that could not be restored when its shard's process was started anew."""
+        with self._opening:
+            actor = self._actors[index]
+            try:
+                rollback = self._restore(known, index, actor, time.monotonic(), "a restore before had failed")
+            except (CheckpointError, OSError, RayTaskError) as error:
+                _log_late(known, index, error)
+                return
+            if rollback is not None:
+                with self._changed:
+                    self._note_restored(known, index, actor, rollback)
+                    self._changed.notify_all()
+
+    def _note_restored(self, known: _Job, index: int, actor: Any, rollback: Rollback) -> None:
+        name = known.config.name
+        if self._jobs.get(name) is not known:  # it was dropped meanwhile
+            actor.drop.remote(name)
+            return
+        known.epochs[index] = rollback.epoch
+        known.lost.discard(index)
+        known.restored[index] = rollback.clock_after
+        known.rollbacks.append(rollback)
+        seen = known.seen[index]
+        known.past = [*known.past, *(seen.events if seen is not None else ())][-EVENTS_KEPT:]
+        log.warning("shard was %s", rollback.event().reason, extra=fields(job=name, shard=index))
+
+    def _restore(self, known: _Job, index: int, actor: Any, began: float, why: str) -> Rollback | None:
+        """Open a job on a new process for a dead shard; None where the job has to be given up.
+
+        Raises:
+            CheckpointError, OSError, RayTaskError: it cannot be done now, and nothing has changed.
+        """
         known.lost.add(index)
         if known.failed:
             return None
@@ -683,16 +723,19 @@ class Controller:
         before = known.seen[index]
         # The checkpoint may be newer than the last look.
         clock_before = max(stamp.clock, before.stamp.clock if before is not None else 0)
-        seconds, reason = time.monotonic() - began, self._down[index]
-        return Rollback(
-            index, epoch, clock_before, stamp.clock, manifest.number, seconds, reason, time.time()
-        )
+        seconds = time.monotonic() - began
+        return Rollback(index, epoch, clock_before, stamp.clock, manifest.number, seconds, why, time.time())
 
     def _give_up(self, known: _Job, reason: str) -> None:
         with self._changed:
             known.failed = reason
             self._changed.notify_all()
         log.error("job cannot go on: %s", reason, extra=fields(job=known.config.name))
+
+
+def _log_late(known: _Job, index: int, error: Exception) -> None:
+    said = own_error(error) if isinstance(error, RayTaskError) else error
+    log.error("job cannot be restored now: %s", said, extra=fields(job=known.config.name, shard=index))
 
 
 def _kept_as(config: JobConfig, other: JobConfig) -> JobConfig:

@@ -146,6 +146,35 @@ def test_a_killed_shard_comes_back_in_a_new_epoch_at_its_checkpoint(start: Start
     assert (rollback.shard, rollback.epoch, rollback.clock_before, rollback.clock_after) == (1, 2, 5, 3)
 
 
+def test_a_job_that_cannot_be_restored_now_holds_up_no_other_and_is_restored_later(
+    start: Start, tmp_path: Path
+) -> None:
+    """Its record of epochs cannot be written, until somebody mends that."""
+    controller = start(1, checkpoint_dir=tmp_path)
+    for name in ("well", "ill"):
+        create(controller, {"w": np.zeros(3, np.float32)}, job=name, checkpoint_every_s=None)
+    with ClusterClient(controller, "ill", "a") as client:
+        client.join()
+        client.push({"w": np.ones(3, np.float32)}, client.pull()[1])
+        ray.get(controller.checkpoint.remote("ill"))
+    (tmp_path / "ill" / "epoch").unlink(missing_ok=True)
+    (tmp_path / "ill" / "epoch").mkdir()
+    kill_shard(controller, 0)
+    with ClusterClient(controller, "well", "a", timeout_s=60) as client:
+        client.join()
+        assert client.push({"w": np.ones(3, np.float32)}, client.pull()[1]).outcome is Outcome.APPLIED
+    states = {status.name: status for status in ray.get(controller.status_now.remote())}
+    assert (states["well"].down, states["ill"].down, states["ill"].failed) == ((), (0,), "")
+    (tmp_path / "ill" / "epoch").rmdir()
+    topology = ray.get(controller.await_restored.remote("ill", 0, 1, 60.0))
+    assert topology.epochs == (2,)
+    with ClusterClient(controller, "ill", "a", timeout_s=60) as client:
+        client.join()
+        assert client.pull()[0]["w"].tolist() == [-1.0] * 3
+    [rollback] = next(s for s in ray.get(controller.status_now.remote()) if s.name == "ill").rollbacks
+    assert rollback.reason == "a restore before had failed"
+
+
 def test_two_shards_killed_at_once_come_back_once_each_whoever_looks(start: Start) -> None:
     """Everyone who asks for the status looks at the shards; only one of them restores."""
     controller = start(2)
