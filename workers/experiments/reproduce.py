@@ -63,8 +63,9 @@ def reproduce(
         needed = experiment.needs(settings)
         used[needed.name] = lab.whole(needed)
         _same(out / DATA, {needed.name: used[needed.name]}, "trainings on other data,")
-    write_json(out / SETTINGS, settings.as_json())
-    write_json(out / DATA, {**_read(out / DATA), **used})
+    for path, content in ((out / SETTINGS, settings.as_json()), (out / DATA, used)):
+        if (kept := _read(path)) != (whole := {**kept, **content}):
+            write_json(path, whole)
     if all(done.values()):
         _report(out)
         return [found for found in done.values() if found]
