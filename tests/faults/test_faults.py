@@ -142,8 +142,8 @@ def process_of(controller: Any, shard: int) -> int:
         try:
             return int(ray.get(controller.processes.remote(), timeout=60)[shard]["pid"])
         except RayTaskError as error:
-            assert isinstance(own_error(error), Unavailable)
-            assert time.monotonic() < deadline, "a shard does not come back"
+            if not isinstance(own_error(error), Unavailable) or time.monotonic() > deadline:
+                raise
 
 
 def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, str, Path]) -> None:
