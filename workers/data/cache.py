@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,5 +32,6 @@ def keep(path: Path, arrays: Arrays, progress: Callable[[str], None]) -> None:
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         progress(f"{path} cannot be kept: {error.strerror}")

@@ -106,6 +106,20 @@ DAMAGED: dict[str, tuple[Any, str]] = {
         ),
         "image 0: expected a label from 0 to 9, found -1",
     ),
+    "labels that are no numbers": (
+        damage(
+            "test_batch",
+            lambda b: pickle.dumps({b"data": records(1, 1)[:, 1:], b"labels": [b"a"]}, protocol=2),
+        ),
+        "has labels of |S1, expected whole numbers",
+    ),
+    "labels that are not whole": (
+        damage(
+            "test_batch",
+            lambda b: pickle.dumps({b"data": records(1, 1)[:, 1:], b"labels": [1.7]}, protocol=2),
+        ),
+        "has labels of float64, expected whole numbers",
+    ),
     "images of another size": (
         damage("test_batch", lambda b: pickle.dumps({b"data": records(1, 1), b"labels": [1]}, protocol=2)),
         "no images of 3072 bytes",
