@@ -160,13 +160,17 @@ class Feed:
                 return
 
 
+def spans_of(place: types_pb2.ShardPlace) -> list[Span]:
+    """What a shard owns."""
+    return [Span(span.tensor, span.start, span.stop) for span in place.spans]
+
+
 class Link:
     """The ways to one shard."""
 
     def __init__(self, index: int, place: types_pb2.ShardPlace, credentials: Credentials) -> None:
         self.index = index
-        self.own = [*place.spans]
-        self.spans = [Span(span.tensor, span.start, span.stop) for span in place.spans]
+        self.spans = spans_of(place)
         self.seen = Stamp(place.stamp.epoch, place.stamp.clock)
         self.restored_clock = place.restored_clock
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"adamserve-shard-{index}")

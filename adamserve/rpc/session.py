@@ -23,7 +23,7 @@ from adamserve.errors import (
     Unavailable,
 )
 from adamserve.rpc import codec
-from adamserve.rpc.link import Credentials, Feed, Link
+from adamserve.rpc.link import Credentials, Feed, Link, spans_of
 from adamserve.rpc.status import error_of
 from adamserve.v1 import control_pb2, control_pb2_grpc
 from adamserve.values import Clocks, Deadline, Stamp, TensorSpec
@@ -149,7 +149,7 @@ class Session:
             self._note(self.call(self.control.GetTopology, request, deadline).shards)
 
     def _note(self, places: Any) -> None:
-        if [[*place.spans] for place in places] != [shard.own for shard in self.shards]:
+        if [spans_of(place) for place in places] != [shard.spans for shard in self.shards]:
             raise Conflict(
                 f"the service has {len(places)} shards now, where it had {len(self.shards)}, or others",
                 field="shards",

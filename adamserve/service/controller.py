@@ -204,7 +204,8 @@ class Controller:
         self._changed = threading.Condition(self._lock)
         self._checkpointing = threading.Lock()
         self._late_at = 0.0
-        self._opening = threading.Lock()  # held while shards open jobs, which may take long; before `_lock`
+        # Held while shards open jobs, which may take long, and while a checkpoint is committed; before `_lock`.
+        self._opening = threading.Lock()
         self._stopping = threading.Event()
         self._placed = 0
         self._down: dict[int, str] = {}
@@ -375,37 +376,36 @@ class Controller:
         known = self._job(job)
         if known.folder is None:
             return None
-        began = time.monotonic()
+        began = known.tried_at = time.monotonic()
         with self._checkpointing:
             number = checkpoint.next_number(known.folder)
             folder = known.folder / f"{number:08d}"
             folder.mkdir(parents=True)
             try:
-                with self._lock:
-                    known.tried_at = time.monotonic()
-                    actors = list(self._actors)
+                actors = list(self._actors)
                 entries = self._get([a.write.remote(job, folder) for a in actors], "the shards to be written")
-                with self._lock:
-                    # Else a restore from this checkpoint would undo updates made since a shard was restored.
+                # Nothing is restored between this look and the manifest: a later restore from this checkpoint would
+                # undo the updates made since.
+                with self._opening:
                     if self._actors != actors or [entry.stamp.epoch for entry in entries] != known.epochs:
                         raise Unavailable("a shard was restored meanwhile", fix="try again")
-                checkpoint.write_manifest(
-                    folder,
-                    checkpoint.Manifest(
-                        number=number,
-                        job=job,
-                        created=datetime.now(UTC).isoformat(timespec="seconds"),
-                        tensors=known.config.tensors,
-                        rule=known.config.rule,
-                        consistency=known.config.consistency,
-                        shards=tuple(entries),
-                        extra=known.config.extra,
-                        tensor_rules=known.config.tensor_rules,
-                        sparse=known.config.sparse,
-                        checkpoint_every_s=known.config.checkpoint_every_s,
-                        checkpoints_kept=known.config.checkpoints_kept,
-                    ),
-                )
+                    checkpoint.write_manifest(
+                        folder,
+                        checkpoint.Manifest(
+                            number=number,
+                            job=job,
+                            created=datetime.now(UTC).isoformat(timespec="seconds"),
+                            tensors=known.config.tensors,
+                            rule=known.config.rule,
+                            consistency=known.config.consistency,
+                            shards=tuple(entries),
+                            extra=known.config.extra,
+                            tensor_rules=known.config.tensor_rules,
+                            sparse=known.config.sparse,
+                            checkpoint_every_s=known.config.checkpoint_every_s,
+                            checkpoints_kept=known.config.checkpoints_kept,
+                        ),
+                    )
             except Exception:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -633,9 +633,8 @@ class Controller:
         )
         if every is None or known.folder is None or known.failed or clocks == known.written_clocks:
             return False
-        return (
-            time.monotonic() - max(known.written_at, known.tried_at) >= every
-        )  # one that failed waits its turn too
+        last = max(known.written_at, known.tried_at)  # one that failed waits its turn too
+        return time.monotonic() - last >= every
 
     def _heal(self, index: int) -> None:
         """Start a dead shard's process anew, and restore every job on it from its newest checkpoint."""
