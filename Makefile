@@ -77,7 +77,7 @@ lock: ## resolve requirements/*.txt anew around requirements/pins.txt
 	PYTHON=$(PYTHON) scripts/lock
 
 deploy-files: $(READY) ## make the alerting rules and dashboards in deploy/ anew
-	$(BIN)/python -m adamserve.watch.files
+	$(BIN)/python -m adamserve.observe.files
 
 build: $(READY) ## wheel and source archive in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from adamserve.client.client import Client
+    from adamserve.client.connect import AsyncClient, connect, connect_async
+    from adamserve.client.remote_optimizer import RemoteOptimizer
     from adamserve.errors import AdamServeError, RolledBack
-    from adamserve.optimizer import RemoteOptimizer
-    from adamserve.rpc.client import Client
-    from adamserve.rpc.connect import AsyncClient, connect, connect_async
     from adamserve.values import SparseRows
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load a public name at its first use: importing the package loads neither numpy, grpc nor torch."""
     if name in ("AsyncClient", "Client", "connect", "connect_async"):
-        from adamserve.rpc import connect
+        from adamserve.client import connect
 
         return getattr(connect, name)
     if name in ("AdamServeError", "RolledBack"):
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
         return SparseRows
     if name == "RemoteOptimizer":
-        from adamserve.optimizer import RemoteOptimizer
+        from adamserve.client.remote_optimizer import RemoteOptimizer
 
         return RemoteOptimizer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

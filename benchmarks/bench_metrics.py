@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from adamserve import optim
-from adamserve.calls import Calls
-from adamserve.consistency import Async
-from adamserve.families import RPC_FAMILIES, SHARD_FAMILIES, ShardSeen
-from adamserve.metrics import Exporter, Reading
-from adamserve.partition import partition
-from adamserve.service.host import ShardHost
-from adamserve.shard import Shard
-from adamserve.times import PUSH_BUCKETS, Stopwatch
+from adamserve.observe.exporter import Exporter, Reading
+from adamserve.observe.families import RPC_FAMILIES, SHARD_FAMILIES, ShardSeen
+from adamserve.observe.rpc_counts import Calls
+from adamserve.shard.consistency import Async
+from adamserve.shard.durations import PUSH_BUCKETS, Stopwatch
+from adamserve.shard.geometry import partition
+from adamserve.shard.host import ShardHost
+from adamserve.shard.shard import Shard
 from adamserve.values import Array, Deadline, Push, ShardState, Stamp, TensorSpec
 
 SMALL = (4, 2500)

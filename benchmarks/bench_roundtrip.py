@@ -20,11 +20,12 @@ import numpy as np
 import ray
 import torch
 
-from adamserve import consistency, optim
-from adamserve.config import JobConfig
-from adamserve.service.client import ClusterClient
-from adamserve.service.cluster import connected, launch
-from adamserve.service.controller import ServiceConfig, initial_parts
+from adamserve import optim
+from adamserve.cluster.cluster_client import ClusterClient
+from adamserve.cluster.controller import ServiceConfig, initial_parts
+from adamserve.cluster.ray_runtime import connected, launch
+from adamserve.job import JobConfig
+from adamserve.shard import consistency
 from adamserve.values import TensorSpec
 
 TARGET = 0.5

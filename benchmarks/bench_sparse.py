@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from adamserve import SparseRows, optim
-from adamserve.consistency import Async
-from adamserve.partition import partition
-from adamserve.shard import Shard
+from adamserve.shard.consistency import Async
+from adamserve.shard.geometry import partition
+from adamserve.shard.shard import Shard
 from adamserve.values import Gradient, Push, ShardState, Stamp, TensorSpec
 
 WIDTH = 16

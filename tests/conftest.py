@@ -23,7 +23,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Ray's processes are otherwise so polite that tests beside them starve them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-GROUPS = (("deploy/", "docs/", "rpc/", "unit/test_benchmarks.py"), ("faults/", "service/"))
+GROUPS = (("deploy/", "docs/", "rpc/", "test_benchmarks.py"), ("faults/", "service/"))
 """Tests that start services, browsers or benchmarks. Those of a group run one after the other in one process."""
 
 
@@ -65,7 +65,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     In this process, so that many such can be tried in the time that one interpreter takes to start.
     """
     from adamserve.cli import main
-    from adamserve.logs import LOGGERS
+    from adamserve.observe.logs import LOGGERS
 
     def said(*arguments: object, alone: bool = True) -> str:
         """Args: alone: nothing else is written before that line, such as how far a download is."""
@@ -90,7 +90,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One real Ray for all tests that need one."""
-    from adamserve.service.cluster import connected
+    from adamserve.cluster.ray_runtime import connected
 
     with connected(None, num_cpus=8):
         yield

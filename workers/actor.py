@@ -11,13 +11,13 @@ from typing import Any
 import ray
 import torch
 
-from adamserve.families import WORKER_FAMILIES, WorkerSeen
-from adamserve.logs import LogConfig, fields, set_up
-from adamserve.metrics import Reading
+from adamserve.cluster.cluster_client import ClusterClient
+from adamserve.cluster.exporting import expose
+from adamserve.observe.exporter import Reading
+from adamserve.observe.families import WORKER_FAMILIES, WorkerSeen
+from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
-from adamserve.service.client import ClusterClient
-from adamserve.service.exporting import expose
 from adamserve.values import Array
 from workers import networks
 from workers.data import Dataset

@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional
 
 from adamserve.errors import InvalidArgument, NotFinite
-from adamserve.gradients import borrow
-from adamserve.sparse import as_rows
+from adamserve.shard.gradients import borrow
+from adamserve.shard.sparse import as_rows
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome
 from workers.data import Dataset
 from workers.data.bags import Bags

@@ -22,24 +22,25 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 import adamserve
-from adamserve import checkpoint, consistency, optim
-from adamserve.config import JobConfig, host_port
-from adamserve.consistency import BSP, Consistency
+from adamserve import checkpoint, optim
+from adamserve.cluster.actors import own_error
+from adamserve.cluster.cluster_client import ClusterClient
+from adamserve.cluster.controller import SHARD_CPUS, JobStatus, ServiceConfig, initial_parts
+from adamserve.cluster.exporting import node_address
+from adamserve.cluster.ray_runtime import connected, launch
 from adamserve.errors import Conflict, InvalidArgument, Unavailable
-from adamserve.logs import LogConfig
-from adamserve.metrics import Exporter, Observed
+from adamserve.job import JobConfig, host_port
+from adamserve.observe.discovery import Directory
+from adamserve.observe.exporter import Exporter, Observed
+from adamserve.observe.logs import LogConfig
+from adamserve.observe.news import News
+from adamserve.observe.page import Board, pages
+from adamserve.observe.summary import state_of
 from adamserve.regret import Account, Meter, adam_bound, check_theorem
-from adamserve.service.actors import own_error
-from adamserve.service.client import ClusterClient
-from adamserve.service.cluster import connected, launch
-from adamserve.service.controller import SHARD_CPUS, JobStatus, ServiceConfig, initial_parts
-from adamserve.service.exporting import node_address
-from adamserve.sparse import spec_of
+from adamserve.shard import consistency
+from adamserve.shard.consistency import BSP, Consistency
+from adamserve.shard.sparse import spec_of
 from adamserve.values import ITEM_BYTES, Array, TensorSpec
-from adamserve.watch.discovery import Directory
-from adamserve.watch.news import News
-from adamserve.watch.observe import state_of
-from adamserve.watch.page import Board, pages
 from workers import networks
 from workers.actor import Task, WorkerActor
 from workers.data import Dataset, load

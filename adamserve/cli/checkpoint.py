@@ -115,7 +115,7 @@ def export(
     output: Output = Format.table,
 ) -> None:
     """Write a model's and an optimizer's state_dict, to go on with in plain torch."""
-    from adamserve.export import export_torch
+    from adamserve.checkpoint.export import export_torch
 
     notes = export_torch(_one(folder), out, model_only=model_only)
     if output is Format.json:

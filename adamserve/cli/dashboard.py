@@ -15,7 +15,7 @@ from adamserve.errors import InvalidArgument, NotFound
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adamserve.watch.dashboards import Dashboard
+    from adamserve.observe.dashboards import Dashboard
 
 app = typer.Typer(help="The dashboards, without Grafana.", no_args_is_help=True)
 
@@ -48,8 +48,8 @@ def render(
     """Draw the panels of the dashboards from a Prometheus: a PNG each, and all of them in index.html."""
     if not 0 < timeout_s < float("inf"):
         raise InvalidArgument(f"must be a positive number of seconds, got {timeout_s}", field="timeout_s")
+    from adamserve.observe import draw, query
     from adamserve.values import Deadline
-    from adamserve.watch import draw, query
 
     wanted = _wanted(dashboard or [])
     _make(out)
@@ -98,7 +98,7 @@ def _make(folder: Path) -> None:
 
 
 def _wanted(names: Sequence[str]) -> Sequence[Dashboard]:
-    from adamserve.watch.dashboards import DASHBOARDS
+    from adamserve.observe.dashboards import DASHBOARDS
 
     by_name = {board.uid.removeprefix("adamserve-"): board for board in DASHBOARDS}
     for name in names:

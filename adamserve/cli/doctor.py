@@ -26,7 +26,7 @@ def doctor(
     output: Annotated[Format, typer.Option("--format", help="Print text or JSON.")] = Format.table,
 ) -> None:
     """Check this machine; exit with 0 if all is well, 1 after a warning, 2 after an error."""
-    from adamserve import doctor as checks
+    from adamserve.cluster import doctor as checks
 
     findings = [
         checks.python(sys.version_info[:2]),

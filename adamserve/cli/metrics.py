@@ -24,7 +24,7 @@ def list_metrics(
     """List every metric: its type, its labels, which processes have it, and the panels and alerts that look at it."""
     from dataclasses import asdict
 
-    from adamserve.watch.usage import usages
+    from adamserve.observe.usage import usages
 
     found = usages()
     if output is Format.json:

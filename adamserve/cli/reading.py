@@ -23,7 +23,7 @@ from adamserve.errors import (
 )
 
 if TYPE_CHECKING:
-    from adamserve.jobs import JobState
+    from adamserve.observe.state import JobState
 
 Read = Callable[[], "Sequence[JobState]"]
 """Asks how the jobs stand."""
@@ -67,7 +67,7 @@ def reading(
         context = _context(tls_ca, tls_cert, tls_key)
         yield lambda: _of_page(target, job, _token(token_file), context, timeout_s)
         return
-    from adamserve.rpc.connect import connect
+    from adamserve.client.connect import connect
 
     try:
         client = connect(
@@ -93,7 +93,7 @@ def _of_page(
     url: str, job: str | None, token: str, context: ssl.SSLContext | None, timeout_s: float
 ) -> Sequence[JobState]:
     """The jobs of a status page."""
-    from adamserve.jobs import from_json
+    from adamserve.observe.state import from_json
 
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"{url!r} is no URL of a page", field="TARGET", fix="begin it with http://")

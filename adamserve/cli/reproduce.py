@@ -61,7 +61,7 @@ def reproduce(
     for name, value in (("shards", shards), ("workers", workers), ("seeds", seeds)):
         if value is not None and value < 1:
             raise InvalidArgument(f"must be at least 1, got {value}", field=name)
-    from adamserve.consistency import parse
+    from adamserve.shard.consistency import parse
 
     mode = parse(consistency)
     from workers.experiments.base import SEEDS, Scale, Settings

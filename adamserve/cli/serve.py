@@ -57,11 +57,11 @@ def serve(
     """Serve jobs over gRPC until SIGTERM or Ctrl-C; then drain, write checkpoints and exit with 0."""
     import json
 
-    from adamserve.logs import LogConfig
+    from adamserve.observe.logs import LogConfig
 
     log = LogConfig(log_format, log_level)
-    from adamserve.rpc.security import Limits, Security, Tokens
-    from adamserve.rpc.serving import ServeConfig, read_pem, run
+    from adamserve.cluster.serving import ServeConfig, read_pem, run
+    from adamserve.edge.security import Limits, Security, Tokens
 
     security = Security(
         cert=read_pem(tls_cert, "tls_cert"),

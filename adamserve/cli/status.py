@@ -22,7 +22,7 @@ def status(
     output: Annotated[Format, typer.Option("--format", help="Print tables or JSON.")] = Format.table,
 ) -> None:
     """Show how the jobs of a running service stand."""
-    from adamserve.jobs import as_json
+    from adamserve.observe.state import as_json
 
     with reading(
         target,
@@ -37,8 +37,8 @@ def status(
     if output is Format.json:
         print(json.dumps([as_json(state) for state in found]))
         return
-    from adamserve.watch.page import Board
-    from adamserve.watch.terminal import text
+    from adamserve.observe.page import Board
+    from adamserve.observe.terminal import text
 
     board = Board()
     board.show(*found)

@@ -55,20 +55,20 @@ def submit(
     )
     entrypoint = shlex.join(["adamserve", "train", *words, "--address", "auto"])
 
-    from adamserve.service import submission
+    from adamserve.cluster import submit
 
-    client = submission.connect(address)
+    client = submit.connect(address)
     began = time.monotonic()
-    submission_id = submission.submit(client, entrypoint)
+    submission_id = submit.submit(client, entrypoint)
     _say(f"submitted {submission_id}: {entrypoint}")
     log = sys.stderr if output is Format.json else sys.stdout
     try:
         job = (
-            submission.follow(
+            submit.follow(
                 client, submission_id, lambda text: print(text, end="", file=log, flush=True), timeout_s
             )
             if wait
-            else submission.state(client, submission_id)
+            else submit.state(client, submission_id)
         )
     except KeyboardInterrupt:
         _say(f"\n{submission_id} goes on; to end it: ray job stop --address {address} {submission_id}")

@@ -15,7 +15,7 @@ from adamserve.cli.train import Format
 from adamserve.errors import InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
-    from adamserve.watch.page import Board
+    from adamserve.observe.page import Board
 
 
 def top(
@@ -35,7 +35,7 @@ def top(
     """Watch the jobs of a running service until Ctrl-C."""
     if not 0.1 <= interval < float("inf"):
         raise InvalidArgument(f"must be at least 0.1 seconds, got {interval}", field="interval")
-    from adamserve.watch.page import Board
+    from adamserve.observe.page import Board
 
     board = Board()
     with reading(
@@ -65,12 +65,12 @@ def top(
 
 def _print(board: Board, output: Format) -> None:
     if output is Format.json:
-        from adamserve.jobs import as_json
+        from adamserve.observe.state import as_json
 
         jobs = [as_json(state) for state, _ in board.jobs()]
         print(json.dumps({"at": board.now(), "jobs": jobs}), flush=True)
         return
-    from adamserve.watch.terminal import text
+    from adamserve.observe.terminal import text
 
     print(text(board), end="", flush=True)
 
@@ -81,7 +81,7 @@ def _live(board: Board, read: Read, interval: float) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    from adamserve.watch.terminal import drawn
+    from adamserve.observe.terminal import drawn
 
     with Live(drawn(board), screen=True, auto_refresh=False) as live:
         while True:

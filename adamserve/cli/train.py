@@ -155,7 +155,7 @@ def train(
     ] = Format.table,
 ) -> None:
     """Train a network through the service, on a local Ray or on a running cluster."""
-    from adamserve.logs import LogConfig, set_up
+    from adamserve.observe.logs import LogConfig, set_up
 
     log_as = LogConfig(log_format, log_level)
     if resume:
@@ -163,7 +163,7 @@ def train(
     if lr is not None and not 0 < lr < float("inf"):
         raise InvalidArgument(f"must be positive and finite, got {lr}", field="lr")
     rule = _rule(optimizer, lr=lr, lr_schedule=lr_schedule, weight_decay=weight_decay, options=option or [])
-    from adamserve.consistency import parse
+    from adamserve.shard.consistency import parse
 
     mode = parse(
         consistency,
@@ -277,7 +277,7 @@ def _progress(*, as_log: bool) -> Iterator[Callable[[Progress], None]]:
     """A line on stderr that is redrawn in a terminal, and printed or logged now and then elsewhere."""
     from dataclasses import asdict
 
-    from adamserve.logs import fields
+    from adamserve.observe.logs import fields
 
     terminal = sys.stderr.isatty() and not as_log
     printed = 0.0

@@ -12,15 +12,15 @@ this package and constructing rules load neither torch nor numpy.
 from typing import TYPE_CHECKING, Any
 
 from adamserve.optim.base import Rule
+from adamserve.optim.engine.threads import set_threads
 from adamserve.optim.moments import Adam, AdaMax, LpAdam
 from adamserve.optim.named import RULES, by_name, from_dict, rules_of, to_dict
 from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
-from adamserve.optim.threads import set_threads
 from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
 
 if TYPE_CHECKING:
-    from adamserve.optim.kernels import KernelInfo
-    from adamserve.optim.run import all_finite, prepare
+    from adamserve.optim.engine.kernels import KernelInfo
+    from adamserve.optim.engine.run import all_finite, prepare
 
 __all__ = [
     "RULES",
@@ -49,7 +49,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load what needs torch at its first use."""
     if name in ("KernelInfo", "all_finite", "prepare"):
-        from adamserve.optim import run
+        from adamserve.optim.engine import run
 
         return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

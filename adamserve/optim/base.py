@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from adamserve.errors import InvalidArgument
-from adamserve.optim.arith import Ops, Value, Values, flush
+from adamserve.optim.engine.arith import Ops, Value, Values, flush
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +100,7 @@ class Rule(ABC):
         Raises:
             InvalidArgument: `w` is neither float32 nor float64.
         """
-        from adamserve.optim import run
+        from adamserve.optim.engine import run
 
         return run.init(self, w)
 
@@ -135,7 +135,7 @@ class Rule(ABC):
         Raises:
             InvalidArgument: an argument's type, shape, dtype, device or range is wrong; names it.
         """
-        from adamserve.optim import run
+        from adamserve.optim.engine import run
 
         run.step_(self, w, g, slots, t, lr, lr_scale, narrow)
 
@@ -154,7 +154,7 @@ class Rule(ABC):
         Raises:
             InvalidArgument: a tensor's shape, dtype or device is wrong.
         """
-        from adamserve.optim import run
+        from adamserve.optim.engine import run
 
         return run.lookahead(self, w, slots, out)
 

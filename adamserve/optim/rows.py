@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamserve.optim import build, emit
 from adamserve.optim.base import Rule
-from adamserve.optim.kernels import DTYPES, kernel, library, program
-from adamserve.optim.threads import share
+from adamserve.optim.engine import build, emit
+from adamserve.optim.engine.kernels import DTYPES, kernel, library, program
+from adamserve.optim.engine.threads import share
 
 REST = {"float32": 2.0**-33, "float64": 2.0**-62}
 """Replay ends when all moves still to come are together below this part of the first one missed: 2^-9 of a unit in the

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adamserve.watch.rules import ALERTS, RUNBOOK
+from adamserve.observe.alerts import ALERTS, RUNBOOK
 
 Series = dict[str, str]
 """Values by series, a sample each 15 s, as promtool writes them: `0+15x240` is 0, 15, 30 ... for an hour."""

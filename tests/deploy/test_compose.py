@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from adamserve import __version__
-from adamserve.rpc.security import Tokens
+from adamserve.edge.security import Tokens
 from tests.deploy import commands
 
 ROOT = Path(__file__).parents[2]

@@ -21,8 +21,8 @@ import yaml
 
 import adamserve
 from adamserve import optim
-from adamserve.watch import dashboards, rules
-from adamserve.watch.files import DEPLOY
+from adamserve.observe import alerts, dashboards
+from adamserve.observe.files import DEPLOY
 from tests.deploy.prometheus import ask, binary
 from tests.rpc.test_serve import Served
 from tests.service.test_train import Running
@@ -167,8 +167,8 @@ def test_every_process_is_discovered_and_up(prometheus: int) -> None:
     until(lambda: targets(prometheus) == EVERYTHING, f"found {targets(prometheus)}")
 
 
-@pytest.mark.parametrize("recording", rules.RECORDINGS, ids=lambda r: r.record)
-def test_every_recording_has_data(prometheus: int, recording: rules.Recording) -> None:
+@pytest.mark.parametrize("recording", alerts.RECORDINGS, ids=lambda r: r.record)
+def test_every_recording_has_data(prometheus: int, recording: alerts.Recording) -> None:
     until(partial(value, prometheus, recording.record), "it has no data")
 
 
@@ -203,7 +203,7 @@ def test_what_prometheus_has_is_what_happened(prometheus: int) -> None:
     assert value(prometheus, f"{steps} > 1.0001") == []
 
 
-def alerts(port: int, name: str) -> list[str]:
+def alert_states(port: int, name: str) -> list[str]:
     return [a["state"] for a in ask(port, "alerts")["alerts"] if a["labels"]["alertname"] == name]
 
 
@@ -243,7 +243,7 @@ def test_a_kill_is_an_alert_and_what_comes_back_ends_it(
     until(lambda: dead not in scraped(), "the dead process is still a target")
     until(lambda: targets(prometheus) == EVERYTHING, "what was killed does not come back")
     assert discovered() <= scraped()
-    until(lambda: alerts(prometheus, alert) == [], f"{alert} did not go")
+    until(lambda: alert_states(prometheus, alert) == [], f"{alert} did not go")
     clock = number(prometheus, 'max(adamserve_clock{job="train"})')
     until(
         lambda: number(prometheus, 'max(adamserve_clock{job="train"})') > clock + 50, "the job does not go on"

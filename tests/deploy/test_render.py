@@ -19,7 +19,7 @@ import yaml
 
 import adamserve
 from adamserve import optim
-from adamserve.watch.dashboards import DASHBOARDS
+from adamserve.observe.dashboards import DASHBOARDS
 from tests.browser import visit
 from tests.conftest import Refused
 from tests.deploy.prometheus import ask, binary
@@ -176,8 +176,8 @@ def test_what_goes_wrong_is_one_line(
 
 def test_a_query_that_prometheus_refuses_names_its_panel(watched: str) -> None:
     from adamserve.errors import InvalidArgument
+    from adamserve.observe.query import Prometheus, Window
     from adamserve.values import Deadline
-    from adamserve.watch.query import Prometheus, Window
 
     with pytest.raises(InvalidArgument, match=r"overview: Loss: .* refuses the query: .*parse error"):
         Prometheus(watched, Deadline.after(20)).lines("rate(", Window(0.0, 60.0, 1.0), "overview: Loss")

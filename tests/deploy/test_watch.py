@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from adamserve.families import FAMILIES, PROCESSES, Process
-from adamserve.metrics import Exporter, Observed
+from adamserve.observe import alerts, dashboards
+from adamserve.observe.exporter import Exporter, Observed
+from adamserve.observe.families import FAMILIES, PROCESSES, Process
+from adamserve.observe.files import DEPLOY, files
+from adamserve.observe.usage import usages
 from adamserve.regret import Account
-from adamserve.watch import dashboards, rules
-from adamserve.watch.files import DEPLOY, files
-from adamserve.watch.usage import usages
 from tests.deploy.alerts import CASES, document
 from tests.deploy.prometheus import ROOT, promtool
-from tests.unit.test_metrics import OBSERVED, exporter, text_of
+from tests.observe.test_exporter import OBSERVED, exporter, text_of
 
 RULES = DEPLOY / "prometheus" / "rules.yml"
 PANELS: list[tuple[dashboards.Dashboard, dashboards.Panel]] = [
@@ -33,13 +33,13 @@ def test_the_files_are_what_the_package_makes() -> None:
     assert {name: (DEPLOY / name).read_text() for name in made} == made
     there = {str(path.relative_to(DEPLOY)) for path in (DEPLOY / "grafana" / "dashboards").iterdir()}
     assert there == {name for name in made if name.startswith("grafana")}
-    assert yaml.safe_load(made["prometheus/rules.yml"]) == rules.document()
+    assert yaml.safe_load(made["prometheus/rules.yml"]) == alerts.document()
 
 
 def test_promtool_takes_the_configuration_and_the_rules() -> None:
     done = promtool("check", "config", DEPLOY / "prometheus" / "prometheus.yml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(rules.RECORDINGS) + len(rules.ALERTS)} rules found" in done.stdout
+    assert f"{len(alerts.RECORDINGS) + len(alerts.ALERTS)} rules found" in done.stdout
 
 
 def test_promtool_finds_planted_errors(tmp_path: Path) -> None:
@@ -88,9 +88,11 @@ def test_every_metric_is_looked_at_and_named_in_the_readme() -> None:
 
 
 def test_every_name_in_a_query_is_a_metric_or_a_recording() -> None:
-    known = {usage.name for usage in usages()} | {rule.record for rule in rules.RECORDINGS}
+    known = {usage.name for usage in usages()} | {rule.record for rule in alerts.RECORDINGS}
     expressions = [q.expr for _, p in PANELS for q in p.queries]
-    expressions += [recording.expr for recording in rules.RECORDINGS] + [alert.expr for alert in rules.ALERTS]
+    expressions += [recording.expr for recording in alerts.RECORDINGS] + [
+        alert.expr for alert in alerts.ALERTS
+    ]
     for expression in expressions:
         for name in re.findall(r"(?:job:|method:)?adamserve_\w+(?::\w+)?", expression):
             assert name in known or re.sub("_(bucket|sum|count)$", "", name) in known, expression
@@ -158,8 +160,8 @@ def test_dashboards_fill_the_grid_and_ask_the_chosen_source(dashboard: dashboard
 
 
 def test_every_alert_has_a_section_in_the_runbook() -> None:
-    headings = re.findall(r"^## (\w+)$", (ROOT / rules.RUNBOOK).read_text(), re.MULTILINE)
-    assert headings == [alert.alert for alert in rules.ALERTS]
+    headings = re.findall(r"^## (\w+)$", (ROOT / alerts.RUNBOOK).read_text(), re.MULTILINE)
+    assert headings == [alert.alert for alert in alerts.ALERTS]
 
 
 def run_tests(document: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -169,7 +171,7 @@ def run_tests(document: dict[str, Any], folder: Path) -> subprocess.CompletedPro
 
 
 def test_every_alert_has_cases_that_fire_and_cases_that_stay_quiet() -> None:
-    assert list(CASES) == [alert.alert for alert in rules.ALERTS]
+    assert list(CASES) == [alert.alert for alert in alerts.ALERTS]
     for name, cases in CASES.items():
         fires = [case.labels is not None for case in cases]
         assert any(fires), f"{name} never fires"

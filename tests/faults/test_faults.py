@@ -18,14 +18,14 @@ import ray
 from ray.exceptions import RayTaskError
 
 from adamserve import checkpoint, optim
+from adamserve.client import session as session_module
+from adamserve.client.client import Client
+from adamserve.client.link import Credentials
+from adamserve.cluster.actors import own_error
+from adamserve.cluster.controller import JobStatus
+from adamserve.cluster.ray_runtime import NAMESPACE
+from adamserve.cluster.serving import Ready, ServeConfig, serving
 from adamserve.errors import RolledBack, Unavailable
-from adamserve.rpc import session as session_module
-from adamserve.rpc.client import Client
-from adamserve.rpc.link import Credentials
-from adamserve.rpc.serving import Ready, ServeConfig, serving
-from adamserve.service.actors import own_error
-from adamserve.service.cluster import NAMESPACE
-from adamserve.service.controller import JobStatus
 from adamserve.values import Outcome, Receipt, Stamp
 from tests.faults.proxy import FAULTS, Proxy
 

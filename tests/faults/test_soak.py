@@ -14,9 +14,9 @@ import pytest
 import ray
 
 from adamserve import optim
-from adamserve.rpc.client import Client
-from adamserve.rpc.serving import ServeConfig, serving
-from adamserve.service.cluster import NAMESPACE
+from adamserve.client.client import Client
+from adamserve.cluster.ray_runtime import NAMESPACE
+from adamserve.cluster.serving import ServeConfig, serving
 
 TRAINERS = 64
 SECONDS = 60.0

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from adamserve import optim
 from adamserve.errors import InvalidArgument
-from adamserve.optim import kernels, threads
+from adamserve.optim.engine import kernels, threads
 from tests.optim.rules import RULES_UNDER_TEST
 
 DTYPES = [torch.float32, torch.float64]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adamserve.optim import kernels
-from adamserve.optim.emit import GRADIENT_TYPES, cuda_source
+from adamserve.optim.engine import kernels
+from adamserve.optim.engine.emit import GRADIENT_TYPES, cuda_source
 from tests.optim.rules import RULES_UNDER_TEST
 
 KINDS: tuple[kernels.Kind, ...] = ("step", "narrow")

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamserve import optim
-from adamserve.optim import rows, run
+from adamserve.optim import rows
+from adamserve.optim.engine import run
 from adamserve.optim.rows import Rows
 from adamserve.values import Array
 from tests.optim.oracle import oracle

@@ -12,9 +12,9 @@ import pytest
 
 import adamserve
 from adamserve import optim
-from adamserve.rpc.client import Client
-from adamserve.rpc.security import Limits, Security
-from adamserve.rpc.serving import Ready, ServeConfig, serving
+from adamserve.client.client import Client
+from adamserve.cluster.serving import Ready, ServeConfig, serving
+from adamserve.edge.security import Limits, Security
 
 STALL_S = 2.0
 

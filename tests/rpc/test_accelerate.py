@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from adamserve import RemoteOptimizer
-from adamserve.rpc.serving import Ready
+from adamserve.cluster.serving import Ready
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

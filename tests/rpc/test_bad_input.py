@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamserve import optim
+from adamserve.client.carrier import DirectCarrier
+from adamserve.client.client import Client
+from adamserve.client.link import Credentials
+from adamserve.cluster.serving import Ready
+from adamserve.edge.assembly import Assembly
+from adamserve.edge.buffers import Buffers
+from adamserve.edge.grpc_server import parse
 from adamserve.errors import AdamServeError
-from adamserve.partition import partition
-from adamserve.rpc import codec, status, wire
-from adamserve.rpc.assembly import Assembly
-from adamserve.rpc.buffers import Buffers
-from adamserve.rpc.carrier import DirectCarrier
-from adamserve.rpc.client import Client
-from adamserve.rpc.endpoint import parse
-from adamserve.rpc.link import Credentials
-from adamserve.rpc.serving import Ready
+from adamserve.shard.geometry import partition
 from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
 from adamserve.values import SparseRows, TensorSpec
+from adamserve.wire import chunks, codec, status
 from tests.rpc.conftest import STALL_S, Connect
 
 Code = grpc.StatusCode
@@ -414,11 +414,11 @@ def _take(message: bytes) -> None:
     """What the server does with a message before the shard is asked; only our own errors may come out."""
     assembly = Assembly(PARTS, 0, Buffers())
     try:
-        inner, _ = wire.inside(message, 1)
+        inner, _ = chunks.inside(message, 1)
         for one in (message, inner):
-            rest, chunks = wire.split(one)
+            rest, pieces = chunks.split(one)
             parse(shard_pb2.PushRequest, rest)
-            for each in chunks:
+            for each in pieces:
                 assembly.add(each)
         for array in assembly.gradients().values():
             assert isinstance(array, SparseRows) or array.size in (4, 6)
@@ -437,7 +437,7 @@ def test_any_bytes_do_no_harm(message: bytes) -> None:
 def test_damaged_messages_do_no_harm() -> None:
     """Every message of a good push, with bytes changed, cut out and put in; a fixed seed."""
     rng = np.random.default_rng(0)
-    good = [chunk(), chunk([1, 2, 3], start=2), rows(1, 4), COMMIT, b"".join(wire.embedded(1, [chunk()]))]
+    good = [chunk(), chunk([1, 2, 3], start=2), rows(1, 4), COMMIT, b"".join(chunks.embedded(1, [chunk()]))]
     good += [
         b"".join(next(codec.encode("w", np.ones(6, np.float32), 0, name)))
         for name in ("bfloat16", "float16", "int8")

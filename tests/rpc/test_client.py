@@ -14,11 +14,11 @@ import torch
 
 import adamserve
 from adamserve import optim
+from adamserve.client.client import Client
+from adamserve.client.link import Credentials
+from adamserve.cluster.serving import Ready
 from adamserve.errors import Conflict, InvalidArgument, NotFinite, NotFound, Unavailable
 from adamserve.regret import RECENT
-from adamserve.rpc.client import Client
-from adamserve.rpc.link import Credentials
-from adamserve.rpc.serving import Ready
 from adamserve.v1 import control_pb2
 from adamserve.values import Clocks, Outcome, SparseRows, Stamp
 from tests.rpc.conftest import Connect, ones, zeros

@@ -17,10 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from adamserve import optim
+from adamserve.cluster.serving import Ready
 from adamserve.errors import NotFound
-from adamserve.rpc.serving import Ready
+from tests.observe.test_exporter import scrape, text_of
 from tests.rpc.conftest import Connect, ones, zeros
-from tests.unit.test_metrics import scrape, text_of
 
 pytestmark = pytest.mark.ray
 

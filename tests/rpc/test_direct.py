@@ -23,8 +23,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamserve import optim
-from adamserve.calls import Calls
-from adamserve.consistency import BSP, Async, Consistency
+from adamserve.client.carrier import DirectCarrier, Full, Unreachable
+from adamserve.client.link import Credentials, Link
+from adamserve.edge import direct
+from adamserve.edge.direct import DirectEndpoint
+from adamserve.edge.security import Limits, Security, Tokens
+from adamserve.edge.shard_service import ShardCalls
 from adamserve.errors import (
     AdamServeError,
     InvalidArgument,
@@ -33,18 +37,15 @@ from adamserve.errors import (
     Unauthenticated,
     Unavailable,
 )
-from adamserve.partition import partition
-from adamserve.rpc import codec, direct, status, wire
-from adamserve.rpc.carrier import DirectCarrier, Full, Unreachable
-from adamserve.rpc.direct import DirectEndpoint
-from adamserve.rpc.frames import CALL, END, MESSAGE, PREFACE, STATUS, Frames
-from adamserve.rpc.link import Credentials, Link
-from adamserve.rpc.security import Limits, Security, Tokens
-from adamserve.rpc.server import ShardCalls
-from adamserve.service.host import ShardHost
-from adamserve.shard import Shard
+from adamserve.observe.rpc_counts import Calls
+from adamserve.shard.consistency import BSP, Async, Consistency
+from adamserve.shard.geometry import partition
+from adamserve.shard.host import ShardHost
+from adamserve.shard.shard import Shard
 from adamserve.v1 import direct_pb2, shard_pb2, types_pb2
 from adamserve.values import Deadline, ShardState, Stamp, TensorSpec
+from adamserve.wire import chunks, codec, status
+from adamserve.wire.frames import CALL, END, MESSAGE, PREFACE, STATUS, Frames
 from tests.rpc.test_security import Authority
 
 SIZE = 3_000_000
@@ -145,7 +146,7 @@ def pushed(carrier: DirectCarrier, live: Live, **options: Any) -> shard_pb2.Push
 def pulled(carrier: DirectCarrier) -> Any:
     found = np.full(SIZE, np.nan, np.float32)
     for answer in carrier.call("Pull", [[PULL]], 20.0):
-        for chunk in wire.split(answer)[1]:
+        for chunk in chunks.split(answer)[1]:
             codec.decode(chunk, found[chunk.start : chunk.start + chunk.length])
     return found
 

@@ -16,16 +16,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from adamserve.calls import Calls
-from adamserve.consistency import Async
-from adamserve.rpc import wire
-from adamserve.rpc.carrier import Carrier, DirectCarrier, GrpcCarrier
-from adamserve.rpc.edge import ShardEdge, ShardEndpoint
-from adamserve.rpc.endpoint import REFLECTIONS, WATCHERS
-from adamserve.rpc.link import Credentials
-from adamserve.rpc.security import Limits, Security
-from adamserve.rpc.server import SERVICE
+from adamserve.client.carrier import Carrier, DirectCarrier, GrpcCarrier
+from adamserve.client.link import Credentials
+from adamserve.edge.grpc_server import REFLECTIONS, WATCHERS
+from adamserve.edge.security import Limits, Security
+from adamserve.edge.shard_edge import ShardEdge, ShardEndpoint
+from adamserve.edge.shard_service import SERVICE
+from adamserve.observe.rpc_counts import Calls
+from adamserve.shard.consistency import Async
 from adamserve.v1 import shard_pb2
+from adamserve.wire import chunks
 from tests.rpc.test_direct import PULL, SIZE, Live
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -112,7 +112,7 @@ def test_both_ways_lead_to_one_shard(opened: tuple[Live, ShardEndpoint]) -> None
         assert shard_pb2.PushResponse.FromString(answer).stamp.clock == seq
     for carrier in carriers:
         data = b"".join(
-            bytes(chunk.data) for a in carrier.call("Pull", [[PULL]], 20.0) for chunk in wire.split(a)[1]
+            bytes(chunk.data) for a in carrier.call("Pull", [[PULL]], 20.0) for chunk in chunks.split(a)[1]
         )
         found.append(data)
         carrier.close()

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from adamserve import RemoteOptimizer, optim
+from adamserve.cluster.serving import Ready
 from adamserve.errors import Conflict, InvalidArgument
-from adamserve.rpc.serving import Ready
 from adamserve.values import Outcome
 
 pytestmark = pytest.mark.ray

@@ -16,7 +16,7 @@ import pytest
 
 import adamserve
 from adamserve import optim
-from adamserve.rpc.client import Client
+from adamserve.client.client import Client
 from tests.rpc.test_serve import Served
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]

@@ -17,13 +17,13 @@ from cryptography.x509.oid import NameOID
 
 import adamserve
 from adamserve import optim
+from adamserve.client.carrier import GrpcCarrier
+from adamserve.client.link import Credentials
+from adamserve.cluster.serving import Ready, ServeConfig, serving
+from adamserve.edge.security import Security, Tokens, check_bind
 from adamserve.errors import AdamServeError, DataError, InvalidArgument, Unauthenticated, Unavailable
-from adamserve.rpc.carrier import GrpcCarrier
-from adamserve.rpc.link import Credentials
-from adamserve.rpc.security import Security, Tokens, check_bind
-from adamserve.rpc.serving import Ready, ServeConfig, serving
-from adamserve.rpc.status import error_of
 from adamserve.v1 import shard_pb2
+from adamserve.wire.status import error_of
 
 TOKENS = "# a comment\nmaster-token\nalpha alpha-token\n"
 

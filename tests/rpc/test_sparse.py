@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import adamserve
 from adamserve import RemoteOptimizer, SparseRows, optim
+from adamserve.client.client import Client
+from adamserve.cluster.serving import Ready
 from adamserve.errors import Conflict, InvalidArgument, NotFound
-from adamserve.rpc import codec, wire
-from adamserve.rpc.client import Client
-from adamserve.rpc.serving import Ready
 from adamserve.values import Array
+from adamserve.wire import chunks, codec
 from tests.rpc.conftest import Connect
 
 pytestmark = pytest.mark.ray
@@ -150,7 +150,7 @@ def test_what_travels_is_the_rows_named() -> None:
     numbers, values = np.arange(1000) * 10_000, np.zeros((1000, 16), np.float32)
     parts = list(codec.encode_rows("table", numbers, values, "float32"))
     assert sum(len(part) for field in parts for part in field) <= 1000 * 68 + 40
-    [chunk] = wire.split(b"".join(parts[0]))[1]
+    [chunk] = chunks.split(b"".join(parts[0]))[1]
     found, same, _ = codec.decode_rows(chunk, 16)
     np.testing.assert_array_equal(found, numbers)
     np.testing.assert_array_equal(same, values)

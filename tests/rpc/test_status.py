@@ -11,8 +11,8 @@ import time
 import pytest
 
 from adamserve import optim
-from adamserve.rpc.client import Client
-from adamserve.rpc.serving import Ready
+from adamserve.client.client import Client
+from adamserve.cluster.serving import Ready
 from tests.conftest import Refused
 from tests.rpc.conftest import Connect, ones, zeros
 

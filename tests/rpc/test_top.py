@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from adamserve import optim
-from adamserve.rpc.client import Client
-from adamserve.rpc.serving import Ready
+from adamserve.client.client import Client
+from adamserve.cluster.serving import Ready
 from tests.conftest import Refused
 from tests.rpc.conftest import Connect
 from tests.rpc.test_serve import Served

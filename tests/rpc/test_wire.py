@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamserve.errors import AdamServeError, InvalidArgument
-from adamserve.rpc import codec, native, status, wire
 from adamserve.v1 import shard_pb2, types_pb2
 from adamserve.values import BFLOAT16
+from adamserve.wire import chunks, codec, native, status
 
 NAMES = st.text(max_size=20)
 COUNTS = st.integers(0, 2**40)
@@ -26,7 +26,7 @@ def test_a_chunk_by_hand_is_a_chunk_by_protobuf(
     tensor: str, start: int, length: int, kind: int, data: bytes
 ) -> None:
     total = codec.sum32(data)
-    head = wire.chunk_head(tensor, start, length, kind, total, len(data))
+    head = chunks.chunk_head(tensor, start, length, kind, total, len(data))
     parsed = shard_pb2.PushRequest.FromString(head + data)
     assert parsed == shard_pb2.PushRequest(
         chunks=[
@@ -34,22 +34,22 @@ def test_a_chunk_by_hand_is_a_chunk_by_protobuf(
         ]
     )
     for message in (head + data, parsed.SerializeToString()):
-        rest, [chunk] = wire.split(message)
+        rest, [chunk] = chunks.split(message)
         assert rest == b""
-        assert chunk == wire.Chunk(tensor, start, length, kind, total, memoryview(data))
+        assert chunk == chunks.Chunk(tensor, start, length, kind, total, memoryview(data))
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_split_as_protobuf_reads_them_or_refused(message: bytes) -> None:
     try:
-        rest, chunks = wire.split(message)
+        rest, pieces = chunks.split(message)
     except InvalidArgument:
         return
     try:
         expected = shard_pb2.PushRequest.FromString(message)
     except DecodeError:
         return  # what is left over is refused by protobuf in its turn
-    assert [(c.tensor, c.start, c.length, bytes(c.data)) for c in chunks] == [
+    assert [(c.tensor, c.start, c.length, bytes(c.data)) for c in pieces] == [
         (c.tensor, c.start, c.length, c.data) for c in expected.chunks
     ]
     left = shard_pb2.PushRequest.FromString(rest)
@@ -59,18 +59,18 @@ def test_any_bytes_are_split_as_protobuf_reads_them_or_refused(message: bytes) -
 def test_an_embedded_message_is_found_and_taken_out() -> None:
     push = shard_pb2.PushRequest(start=shard_pb2.PushStart(job="a", seq=3)).SerializeToString()
     pull = shard_pb2.PushPullRequest(pull=shard_pb2.PullRequest(job="b")).SerializeToString()
-    message = b"".join([pull, *wire.embedded(1, [push])])
+    message = b"".join([pull, *chunks.embedded(1, [push])])
     assert shard_pb2.PushPullRequest.FromString(message).push.start.seq == 3
-    found, rest = wire.inside(message, 1)
+    found, rest = chunks.inside(message, 1)
     assert (bytes(found), rest) == (push, pull)
 
 
 def test_a_message_of_countless_fields_is_refused_before_they_are_read() -> None:
     """A byte or two a field: 64 MiB of them would keep the interpreter for minutes."""
     field = types_pb2.Chunk(length=1).SerializeToString()
-    wire.split(field * wire.MAX_FIELDS)
+    chunks.split(field * chunks.MAX_FIELDS)
     with pytest.raises(InvalidArgument, match="more than 65536 fields"):
-        wire.split(field * (wire.MAX_FIELDS + 1))
+        chunks.split(field * (chunks.MAX_FIELDS + 1))
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
@@ -86,7 +86,7 @@ def test_floats_round_to_nearest_even(name: str, bits: list[int]) -> None:
         return
     expected = torch.from_numpy(values).to(getattr(torch, name)).float().numpy()
     [parts] = list(codec.encode("w", values, 7, name))
-    _, [chunk] = wire.split(b"".join(parts))
+    _, [chunk] = chunks.split(b"".join(parts))
     out = np.empty(values.size, np.float32)
     codec.decode(chunk, out)
     np.testing.assert_array_equal(out, expected)
@@ -126,11 +126,11 @@ def test_a_wrong_checksum_size_or_encoding_is_refused() -> None:
     out = np.empty(2, np.float32)
     data = memoryview(np.ones(2, "<f4").tobytes())
     total = codec.sum32(data)
-    codec.decode(wire.Chunk("w", 0, 2, 1, total, data), out)
+    codec.decode(chunks.Chunk("w", 0, 2, 1, total, data), out)
     for chunk, says in (
-        (wire.Chunk("w", 0, 2, 1, total + 1, data), "w: the checksum of elements 0 to 2"),
-        (wire.Chunk("w", 0, 3, 1, total, data), "w: 3 elements of float32 take 12 bytes, got 8"),
-        (wire.Chunk("w", 0, 2, 9, total, data), "w: 9 is not an encoding"),
+        (chunks.Chunk("w", 0, 2, 1, total + 1, data), "w: the checksum of elements 0 to 2"),
+        (chunks.Chunk("w", 0, 3, 1, total, data), "w: 3 elements of float32 take 12 bytes, got 8"),
+        (chunks.Chunk("w", 0, 2, 9, total, data), "w: 9 is not an encoding"),
     ):
         with pytest.raises(InvalidArgument, match=says):
             codec.decode(chunk, out)
@@ -204,7 +204,7 @@ def test_the_compiled_loops_do_what_numpy_does(
     if special is not None:
         values[special] = rng.choice([np.nan, np.inf, -np.inf])
     data, total = codec.items_of(values, name)
-    chunk = wire.Chunk("w", 0, size, codec.ENCODINGS[name].number, total, memoryview(b"abc" + data)[3:])
+    chunk = chunks.Chunk("w", 0, size, codec.ENCODINGS[name].number, total, memoryview(b"abc" + data)[3:])
     around = np.zeros(size + 4, dtype)
     out = around[3:-1]
     found = codec.decode(chunk, out)
@@ -231,4 +231,4 @@ def test_fits_is_whether_rounding_keeps_every_number_finite(name: str, edge: flo
         data, total = codec.items_of(values, name)
         out = np.empty(2, np.float32)
         number = codec.ENCODINGS[name].number
-        assert codec.fits(values, name) is codec.decode(wire.Chunk("w", 0, 2, number, total, data), out)
+        assert codec.fits(values, name) is codec.decode(chunks.Chunk("w", 0, 2, number, total, data), out)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import ray
 
-from adamserve import consistency, optim
-from adamserve.config import JobConfig
-from adamserve.consistency import Consistency
-from adamserve.service.cluster import launch
-from adamserve.service.controller import ServiceConfig, initial_parts
-from adamserve.sparse import spec_of
+from adamserve import optim
+from adamserve.cluster.controller import ServiceConfig, initial_parts
+from adamserve.cluster.ray_runtime import launch
+from adamserve.job import JobConfig
+from adamserve.shard import consistency
+from adamserve.shard.consistency import Consistency
+from adamserve.shard.sparse import spec_of
 from adamserve.values import Array
 
 

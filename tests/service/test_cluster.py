@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 ALONE = """
 import ray
-from adamserve.service.cluster import connected
+from adamserve.cluster.ray_runtime import connected
 
 with connected(None, num_cpus=1):
     print(*(node["NodeID"] for node in ray.nodes()))

@@ -15,9 +15,9 @@ import ray
 from scipy.optimize import minimize
 
 from adamserve import optim
+from adamserve.cluster.actors import own_error
+from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.errors import NotFound
-from adamserve.service.actors import own_error
-from adamserve.service.client import ClusterClient
 from tests.conftest import Refused
 from tests.optim.oracle import oracle
 from tests.service.conftest import create

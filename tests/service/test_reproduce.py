@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 
-from adamserve import consistency, optim
+from adamserve import optim
 from adamserve.cli.reproduce import NAMES
+from adamserve.shard import consistency
 from tests.browser import visit
 from tests.conftest import Refused
 from tests.service.test_train import COMMAND, run
-from tests.unit.workers.conftest import tiny_mnist, write
+from tests.workers.conftest import tiny_mnist, write
 from workers.data import load
 from workers.experiments import vae
 from workers.experiments.base import Scale, Settings, relative

@@ -16,13 +16,13 @@ import pytest
 import ray
 
 from adamserve import checkpoint, optim
-from adamserve.consistency import BSP, SSP, Async, Consistency
+from adamserve.cluster.actors import own_error
+from adamserve.cluster.cluster_client import ClusterClient
+from adamserve.cluster.controller import initial_parts
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
-from adamserve.partition import partition
-from adamserve.service.actors import own_error
-from adamserve.service.client import ClusterClient
-from adamserve.service.controller import initial_parts
-from adamserve.shard import Shard
+from adamserve.shard.consistency import BSP, SSP, Async, Consistency
+from adamserve.shard.geometry import partition
+from adamserve.shard.shard import Shard
 from adamserve.values import Array, Outcome, Push, ShardState, Stamp, TensorSpec
 from tests.service.conftest import create, random_parameters
 

@@ -12,8 +12,8 @@ import ray
 import torch
 
 from adamserve import SparseRows, checkpoint, optim
+from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.errors import InvalidArgument
-from adamserve.service.client import ClusterClient
 from adamserve.values import Array
 from tests.service.conftest import create
 from tests.service.test_train import record_of, run

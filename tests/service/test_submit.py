@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from adamserve.cli import main
+from adamserve.cluster import submit
 from adamserve.errors import InvalidArgument, Unavailable
-from adamserve.service import submission
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -43,21 +43,21 @@ FOLLOWED = """
 import json, sys, time
 from dataclasses import asdict
 from adamserve.errors import Unavailable
-from adamserve.service import submission
+from adamserve.cluster import submit
 
-client = submission.connect(sys.argv[1])
-ids = [submission.submit(client, entrypoint) for entrypoint in sys.argv[2:]]
-slow = submission.submit(client, "echo begun; sleep 600")
+client = submit.connect(sys.argv[1])
+ids = [submit.submit(client, entrypoint) for entrypoint in sys.argv[2:]]
+slow = submit.submit(client, "echo begun; sleep 600")
 found, text = [], []
 for name in ids:
-    found.append(asdict(submission.follow(client, name, text.append, 60)))
+    found.append(asdict(submit.follow(client, name, text.append, 60)))
 try:
-    submission.follow(client, slow, text.append, 0.5)
+    submit.follow(client, slow, text.append, 0.5)
 except Unavailable as error:
     late = str(error)
-running = submission.state(client, slow)
+running = submit.state(client, slow)
 client.stop_job(slow)
-stopped = submission.follow(client, slow, text.append, 60)
+stopped = submit.follow(client, slow, text.append, 60)
 print(json.dumps({"jobs": found, "late": late, "running": running.exit_code, "stopped": asdict(stopped),
                   "log": "".join(text)}))
 """
@@ -267,7 +267,7 @@ def test_a_bad_option_is_named_before_anything_is_submitted(
 @pytest.mark.parametrize("address", [None, "", "auto", "127.0.0.1:6379", "ray://head:10001", "http://head"])
 def test_what_is_no_url_of_a_job_server_is_refused(address: str | None) -> None:
     with pytest.raises(InvalidArgument, match="give http://HOST:8265") as caught:
-        submission.connect(address)
+        submit.connect(address)
     assert caught.value.field == "address"
 
 
@@ -284,7 +284,7 @@ def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         began = time.monotonic()
         with pytest.raises(Unavailable, match=r"no answer within 0\.5 s"):
-            submission.connect(f"http://127.0.0.1:{server.getsockname()[1]}", answer_s=0.5)
+            submit.connect(f"http://127.0.0.1:{server.getsockname()[1]}", answer_s=0.5)
     assert time.monotonic() - began < 5
 
 
@@ -299,5 +299,5 @@ def test_a_server_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     with HTTPServer(("127.0.0.1", 0), Other) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(Unavailable, match="Version check returned 404"):
-            submission.connect(f"http://127.0.0.1:{server.server_port}")
+            submit.connect(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()

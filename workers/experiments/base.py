@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from adamserve.consistency import Consistency
+from adamserve.shard.consistency import Consistency
 from workers.data import Dataset
 from workers.experiments.lab import Data, Lab
 

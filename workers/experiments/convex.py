@@ -14,8 +14,8 @@ import ray
 import torch
 
 from adamserve import optim, regret
-from adamserve.consistency import Async
-from adamserve.service.client import ClusterClient
+from adamserve.cluster.cluster_client import ClusterClient
+from adamserve.shard.consistency import Async
 from adamserve.values import Array, Gradient, SparseRows, TensorSpec
 from workers.data.batches import indices
 from workers.data.streams import Alternating, Quadratic, Stream

@@ -18,14 +18,15 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from adamserve import consistency, optim
-from adamserve.config import JobConfig
-from adamserve.consistency import Async, Consistency
+from adamserve import optim
+from adamserve.cluster.actors import own_error
+from adamserve.cluster.cluster_client import ClusterClient
+from adamserve.cluster.controller import ServiceConfig, initial_parts
+from adamserve.cluster.ray_runtime import connected, launch
 from adamserve.errors import NotFinite
-from adamserve.service.actors import own_error
-from adamserve.service.client import ClusterClient
-from adamserve.service.cluster import connected, launch
-from adamserve.service.controller import ServiceConfig, initial_parts
+from adamserve.job import JobConfig
+from adamserve.shard import consistency
+from adamserve.shard.consistency import Async, Consistency
 from adamserve.values import Array, Gradient
 from workers import networks
 from workers.actor import Task, WorkerActor

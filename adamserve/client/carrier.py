@@ -1,0 +1,222 @@
+"""What carries a client's messages to a shard: gRPC, or frames on bare connections where the shard takes them."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Protocol
+
+from adamserve.errors import AdamServeError, Unavailable
+from adamserve.v1 import direct_pb2
+from adamserve.values import Deadline
+from adamserve.wire import status
+from adamserve.wire.frames import CALL, END, MESSAGE, STATUS, Frames, Parts
+
+SERVICE = "/adamserve.v1.ShardService"
+
+LONGEST_ANSWER = 8 << 20
+"""Bytes of the longest message that a client takes."""
+
+
+class Carrier(Protocol):
+    """One way to a shard."""
+
+    def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
+        """Make one call of ShardService; thread-safe.
+
+        Args:
+            method: its name.
+            messages: the call's, in pieces.
+            timeout_s: for everything until the last answer.
+
+        Returns:
+            The answers; each stays where it is until the next one is taken.
+
+        Raises:
+            grpc.RpcError, AdamServeError: while the answers are taken. Unavailable: another try may help.
+        """
+
+    def close(self) -> None:
+        """Disconnect; calls under way fail."""
+
+
+class GrpcCarrier:
+    """ShardService as gRPC knows it."""
+
+    def __init__(self, channel: Any, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        self._channel = channel
+        self._metadata = metadata
+        self._push_one = channel.unary_unary(f"{SERVICE}/Push")
+        self._push = channel.stream_unary(f"{SERVICE}/Push")
+        self._pull = channel.unary_stream(f"{SERVICE}/Pull")
+        self._push_pull = channel.stream_stream(f"{SERVICE}/PushPull")
+
+    def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
+        """As `Carrier.call`."""
+        whole = map(b"".join, messages)
+        options = {"timeout": timeout_s, "metadata": self._metadata}
+        if method == "Pull":
+            yield from self._pull(next(whole), **options)
+        elif method == "PushPull":
+            yield from self._push_pull(whole, **options)
+        else:
+            first, second = next(whole), next(whole, None)
+            if second is None:  # the same bytes as a stream of one message, in fewer steps
+                yield self._push_one(first, **options)
+            else:
+                yield self._push(_chained(first, second, whole), **options)
+
+    def close(self) -> None:
+        """As `Carrier.close`."""
+        self._channel.close()
+
+
+class Unreachable(Unavailable):
+    """No direct connection can be made; nothing was sent."""
+
+
+class Full(Unavailable):
+    """A new connection was ended before anything came over it, as by a shard that has no place for another."""
+
+
+class Connector(Protocol):
+    """Makes connections to one endpoint."""
+
+    def __call__(self, timeout_s: float) -> socket.socket:
+        """A connection with the preface sent.
+
+        Raises:
+            OSError: there is none to be had.
+        """
+
+
+class DirectCarrier:
+    """ShardService over bare connections (direct.proto): one for each call under way, kept for the next."""
+
+    def __init__(self, connect: Connector, authorization: str) -> None:
+        self._connect = connect
+        self._authorization = authorization
+        self._free: list[Frames] = []
+        self._used: set[Frames] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
+        """As `Carrier.call`. The connection is made, or found, at once.
+
+        Raises:
+            Unreachable: there is none.
+        """
+        deadline = Deadline.after(timeout_s)
+        frames, fresh = self._take(timeout_s)
+        asked = direct_pb2.Call(
+            method=method, authorization=self._authorization, timeout_ms=max(1, int(timeout_s * 1000))
+        )
+        return self._exchange(frames, asked, messages, deadline, fresh=fresh)
+
+    def close(self) -> None:
+        """As `Carrier.close`."""
+        with self._lock:
+            self._closed = True
+            for frames in self._used:
+                frames.cut()
+            for frames in self._free:
+                frames.close()
+            self._free.clear()
+
+    def _exchange(
+        self,
+        frames: Frames,
+        asked: direct_pb2.Call,
+        messages: Iterable[Parts],
+        deadline: Deadline,
+        *,
+        fresh: bool,
+    ) -> Iterator[memoryview]:
+        answered, silent = False, fresh
+        try:
+            with suppress(ConnectionError):  # it may have been refused already: the answer says why
+                self._send(frames, asked, messages, deadline)
+            while True:
+                frames.socket.settimeout(max(0.001, deadline.remaining()))
+                frame = frames.get()
+                if frame is None:
+                    raise (Full if silent else Unavailable)("the connection ended before the answer")
+                silent = False
+                kind, content = frame
+                if kind == STATUS:
+                    if content:
+                        raise _error(bytes(content))
+                    answered = True
+                    return
+                if kind != MESSAGE:
+                    raise Unavailable(f"the shard sent a frame of kind {kind}")
+                yield content
+        except OSError as error:
+            kind_of = Full if silent and isinstance(error, ConnectionError) else Unavailable
+            raise kind_of(f"the connection failed: {error or type(error).__name__}") from None
+        finally:
+            self._give(frames, whole=answered)
+
+    def _send(
+        self, frames: Frames, asked: direct_pb2.Call, messages: Iterable[Parts], deadline: Deadline
+    ) -> None:
+        """Send a whole call, or what the shard takes of it."""
+        frames.put(CALL, [asked.SerializeToString()])
+        for parts in messages:
+            frames.socket.settimeout(max(0.001, deadline.remaining()))
+            frames.put(MESSAGE, parts)
+            if _readable(frames.socket):
+                break  # it was refused in the middle
+        frames.put(END)
+        frames.flush()
+
+    def _take(self, timeout_s: float) -> tuple[Frames, bool]:
+        """A connection that nobody uses, and whether it is new."""
+        with self._lock:
+            while self._free:
+                frames = self._free.pop()
+                if not _readable(
+                    frames.socket
+                ):  # else it was closed meanwhile: nothing else comes between calls
+                    self._used.add(frames)
+                    return frames, False
+                frames.close()
+        try:
+            frames = Frames(self._connect(timeout_s), LONGEST_ANSWER)
+        except OSError as error:
+            raise Unreachable(f"cannot connect: {error or type(error).__name__}") from None
+        with self._lock:
+            if self._closed:
+                frames.close()
+                raise Unreachable("the client is closed")
+            self._used.add(frames)
+        return frames, True
+
+    def _give(self, frames: Frames, *, whole: bool) -> None:
+        """Keep a connection whose call was answered; close any other."""
+        with self._lock:
+            self._used.discard(frames)
+            if whole and not self._closed:
+                self._free.append(frames)
+                return
+        frames.close()
+
+
+def _readable(connected: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connected, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _error(details: bytes) -> AdamServeError:
+    return status.from_details(details) or Unavailable("the shard answered with an error that cannot be read")
+
+
+def _chained(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield second
+    yield from rest

@@ -1,0 +1,1 @@
+"""Ray, and all of it: shard processes, the controller that places and heals them, and submitted jobs."""

@@ -1,0 +1,134 @@
+"""A Ray to run on: one that this process starts, or one that runs already."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from adamserve.cluster.actors import own_error
+from adamserve.cluster.controller import CALL_TIMEOUT_S, ControllerActor, ServiceConfig
+from adamserve.errors import Conflict, InvalidArgument, Unavailable
+
+NAMESPACE = "adamserve"
+"""Ray namespace of every named actor."""
+
+PROBE_S = 5.0
+"""How long a cluster's address may take to accept a connection."""
+
+
+@contextmanager
+def connected(
+    address: str | None, *, num_cpus: int | None = None, num_gpus: int | None = None
+) -> Iterator[None]:
+    """Join the Ray cluster at `address`, or start a local one, and leave (or stop) it at the end.
+
+    Ray's token authentication is left as it is set, and so are this process's handlers of SIGINT and SIGTERM, which Ray
+    would replace. A local Ray gets no dashboard.
+
+    Args:
+        address: "host:port" of a running head, "auto" for one on this machine, or None to start one.
+        num_cpus, num_gpus: what a local Ray may hand out; ignored with an address.
+
+    Raises:
+        InvalidArgument: the address cannot be read.
+        Unavailable: nothing answers there.
+    """
+    with _same_signals():
+        if address is None:
+            ray.init(
+                address="local",  # without it Ray joins whatever cluster was started last on this machine
+                namespace=NAMESPACE,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            _probe(address)
+            try:
+                ray.init(
+                    address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise Unavailable(
+                    f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}",
+                    field="address",
+                    fix="start one with ray start --head",
+                ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _same_signals() -> Iterator[None]:
+    """Keep this process's own handlers: Ray's would end it at SIGTERM, whatever it still had to write."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            if callable(handler):
+                signal.signal(number, handler)
+
+
+def launch(config: ServiceConfig) -> Any:
+    """Start a service on the connected cluster; returns its controller's handle once every shard is up.
+
+    The controller is a named actor in `NAMESPACE`; it and its shards end with this process, or by `stop`.
+
+    Raises:
+        Conflict: a service of that name runs on this cluster.
+        InvalidArgument: the cluster has fewer GPUs than the shards ask for.
+        Unavailable: the shards did not start.
+    """
+    gpus = config.gpus_per_shard * config.shards
+    present = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    if gpus > present:
+        raise InvalidArgument(
+            f"{config.shards} shards ask for {gpus:g} GPUs, the cluster has {present:g}",
+            field="gpus_per_shard",
+            fix="ask for less, or leave it out to run on CPUs",
+        )
+    try:
+        controller = ControllerActor.options(name=config.name, namespace=NAMESPACE).remote(config)
+        ray.get(controller.status.remote(), timeout=CALL_TIMEOUT_S)
+    except ValueError as error:
+        raise Conflict(str(error).splitlines()[0], field="name", fix="choose another name") from None
+    except RayTaskError as error:
+        raise own_error(error) from None
+    except (RayActorError, GetTimeoutError) as error:
+        raise Unavailable(f"the service did not start: {str(error).strip().splitlines()[-1]}") from None
+    return controller
+
+
+def _probe(address: str) -> None:
+    """Find out in seconds what Ray takes minutes to say: that nothing listens there."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InvalidArgument(
+            f"{address!r} is not an address", field="address", fix="give host:port, or auto"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
+    except OSError as error:
+        raise Unavailable(
+            f"nothing answers at {address}: {error.strerror or error}",
+            field="address",
+            fix="check that the head runs (ray start --head), or leave --address out to start a local Ray",
+        ) from None

@@ -1,0 +1,285 @@
+"""A whole service in one call: Ray, controller, shards with their endpoints, ControlService and metrics."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from adamserve import checkpoint
+from adamserve.cluster.actors import own_error
+from adamserve.cluster.controller import CALL_TIMEOUT_S, ServiceConfig
+from adamserve.cluster.exporting import node_address
+from adamserve.cluster.ray_runtime import connected, launch
+from adamserve.edge import control_service
+from adamserve.edge.grpc_server import serve
+from adamserve.edge.security import Security, Tokens, check_bind
+from adamserve.edge.shard_edge import ShardEdge
+from adamserve.errors import AdamServeError, CheckpointError, InvalidArgument, NotFound, Unauthenticated
+from adamserve.job import host_port
+from adamserve.observe.discovery import Directory
+from adamserve.observe.exporter import Exporter, Observed, Reading
+from adamserve.observe.families import RPC_FAMILIES
+from adamserve.observe.logs import LogConfig, fields, set_up
+from adamserve.observe.news import News
+from adamserve.observe.page import Board, pages
+from adamserve.observe.rpc_counts import Calls
+from adamserve.observe.summary import state_of
+
+log = logging.getLogger("adamserve.rpc")
+
+OBSERVE_EVERY_S = 1.0
+"""How often the metrics are shown anew."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """What `adamserve serve` takes; see its options."""
+
+    name: str = "adamserve"
+    host: str = "127.0.0.1"
+    port: int = 50051
+    metrics_port: int = 0
+    sd_file: Path | None = None
+    shards: int = 1
+    checkpoint_dir: Path | None = None
+    security: Security = field(default_factory=Security)
+    insecure: bool = False
+    address: str | None = None
+    gpus_per_shard: float = 0.0
+    threads_per_shard: int = 0
+    grace_s: float = 10.0
+    log: LogConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("port", "metrics_port"):
+            if not 0 <= getattr(self, name) < 65536:
+                raise InvalidArgument(f"must be 0 to 65535, got {getattr(self, name)}", field=name)
+        if not self.grace_s >= 0:
+            raise InvalidArgument(f"must be at least 0 seconds, got {self.grace_s}", field="grace_s")
+        check_bind(self.host, self.security, insecure=self.insecure)
+        self.service()  # what is wrong with it is said before Ray is started
+
+    def service(self) -> ServiceConfig:
+        """The service that is served."""
+        return ServiceConfig(
+            name=self.name,
+            shards=self.shards,
+            checkpoint_dir=self.checkpoint_dir,
+            gpus_per_shard=self.gpus_per_shard,
+            threads_per_shard=self.threads_per_shard,
+            edge=ShardEdge(self.host, self.security),
+            metrics_host=self.host,
+            log=self.log,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """How to reach a service that runs.
+
+    Attributes:
+        target: host:port of ControlService, for `adamserve.connect`.
+        shards: host:port of each ShardService.
+        metrics: URL for Prometheus.
+        status: URL of the status page.
+        discovery: URL where Prometheus discovers every process's metrics (http_sd).
+        tls, token: whether clients need an authority's certificate, and a token.
+        jobs: taken up from checkpoints.
+    """
+
+    target: str
+    shards: tuple[str, ...]
+    metrics: str
+    status: str
+    discovery: str
+    tls: bool
+    token: bool
+    jobs: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        options = (', ca="ca.pem"' if self.tls else "") + (', token_file="token"' if self.token else "")
+        lines = [
+            "adamserve is ready",
+            f"  control  {self.target}",
+            *(f"  shard {i}  {address}" for i, address in enumerate(self.shards)),
+            f"  metrics  {self.metrics}",
+            f"  status   {self.status}",
+            f"  targets  {self.discovery}",
+            f"  jobs     {', '.join(self.jobs) or 'none yet'}",
+            f'  connect  adamserve.connect("{self.target}", job="NAME"{options})',
+        ]
+        return "\n".join(lines)
+
+
+def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
+    """Serve until SIGTERM or SIGINT; then drain, write a checkpoint of every job, and return."""
+    stopping = threading.Event()
+    if config.log is not None:
+        set_up(config.log)
+    # While Ray starts, Ctrl-C still ends the process at once.
+    with connected(config.address), _signals(stopping), serving(config) as (ready, observe):
+        on_ready(ready)
+        log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))
+        while not stopping.wait(OBSERVE_EVERY_S):
+            _attempt(observe)
+        _attempt(observe)  # what has happened since is told too
+        log.info("stopping", extra=fields(grace_s=config.grace_s))
+    log.info("stopped")
+
+
+def _attempt(observe: Callable[[], None]) -> None:
+    """A controller that is slow to answer is no reason to stop serving: its metrics stay as they were."""
+    try:
+        observe()
+    except ray.exceptions.GetTimeoutError:
+        log.warning("the controller has not answered for %.0f s", CALL_TIMEOUT_S)
+
+
+@contextmanager
+def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
+    """A service on the connected Ray, drained and stopped at the end.
+
+    Yields:
+        How to reach it, and a function that shows the metrics anew.
+    """
+    controller = launch(config.service())
+    try:
+        jobs = _resume(controller, config.checkpoint_dir)
+        servicer = control_service.ControlServicer(controller, config.shards, config.security)
+        calls = Calls()
+        endpoint = serve(
+            config.security.limits, control_service.SERVICE, servicer.handler(), servicer.stalls, calls
+        )
+        advertise = node_address(config.host)
+        endpoint.listen(config.host, config.port, config.security, advertise)
+        board, news, directory = Board(), News(), Directory(config.sd_file)
+        tokens = config.security.tokens
+        exporter = Exporter.serve(
+            config.host,
+            config.metrics_port,
+            pages(board),
+            (lambda given: may_look(tokens, given)) if tokens.digests else None,
+            collect=[Reading(RPC_FAMILIES, lambda: [calls])],
+            open_pages={"/sd": directory.page},
+        )
+        web = host_port(advertise, exporter.port)
+        directory.put("controller", {0: web})
+
+        def observe() -> None:
+            statuses = _ask(controller.status.remote())
+            observed = [Observed(status.name, status, status.account, None) for status in statuses]
+            exporter.show(*observed)
+            jobs = [state_of(one) for one in observed]
+            board.show(*jobs)
+            news.show(*jobs)
+            directory.put("shard", _ask(controller.metrics.remote()))
+
+        try:
+            observe()
+            endpoint.serve()
+            shards = tuple(process["endpoint"] for process in _ask(controller.processes.remote()))
+            yield (
+                Ready(
+                    endpoint.address,
+                    shards,
+                    f"http://{web}/metrics",
+                    f"http://{web}/",
+                    f"http://{web}/sd",
+                    bool(config.security.cert),
+                    bool(config.security.tokens.digests),
+                    jobs,
+                ),
+                observe,
+            )
+        finally:
+            endpoint.drain(config.grace_s)
+            directory.close()
+            exporter.close()
+            try:
+                # Each of its waits has a deadline; how many there are depends on the jobs.
+                _ask(controller.drain.remote(config.grace_s), timeout_s=None)
+            except (AdamServeError, RayError) as error:
+                log.error("the last checkpoint failed: %s", error)
+                raise
+    finally:
+        ray.get(controller.stop.remote(), timeout=CALL_TIMEOUT_S)
+        ray.kill(controller)
+
+
+def may_look(tokens: Tokens, given: str) -> bool:
+    """Whether an HTTP `Authorization` header carries a token good for every job: as Bearer, or as Basic's password."""
+    scheme, _, rest = given.partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            rest = base64.b64decode(rest, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return False
+    try:
+        tokens.check([("authorization", f"Bearer {rest}")], None)
+    except Unauthenticated:
+        return False
+    return scheme.lower() in ("basic", "bearer")
+
+
+def read_pem(path: Path | None, name: str) -> bytes:
+    """A PEM file's content; empty without a path.
+
+    Raises:
+        InvalidArgument: it cannot be read, or is not PEM.
+    """
+    if path is None:
+        return b""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror}", field=name) from None
+    if b"-----BEGIN" not in content:
+        raise InvalidArgument(f"{path} is not a PEM file", field=name)
+    return content
+
+
+def _resume(controller: Any, folder: Path | None) -> tuple[str, ...]:
+    """Take up every job that has a checkpoint; one of which none verifies does not keep the others waiting."""
+    taken_up = []
+    for name in checkpoint.list_jobs(folder) if folder is not None else ():
+        try:
+            _ask(controller.resume.remote(name), timeout_s=None)  # reads and verifies every byte of it
+        except (NotFound, CheckpointError) as error:
+            log.error("job cannot be taken up: %s", error, extra=fields(job=name))
+        else:
+            taken_up.append(name)
+    return tuple(taken_up)
+
+
+def _ask(ref: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        raise own_error(error) from None
+
+
+@contextmanager
+def _signals(stopping: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set the event."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in kept:
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

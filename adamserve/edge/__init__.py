@@ -1,0 +1,1 @@
+"""The servers: ShardService over gRPC and bare connections, ControlService, and who may call them."""

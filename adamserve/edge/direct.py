@@ -1,0 +1,279 @@
+"""ShardService's calls over bare connections: one thread each, one call after the other (direct.proto)."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from adamserve.edge.grpc_server import parse
+from adamserve.edge.security import Security
+from adamserve.edge.shard_service import ShardCalls
+from adamserve.errors import AdamServeError, InvalidArgument, NotFound, Unavailable
+from adamserve.job import host_port
+from adamserve.observe.rpc_counts import Calls
+from adamserve.v1 import direct_pb2
+from adamserve.values import Deadline
+from adamserve.wire import status
+from adamserve.wire.frames import CALL, END, MESSAGE, STATUS, Frames, server_tls
+
+log = logging.getLogger("adamserve.rpc")
+
+CARRIER = "direct"
+"""What such calls are counted under."""
+
+GREETING_S = 10.0
+"""Longest that TLS and the preface may take."""
+
+CALL_BYTES = 1 << 16
+"""Longest first frame of a call: its token is looked at after it."""
+
+PAUSE_S = 0.1
+"""After a connection could not be taken, as where the process has no descriptor left."""
+
+IDLE_S = 60.0
+"""A connection on which nothing was asked for as long is closed."""
+
+FAREWELL_S, FAREWELL_BYTES = 5.0, 64 << 20
+"""How long, and how far, a refused call is read on, so that its sender sees why before the connection ends."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class DirectCall:
+    """One call (`adamserve.edge.grpc_server.Call`)."""
+
+    frames: Frames
+    caller: str
+    authorization: str
+    deadline: Deadline | None
+
+    def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
+        """The authorization that came with it."""
+        return [("authorization", self.authorization)] if self.authorization else []
+
+    def time_remaining(self) -> float | None:
+        """Seconds that the caller will still wait; None without end."""
+        return None if self.deadline is None else self.deadline.remaining()
+
+    def peer(self) -> str:
+        """Who called, for people."""
+        return self.caller
+
+    def cancel(self) -> None:
+        """End its connection."""
+        self.frames.cut()
+
+
+class DirectEndpoint:
+    """Listens for bare connections beside a shard's gRPC endpoint.
+
+    Args:
+        calls: what the methods do.
+        security: TLS, and as many connections as it allows streams. Further ones are closed at once: gRPC is left.
+        counts: counts the calls.
+    """
+
+    def __init__(self, calls: ShardCalls, security: Security, counts: Calls) -> None:
+        self.address = ""
+        self._counts = counts
+        self._calls = calls
+        self._limits = security.limits
+        self._tls = server_tls(security.cert, security.key, security.client_ca) if security.cert else None
+        self._changed = threading.Condition()
+        self._idle: set[socket.socket] = set()
+        self._busy: set[socket.socket] = set()
+        self._draining = False
+        self._server: socket.socket
+
+    def listen(self, host: str, advertise: str) -> None:
+        """Bind any free port and take connections.
+
+        Raises:
+            Unavailable: no port can be bound.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._server = socket.create_server(
+                (host, 0), family=family, backlog=self._limits.streams, dualstack_ipv6=host == "::"
+            )
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {host}: {error}", field="host") from None
+        self.address = host_port(advertise, self._server.getsockname()[1])
+        threading.Thread(target=self._accept, name="adamserve-direct", daemon=True).start()
+
+    def drain(self, grace_s: float) -> None:
+        """Take no new calls, let the running ones end within `grace_s` seconds, and stop."""
+        deadline = Deadline.after(grace_s)
+        with self._changed:
+            self._draining = True
+            _cut(self._server)
+            for connected in self._idle:
+                _cut(connected)
+            while self._busy and deadline.remaining():
+                self._changed.wait(deadline.remaining())
+            for connected in self._busy:
+                _cut(connected)
+        self._server.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connected, address = self._server.accept()
+            except OSError as error:
+                with self._changed:
+                    if self._draining or self._changed.wait_for(lambda: self._draining, PAUSE_S):
+                        return
+                log.warning("cannot take a connection: %s", error)
+                continue
+            with self._changed:
+                full = self._draining or len(self._idle) + len(self._busy) >= self._limits.streams
+                if not full:
+                    self._idle.add(connected)
+            if full:
+                log.warning("refused a connection from %s: %d are open", address[0], self._limits.streams)
+                connected.close()
+                continue
+            caller = f"{address[0]}:{address[1]}"
+            try:
+                threading.Thread(
+                    target=self._serve, args=(connected, caller), name="adamserve-direct-call", daemon=True
+                ).start()
+            except RuntimeError as error:
+                log.warning("cannot serve a connection from %s: %s", caller, error)
+                with self._changed:
+                    self._idle.discard(connected)
+                connected.close()
+
+    def _serve(self, connected: socket.socket, caller: str) -> None:
+        """Answer the calls of one connection until either side ends it."""
+        frames: Frames | None = None
+        greeting = threading.Timer(GREETING_S, lambda: _cut(connected))  # however slowly bytes come
+        greeting.daemon = True
+        greeting.start()
+        try:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls:
+                plain = connected
+                connected = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+                self._swap(plain, connected)
+                connected.do_handshake()
+            frames = Frames(connected, self._limits.message_bytes)
+            frames.take_preface()
+            greeting.cancel()
+            while self._answer(frames, caller):
+                pass
+        except (OSError, AdamServeError) as error:
+            log.debug("a connection from %s ended: %s", caller, error)
+        finally:
+            greeting.cancel()
+            with self._changed:
+                self._idle.discard(connected)
+                self._busy.discard(connected)
+                self._changed.notify_all()
+            (frames or connected).close()
+
+    def _swap(self, plain: socket.socket, secured: socket.socket) -> None:
+        """TLS takes the descriptor over into a socket of its own."""
+        with self._changed:
+            self._idle.discard(plain)
+            self._idle.add(secured)
+
+    def _answer(self, frames: Frames, caller: str) -> bool:
+        """Wait for one call and answer it; returns whether another may follow."""
+        frames.socket.settimeout(IDLE_S)
+        first = frames.opening(CALL_BYTES, GREETING_S)
+        if first is None:
+            return False
+        with self._changed:
+            if self._draining:
+                return False
+            self._idle.discard(frames.socket)
+            self._busy.add(frames.socket)
+        frames.socket.settimeout(None)  # from here on `Stalls` watches
+        messages = _Messages(frames)
+        name, code = "", "CANCELLED"
+        try:
+            kind, content = first
+            if kind != CALL:
+                raise InvalidArgument("a call begins with CALL", field="frame")
+            asked = parse(direct_pb2.Call, content)
+            method = self._calls.methods.get(asked.method)
+            name = "unknown" if method is None else asked.method
+            self._counts.started(name, CARRIER)
+            if method is None:
+                raise NotFound(
+                    f"there is no method {asked.method!r}", field="method", fix=f"{[*self._calls.methods]}"
+                )
+            deadline = Deadline.after(asked.timeout_ms / 1000) if asked.timeout_ms else None
+            call = DirectCall(frames, caller, asked.authorization, deadline)
+            for parts in method(messages, call):
+                frames.put(MESSAGE, parts)
+            frames.socket.settimeout(
+                self._limits.stall_s
+            )  # what is left is small, and `Stalls` watches no more
+            frames.put(STATUS)
+            frames.flush()
+            code = "OK"
+            going_on = messages.ended
+        except AdamServeError as error:
+            code = status.code_of(error).name
+            self._refuse(frames, error)
+            going_on = False
+        except OSError:
+            raise
+        except Exception:
+            code = "UNKNOWN"
+            log.exception("a call from %s failed", caller)
+            self._refuse(frames, Unavailable("the shard failed; its log says how"))
+            going_on = False
+        finally:
+            if name:
+                self._counts.handled(name, code, CARRIER)
+        with self._changed:
+            self._busy.discard(frames.socket)
+            self._idle.add(frames.socket)
+            self._changed.notify_all()
+            return going_on and not self._draining
+
+    def _refuse(self, frames: Frames, error: AdamServeError) -> None:
+        """End a call with an error; the sender may be in the middle of it, and has to see the answer first."""
+        frames.socket.settimeout(FAREWELL_S)
+        frames.put(STATUS, [status.details(error)])
+        frames.flush()
+        frames.socket.shutdown(socket.SHUT_WR)
+        last = threading.Timer(FAREWELL_S, frames.cut)
+        last.start()
+        try:
+            frames.discard(FAREWELL_BYTES)
+        finally:
+            last.cancel()
+
+
+class _Messages(Iterator[memoryview]):
+    """The messages of one call, until its end."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self.ended = False
+
+    def __next__(self) -> memoryview:
+        if self.ended:
+            raise StopIteration
+        frame = self._frames.get()
+        if frame is None:
+            raise ConnectionResetError("the connection ended within a call")
+        kind, content = frame
+        if kind == END:
+            self.ended = True
+            raise StopIteration
+        if kind != MESSAGE:
+            raise InvalidArgument(f"a frame of kind {kind} within a call", field="frame")
+        return content
+
+
+def _cut(connected: socket.socket) -> None:
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)

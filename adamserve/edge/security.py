@@ -1,0 +1,139 @@
+"""Who may call: TLS files, bearer tokens, limits, and where an endpoint may listen."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import grpc
+
+from adamserve.errors import DataError, InvalidArgument, Unauthenticated
+from adamserve.job import host_port
+from adamserve.job import is_loopback as is_loopback
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one service takes from the wire.
+
+    Attributes:
+        message_bytes: longest message; a chunk is shorter.
+        tensors, name_bytes: of a job.
+        jobs, pushers: of the service, and of a job (live or not).
+        job_bytes: parameters and slots of one job.
+        streams: calls at the same time, on one endpoint.
+        stall_s: a stream on which nothing moves for as long is cut.
+        call_s: longest that any call may take.
+    """
+
+    message_bytes: int = 6 << 20
+    tensors: int = 10_000
+    name_bytes: int = 256
+    jobs: int = 64
+    pushers: int = 4096
+    job_bytes: int = 256 << 30
+    streams: int = 256
+    stall_s: float = 30.0
+    call_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens that a service accepts, as SHA-256; for every job ("") or one. Empty: everyone may call."""
+
+    digests: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Tokens:
+        """Read a file of tokens: a line "TOKEN" is good for every job, a line "JOB TOKEN" for that one.
+
+        Raises:
+            DataError: the file cannot be read, or holds no token; the tokens themselves are never shown.
+        """
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot be read: {error}", field=str(path)) from None
+        pairs = [words for line in lines if (words := line.split()) and not line.lstrip().startswith("#")]
+        if not pairs or any(len(words) > 2 for words in pairs):
+            raise DataError("holds no token", field=str(path), fix="write a line TOKEN, or lines JOB TOKEN")
+        return cls(tuple((words[0] if len(words) == 2 else "", _digest(words[-1])) for words in pairs))
+
+    def check(self, metadata: Iterable[tuple[str, str | bytes]], job: str | None) -> None:
+        """Refuse a call that carries no token good for this job (None: for every job).
+
+        Every token is compared, each in constant time.
+        """
+        if not self.digests:
+            return
+        given = next((value for key, value in metadata if key == "authorization"), "")
+        scheme, _, token = (given if isinstance(given, str) else "").partition(" ")
+        digest = _digest(token)
+        good = False
+        for allowed, known in self.digests:
+            good |= hmac.compare_digest(known, digest) and allowed in ("", job)
+        if scheme.lower() != "bearer" or not good:
+            raise Unauthenticated(
+                "the call carries no token that allows this" if token else "the call carries no token",
+                field="authorization",
+                fix="connect with the service's token",
+            )
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode()).digest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Security:
+    """How endpoints listen; it travels to every shard's process.
+
+    Attributes:
+        cert, key: the server's PEM certificate chain and key; empty for plain text.
+        client_ca: PEM authorities that a client's certificate must come from (mutual TLS); empty asks for none.
+        tokens: who may call.
+        limits: what is taken.
+    """
+
+    cert: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    client_ca: bytes = field(default=b"", repr=False)
+    tokens: Tokens = Tokens()
+    limits: Limits = Limits()
+
+    def bind(self, server: grpc.Server, host: str, port: int) -> int:
+        """Listen on host:port (0: any free one); returns the port."""
+        if not self.cert:
+            return server.add_insecure_port(host_port(host, port))
+        credentials = grpc.ssl_server_credentials(
+            [(self.key, self.cert)],
+            root_certificates=self.client_ca or None,
+            require_client_auth=bool(self.client_ca),
+        )
+        return server.add_secure_port(host_port(host, port), credentials)
+
+
+def check_bind(host: str, security: Security, *, insecure: bool) -> None:
+    """Refuse to listen beyond this machine without TLS and a token, unless told so in so many words.
+
+    Raises:
+        InvalidArgument: says what is missing.
+    """
+    if bool(security.cert) != bool(security.key):
+        raise InvalidArgument("a certificate and its key go together", field="tls_cert", fix="give both")
+    if security.client_ca and not security.cert:
+        raise InvalidArgument(
+            "mutual TLS needs the server's certificate", field="tls_ca", fix="give --tls-cert"
+        )
+    if insecure or is_loopback(host) or (security.cert and security.tokens.digests):
+        return
+    missing = [] if security.cert else ["--tls-cert and --tls-key"]
+    missing += [] if security.tokens.digests else ["--token-file"]
+    raise InvalidArgument(
+        f"{host} can be reached from other machines",
+        field="host",
+        fix=f"give {' and '.join(missing)}, or --insecure if the network is trusted",
+    )

@@ -1,0 +1,270 @@
+"""ShardService: what its calls do, with the `ShardHost`s of one shard process; gRPC's side of it is at the end.
+
+A push is assembled in buffers of its own while it arrives, without the shard's lock; only a complete and correct one is
+offered to the shard. A stream on which nothing moves is cut by `Stalls`, so that nobody holds a thread for long.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import grpc
+import numpy as np
+
+from adamserve.cluster.actors import Hosts
+from adamserve.edge.assembly import Assembly
+from adamserve.edge.buffers import Buffers
+from adamserve.edge.grpc_server import Call, Stalls, answers, deadline_of, parse, streams
+from adamserve.edge.security import Security
+from adamserve.errors import InvalidArgument
+from adamserve.optim.engine.threads import share
+from adamserve.shard.host import ShardHost
+from adamserve.v1 import shard_pb2, types_pb2
+from adamserve.values import Array, Narrow, Outcome, Push, Receipt, Stamp
+from adamserve.wire import chunks, codec
+from adamserve.wire.frames import Parts
+
+SERVICE = "adamserve.v1.ShardService"
+
+Messages = Iterable[bytes | memoryview]
+
+Method = Callable[[Messages, Call], Iterator[Parts]]
+
+OUTCOMES: Mapping[Outcome, shard_pb2.Outcome] = {
+    Outcome.APPLIED: shard_pb2.OUTCOME_APPLIED,
+    Outcome.DUPLICATE: shard_pb2.OUTCOME_DUPLICATE,
+    Outcome.STALE: shard_pb2.OUTCOME_STALE,
+}
+
+
+class ShardCalls:
+    """Push, Pull and PushPull over the hosts of one process, whatever carries their messages.
+
+    Each takes a call's messages, which need to last only until the next one is taken, and yields answers in pieces.
+    """
+
+    def __init__(self, hosts: Hosts, security: Security) -> None:
+        self._hosts = hosts
+        self._tokens = security.tokens
+        self._limits = security.limits
+        self.stalls = Stalls(security.limits.stall_s)
+        self._buffers = Buffers()
+        self._publish = {
+            name: _publisher(name, self._buffers)
+            for name, encoding in codec.ENCODINGS.items()
+            if "float32" in encoding.parameters
+        }
+        self.methods: Mapping[str, Method] = {
+            "Push": self.push,
+            "Pull": self.pull,
+            "PushPull": self.push_pull,
+        }
+
+    def push(self, messages: Messages, call: Call) -> Iterator[Parts]:
+        """As in shard.proto."""
+        receipt, _ = self._push(((message, None) for message in messages), call)
+        yield [_response(receipt).SerializeToString()]
+
+    def pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
+        """As in shard.proto."""
+        with self.stalls.watching(call):
+            requests = [parse(shard_pb2.PullRequest, message) for message in itertools.islice(messages, 2)]
+        if len(requests) != 1:
+            raise InvalidArgument("a pull is asked for by one message", field="message")
+        yield from self._pull(requests[0], call)
+
+    def push_pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
+        """As in shard.proto."""
+        receipt, pull = self._push(
+            ((push, rest) for push, rest in (chunks.inside(message, 1) for message in messages)), call
+        )
+        yield [shard_pb2.PushPullResponse(push=_response(receipt)).SerializeToString()]
+        for parts in self._pull(pull, call):
+            yield chunks.embedded(2, parts)
+
+    def _push(
+        self, messages: Iterable[tuple[bytes | memoryview, bytes | None]], call: Call
+    ) -> tuple[Receipt, shard_pb2.PullRequest]:
+        """Receive a whole push and apply it; returns also what to pull afterwards, as job and pusher of the push."""
+        start: shard_pb2.PushStart | None = None
+        commit: shard_pb2.PushCommit | None = None
+        pull = shard_pb2.PullRequest()
+        assembly: Assembly | None = None
+        with self.stalls.watching(call) as moved:
+            for message, beside in messages:
+                moved()
+                rest, pieces = chunks.split(message)
+                part = parse(shard_pb2.PushRequest, rest)
+                if assembly is None or start is None:
+                    if not part.HasField("start"):
+                        raise InvalidArgument("the first message has none", field="start")
+                    start = part.start
+                    self._tokens.check(call.invocation_metadata(), start.job)
+                    host = self._hosts(start.job)
+                    host.renew(start.pusher, start.session)
+                    assembly = Assembly(host.partition, host.index, self._buffers)
+                    if beside:
+                        pull = parse(shard_pb2.PushPullRequest, beside).pull
+                    pull.job, pull.pusher, pull.session = start.job, start.pusher, start.session
+                elif part.HasField("start"):
+                    raise InvalidArgument("came twice", field="start")
+                if commit is not None:
+                    raise InvalidArgument("a message follows it", field="commit")
+                with host.refusing(start.pusher):
+                    for chunk in pieces:
+                        assembly.add(chunk)
+                if part.HasField("commit"):
+                    commit = part.commit
+        if start is None or assembly is None or commit is None:
+            raise InvalidArgument(
+                "the stream ended without it; nothing was applied",
+                field="commit",
+                fix="send it in the last message",
+            )
+        with host.refusing(start.pusher):
+            gradients = assembly.gradients()
+        pulled = Stamp(start.pulled.epoch, start.pulled.clock)
+        push = Push(
+            start.pusher,
+            start.seq,
+            pulled,
+            gradients,
+            commit.lr if commit.HasField("lr") else None,
+            # A rate for a tensor of another shard is that shard's to check.
+            dict(commit.rates),
+            start.session,
+            finite=True,
+        )
+        narrow = Narrow(partial(self._buffers.take, dtype="<u2")) if _is_narrow(pull) else None
+        receipt = host.push(push, deadline=deadline_of(call, self._limits), narrow=narrow)
+        if narrow is not None and narrow.items is not None and narrow.stamp is not None:
+            flat: Mapping[str, Array] = {"float32": narrow.items}
+            host.adopt(self._publish["bfloat16"], narrow.stamp, flat)
+        return receipt, pull
+
+    def _pull(self, request: shard_pb2.PullRequest, call: Call) -> Iterator[list[bytes | memoryview]]:
+        """The parameters as the parts of PullResponses."""
+        self._tokens.check(call.invocation_metadata(), request.job)
+        host = self._hosts(request.job)
+        name = codec.encoding_name(request.encoding or codec.ENCODINGS["float32"].number, field="encoding")
+        if "float32" not in codec.ENCODINGS[name].parameters:
+            raise InvalidArgument(f"parameters do not travel as {name}", field="encoding")
+        options: dict[str, Any] = {
+            "deadline": deadline_of(call, self._limits),
+            "pusher": request.pusher or None,
+            "session": request.session,
+            "training": request.training,
+            "at_least": request.at_least,
+        }
+        if request.rows:
+            wanted = {part.tensor: _numbers(part) for part in request.rows}
+            stamp, found = host.pull_rows(wanted, **options)
+            fields = _chunks_of_rows(host, wanted, found, name)
+        else:
+            stamp, flat = host.pull(self._publish[name], **options)
+            fields = _chunks(host, flat, name)
+        first = shard_pb2.PullResponse(stamp=types_pb2.Stamp(epoch=stamp.epoch, clock=stamp.clock))
+        head: list[bytes | memoryview] = [first.SerializeToString()]
+        with self.stalls.watching(call) as moved:
+            for parts in fields:  # small tensors share a message
+                head += parts
+                if sum(map(len, head)) >= codec.CHUNK_BYTES:
+                    yield head
+                    moved()
+                    head = []
+            if head:
+                yield head
+
+
+def _is_narrow(pull: shard_pb2.PullRequest) -> bool:
+    """Whether all parameters are asked for in bfloat16."""
+    return pull.encoding == codec.ENCODINGS["bfloat16"].number and not pull.rows
+
+
+def _numbers(part: shard_pb2.RowSet) -> Array:
+    if len(part.rows) % 4:
+        raise InvalidArgument(
+            f"{len(part.rows)} bytes of row numbers", field=part.tensor, fix="4 bytes a row"
+        )
+    return np.frombuffer(part.rows, "<u4").astype(np.int64)
+
+
+def _chunks(host: ShardHost, flat: Mapping[str, Array], name: str) -> Iterator[list[bytes | memoryview]]:
+    """A shard's parameters, flat by dtype, as chunks."""
+    for span, dtype, offset in host.partition.layout(host.index):
+        values = flat[dtype][offset : offset + span.numel]
+        yield from codec.encode(span.tensor, values, span.start, name if dtype == "float32" else dtype)
+
+
+def _chunks_of_rows(
+    host: ShardHost, wanted: Mapping[str, Array], found: Mapping[str, Array], name: str
+) -> Iterator[list[bytes | memoryview]]:
+    """What `ShardHost.pull_rows` found, as chunks."""
+    for span, dtype, _ in host.partition.layout(host.index):
+        encoding, values = name if dtype == "float32" else dtype, found[span.tensor]
+        if span.tensor in wanted:
+            yield from codec.encode_rows(span.tensor, wanted[span.tensor], values, encoding)
+        else:
+            yield from codec.encode(span.tensor, values, span.start, encoding)
+
+
+def _publisher(name: str, buffers: Buffers) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
+    """Copies a shard's flat arrays, float32 ones in an encoding's items."""
+
+    def publish(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        return {
+            dtype: copied(values, name if dtype == "float32" else dtype) for dtype, values in arrays.items()
+        }
+
+    def copied(values: Array, encoding: str) -> Array:
+        out = buffers.take(values.size, codec.ENCODINGS[encoding].item)
+
+        def part(start: int, stop: int) -> None:
+            if encoding in ("bfloat16", "float16"):
+                codec.narrow(values[start:stop], encoding, out[start:stop])
+            else:
+                out[start:stop] = values[start:stop]
+
+        share(values.size, part)
+        return out
+
+    return publish
+
+
+def _response(receipt: Receipt) -> shard_pb2.PushResponse:
+    return shard_pb2.PushResponse(
+        outcome=OUTCOMES[receipt.outcome],
+        stamp=types_pb2.Stamp(epoch=receipt.stamp.epoch, clock=receipt.stamp.clock),
+        staleness=receipt.staleness,
+        reason=receipt.reason,
+    )
+
+
+def grpc_handler(calls: ShardCalls) -> grpc.GenericRpcHandler:
+    """The methods as gRPC takes them; messages come and go as bytes."""
+
+    @answers
+    def push(calls: ShardCalls, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        return b"".join(next(calls.push(messages, context)))
+
+    @streams
+    def pull(calls: ShardCalls, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        return map(b"".join, calls.pull([message], context))
+
+    @streams
+    def push_pull(
+        calls: ShardCalls, messages: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        return map(b"".join, calls.push_pull(messages, context))
+
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Push": grpc.stream_unary_rpc_method_handler(partial(push, calls)),
+            "Pull": grpc.unary_stream_rpc_method_handler(partial(pull, calls)),
+            "PushPull": grpc.stream_stream_rpc_method_handler(partial(push_pull, calls)),
+        },
+    )

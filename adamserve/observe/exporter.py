@@ -1,0 +1,264 @@
+"""A process's metrics for Prometheus, on an HTTP port of its own. What there is, is in `adamserve.observe.families`.
+
+One registry and one port a process. What is exported is read when it is scraped.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from adamserve.errors import Unavailable
+from adamserve.job import host_port
+from adamserve.observe.families import BUILD_INFO, JOB_FAMILIES, JOBS, JOBS_SHOWN, Family, Observed, Process
+
+__all__ = ["Exporter", "Guard", "JobCollector", "Observed", "Page", "Reading"]
+
+log = logging.getLogger("adamserve.metrics")
+
+Source = TypeVar("Source")
+
+THREADS = 8
+"""Requests that a process answers at once."""
+
+STALL_S = 5.0
+"""Longest that a request may keep one of them waiting for its next bytes."""
+
+REFUSED_S = 0.05
+"""How long one of them waits where no connection can be taken."""
+
+LETS_GO_S = 2e-4
+"""A scrape rests as long after each family, so that a push which waits for the interpreter gets it."""
+
+
+class Reading(Collector):
+    """Families of one kind of source, read from their sources when they are scraped.
+
+    Args:
+        families: what to read.
+        sources: what to read from, at the moment.
+    """
+
+    def __init__(self, families: Sequence[Family[Source]], sources: Callable[[], Iterable[Source]]) -> None:
+        self._families = families
+        self._sources: Callable[[], Iterable[Any]] = sources
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering reads nothing."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Samples of now."""
+        sources = list(self._sources())
+        for family in self._families:
+            metric = _metric(family)
+            for source in sources:
+                for labels, value in family.read(source):
+                    _add(metric, labels, value)
+            if metric.samples:
+                yield metric
+            time.sleep(LETS_GO_S)
+
+
+class JobCollector(Collector):
+    """Turns what was last observed of the jobs into samples."""
+
+    def __init__(self) -> None:
+        self.observed: tuple[Observed, ...] | None = None
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering reads nothing."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Samples of the moment last observed; none before that."""
+        observed = self.observed
+        if observed is None:
+            return
+        shown = sorted(observed, key=lambda one: one.job)[:JOBS_SHOWN]
+        yield from Reading([JOBS], lambda: [len(observed)]).collect()
+        yield from Reading(JOB_FAMILIES, lambda: shown).collect()
+
+
+def _metric(family: Family[Any]) -> Metric:
+    match family.kind:
+        case "counter":
+            return CounterMetricFamily(family.name.removesuffix("_total"), family.help, labels=family.labels)
+        case "gauge":
+            return GaugeMetricFamily(family.name, family.help, labels=family.labels)
+        case "histogram":
+            return HistogramMetricFamily(family.name, family.help, labels=family.labels)
+
+
+def _add(metric: Any, labels: Sequence[str], value: Any) -> None:
+    if isinstance(metric, HistogramMetricFamily):
+        metric.add_metric(labels, *value)
+    else:
+        metric.add_metric(labels, value)
+
+
+Page = Callable[[], tuple[str, str]]
+"""A further page: its content type and its content."""
+
+Guard = Callable[[str], bool]
+"""Whether the value of an `Authorization` header may see the further pages."""
+
+
+class _Server(WSGIServer):
+    """Some threads that wait for connections themselves; none of them keeps the process alive.
+
+    A thread made for each scrape, and the loop that makes it, would take the interpreter from pushes a few times more.
+    """
+
+    def start(self) -> None:
+        """Answer from now on."""
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._answer, name=f"adamserve-metrics-{i}", daemon=True)
+            for i in range(THREADS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Answer no more."""
+        self._stopped.set()
+        self.socket.shutdown(socket.SHUT_RDWR)  # wakes those who wait
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+        self.server_close()
+
+    def _answer(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                request, address = self.get_request()
+            except (
+                OSError
+            ) as error:  # stopped; or it was gone before it was taken, or there are too many open files
+                log.debug("no connection: %s", error)
+                self._stopped.wait(REFUSED_S)
+                continue
+            try:
+                self.finish_request(request, address)
+            except OSError as error:
+                log.debug("%s went away: %s", address, error)
+            except Exception:
+                log.exception("a request from %s was not answered", address)
+            finally:
+                self.shutdown_request(request)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = STALL_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a scrape is no news."""
+
+
+class Exporter:
+    """An HTTP endpoint for Prometheus (`/metrics`) and for further pages, and what it shows.
+
+    Args:
+        server: bound and listening.
+        collector: the collector on its registry.
+    """
+
+    def __init__(self, server: _Server, collector: JobCollector) -> None:
+        self._server = server
+        self._collector = collector
+        server.start()
+
+    @classmethod
+    def serve(
+        cls,
+        host: str,
+        port: int,
+        pages: Mapping[str, Page] | None = None,
+        guard: Guard | None = None,
+        *,
+        process: Process = "controller",
+        collect: Sequence[Collector] = (),
+        open_pages: Mapping[str, Page] | None = None,
+    ) -> Self:
+        """Listen on host:port (0: any free port).
+
+        Args:
+            host, port: where.
+            pages: further pages by path, such as "/".
+            guard: who may see them; everybody without one. `/metrics` is open in any case.
+            process: what this process is.
+            collect: what to export beside the jobs that are shown.
+            open_pages: pages that are open in any case.
+
+        Raises:
+            Unavailable: the port cannot be bound.
+        """
+        registry = CollectorRegistry()
+        collector = JobCollector()
+        for each in (Reading([BUILD_INFO], lambda: [process]), collector, *collect):
+            registry.register(each)
+        application = _routes(make_wsgi_app(registry), pages or {}, guard, open_pages or {})
+        try:
+            kind = _Server6 if ":" in host else _Server
+            server = make_server(host, port, application, kind, handler_class=_Handler)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot listen on {host_port(host, port)}: {error.strerror or error}",
+                field="metrics_port",
+                fix="choose another",
+            ) from None
+        return cls(server, collector)
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._server.server_port)
+
+    def show(self, *observed: Observed) -> None:
+        """Show these jobs from now on."""
+        self._collector.observed = observed
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.stop()
+
+
+def _routes(
+    metrics: Any, pages: Mapping[str, Page], guard: Guard | None, open_pages: Mapping[str, Page]
+) -> Any:
+    """The WSGI application: metrics, further pages behind their guard, and 404 for the rest."""
+    everything = {**pages, **open_pages}
+
+    def answer(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "/")
+        if path == "/metrics":
+            found: Iterable[bytes] = metrics(environ, start)
+            return found
+        page = everything.get(path)
+        if page is None:
+            status, headers, content = "404 Not Found", [], f"see {' '.join(('/metrics', *everything))}\n"
+        elif path in pages and guard is not None and not guard(environ.get("HTTP_AUTHORIZATION", "")):
+            headers = [("WWW-Authenticate", 'Basic realm="adamserve: any user, the token as password"')]
+            status, content = "401 Unauthorized", "a token is needed\n"
+        else:
+            kind, content = page()
+            status, headers = "200 OK", [("Content-Type", kind), ("Cache-Control", "no-store")]
+        if status != "200 OK":
+            headers.append(("Content-Type", "text/plain; charset=utf-8"))
+        start(status, [*headers, ("X-Content-Type-Options", "nosniff")])
+        return [content.encode()]
+
+    return answer

@@ -1,0 +1,472 @@
+"""What there is to watch: every metric, what it means, and which process has it.
+
+A family reads its samples from a value that some process has anyway (a job's status, a shard's statistics); nothing is
+computed for it before a scrape. Labels have few values: jobs up to `JOBS_SHOWN`, shards, workers by their number, and
+words from fixed lists. A pusher's name is never one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from adamserve import __version__
+from adamserve.observe.rpc_counts import Calls
+from adamserve.observe.state import Event
+from adamserve.regret import Account
+from adamserve.shard.durations import Times
+from adamserve.shard.statistics import ShardStatistics
+
+STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Upper bounds of the staleness histogram, in updates."""
+
+OUTCOMES = ("APPLIED", "DUPLICATE", "STALE", "INVALID")
+"""Exported from the start, at 0: a rate over a series that does not exist is nothing, not 0."""
+
+JOBS_SHOWN = 64
+"""Jobs that a process shows, the first ones by name; `adamserve_jobs` counts all."""
+
+Process = Literal["controller", "shard", "worker"]
+PROCESSES: tuple[Process, ...] = ("controller", "shard", "worker")
+"""The controller's is the process that runs `adamserve train` or `adamserve serve`."""
+
+
+class RollbackSeen(Protocol):
+    """What the metrics need of a rollback."""
+
+    @property
+    def shard(self) -> int: ...
+
+
+class StatusSeen(Protocol):
+    """What the metrics need of a job's status (`adamserve.cluster.controller.JobStatus`)."""
+
+    @property
+    def shards(self) -> tuple[ShardStatistics, ...]: ...
+    @property
+    def rollbacks(self) -> tuple[RollbackSeen, ...]: ...
+    @property
+    def events(self) -> tuple[Event, ...]: ...
+    @property
+    def healthy(self) -> bool: ...
+    @property
+    def failed(self) -> str: ...
+    @property
+    def checkpoints(self) -> int: ...
+    @property
+    def checkpoint_age_s(self) -> float | None: ...
+    @property
+    def checkpoint_seconds(self) -> float | None: ...
+    @property
+    def rule(self) -> str: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def down(self) -> tuple[int, ...]: ...
+    @property
+    def skew(self) -> int | None: ...
+    @property
+    def lag(self) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A job at one moment.
+
+    Attributes:
+        regret_bound: what the theorem bounds R(T)/T by, with its constants measured; None where it is not.
+    """
+
+    job: str
+    status: StatusSeen | None
+    account: Account
+    test_accuracy: float | None
+    regret_bound: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSeen:
+    """One shard of a job, in its own process."""
+
+    job: str
+    shard: ShardStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSeen:
+    """A worker, in its own process.
+
+    Attributes:
+        rank: its number in the job.
+        steps: steps made since the process began.
+        seconds: what they took, by part.
+    """
+
+    job: str
+    rank: int
+    steps: int
+    seconds: Mapping[str, float]
+
+
+Source = TypeVar("Source")
+
+Histogram = tuple[Sequence[tuple[str, float]], float]
+"""Cumulative counts by upper bound, the last one +Inf; and the sum of what was counted."""
+
+Samples = Iterable[tuple[tuple[str, ...], Any]]
+"""Values (numbers, or `Histogram`s) by the labels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family(Generic[Source]):
+    """One metric.
+
+    Attributes:
+        name: as Prometheus has it.
+        kind: its type.
+        help: what it means, with its unit.
+        labels: their names.
+        processes: which processes have it.
+        read: its samples, from what such a process has.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...]
+    processes: tuple[Process, ...]
+    read: Callable[[Source], Samples]
+
+
+def _job(
+    name: str,
+    kind: Literal["counter", "gauge"],
+    help: str,
+    value: Callable[[Observed], float | None],
+) -> Family[Observed]:
+    """One sample a job, or none while there is no value."""
+
+    def read(observed: Observed) -> Samples:
+        found = value(observed)
+        return [] if found is None else [((observed.job,), found)]
+
+    return Family(name=name, kind=kind, help=help, labels=("job",), processes=("controller",), read=read)
+
+
+def _status(
+    name: str,
+    kind: Literal["counter", "gauge"],
+    help: str,
+    value: Callable[[StatusSeen], float | None],
+) -> Family[Observed]:
+    """One sample a job whose status is known."""
+    return _job(
+        name, kind, help, lambda observed: None if observed.status is None else value(observed.status)
+    )
+
+
+def _up(observed: Observed) -> Samples:
+    if observed.status is None:
+        return []
+    down = observed.status.down
+    known = {shard.shard for shard in observed.status.shards} | set(down)
+    return [((observed.job, str(shard)), float(shard not in down)) for shard in sorted(known)]
+
+
+def _rate(observed: Observed) -> Samples:
+    status = observed.status
+    return [] if status is None else [((observed.job, status.rule), status.rate)]
+
+
+JOB_FAMILIES: tuple[Family[Observed], ...] = (
+    _job(
+        "adamserve_loss",
+        "gauge",
+        "Training loss, mean of the last 50 batches.",
+        lambda seen: seen.account.loss,
+    ),
+    _job(
+        "adamserve_best_loss",
+        "gauge",
+        "Lowest that the training loss has been.",
+        lambda seen: seen.account.best,
+    ),
+    _job(
+        "adamserve_losses_not_finite_total",
+        "counter",
+        "Losses reported as NaN or infinite, and refused.",
+        lambda seen: seen.account.not_finite,
+    ),
+    _job(
+        "adamserve_regret",
+        "gauge",
+        "R(T): sum of losses above the comparator's.",
+        lambda seen: seen.account.regret if seen.account.steps else None,
+    ),
+    _job("adamserve_average_regret", "gauge", "R(T)/T.", lambda seen: seen.account.average),
+    _job(
+        "adamserve_average_regret_bound",
+        "gauge",
+        "Bound on R(T)/T by Kingma & Ba's Theorem 4.1, its constants measured on the workers' gradients.",
+        lambda seen: seen.regret_bound,
+    ),
+    _job(
+        "adamserve_test_accuracy_ratio",
+        "gauge",
+        "Share of the test set classified rightly, at the last evaluation.",
+        lambda seen: seen.test_accuracy,
+    ),
+    Family(
+        name="adamserve_learning_rate",
+        kind="gauge",
+        help="The rule's rate at the slowest shard's clock; a push may bring its own.",
+        labels=("job", "rule"),
+        processes=("controller",),
+        read=_rate,
+    ),
+    Family(
+        name="adamserve_shard_up",
+        kind="gauge",
+        help="1 while the shard's process lives, 0 while it is gone or being restored.",
+        labels=("job", "shard"),
+        processes=("controller",),
+        read=_up,
+    ),
+    _status(
+        "adamserve_clock_skew_updates",
+        "gauge",
+        "Updates between the shard that is farthest ahead and the last one, all asked within one round.",
+        lambda status: status.skew,
+    ),
+    _status(
+        "adamserve_rollbacks_total",
+        "counter",
+        "Restores of a shard from a checkpoint.",
+        lambda status: len(status.rollbacks),
+    ),
+    _status(
+        "adamserve_checkpoint_age_seconds",
+        "gauge",
+        "Since the last checkpoint.",
+        lambda status: status.checkpoint_age_s,
+    ),
+    _status(
+        "adamserve_checkpoint_duration_seconds",
+        "gauge",
+        "Time that the last checkpoint took to write.",
+        lambda status: status.checkpoint_seconds,
+    ),
+    _status(
+        "adamserve_durability_lag_updates",
+        "gauge",
+        "Most updates that a shard has applied since the last checkpoint: what its death would lose.",
+        lambda status: status.lag,
+    ),
+)
+
+
+def _shard(
+    name: str,
+    kind: Literal["counter", "gauge", "histogram"],
+    help: str,
+    value: Callable[[ShardStatistics], Any],
+) -> Family[ShardSeen]:
+    """One sample a shard of a job, or none while there is no value."""
+
+    def read(seen: ShardSeen) -> Samples:
+        found = value(seen.shard)
+        return [] if found is None else [((seen.job, str(seen.shard.shard)), found)]
+
+    return Family(name=name, kind=kind, help=help, labels=("job", "shard"), processes=("shard",), read=read)
+
+
+def _by(
+    name: str,
+    kind: Literal["counter", "gauge"],
+    help: str,
+    label: str,
+    values: Callable[[ShardStatistics], Mapping[str, float]],
+) -> Family[ShardSeen]:
+    """One sample a shard of a job and value of a further label."""
+
+    def read(seen: ShardSeen) -> Samples:
+        return [((seen.job, str(seen.shard.shard), key), n) for key, n in values(seen.shard).items()]
+
+    return Family(
+        name=name, kind=kind, help=help, labels=("job", "shard", label), processes=("shard",), read=read
+    )
+
+
+SHARD_FAMILIES: tuple[Family[ShardSeen], ...] = (
+    _by(
+        "adamserve_pushes_total",
+        "counter",
+        "Pushes decided, by outcome.",
+        "outcome",
+        lambda shard: {outcome: shard.pushes.get(outcome, 0) for outcome in OUTCOMES},
+    ),
+    _by(
+        "adamserve_bytes_total",
+        "counter",
+        "Gradients taken in and parameters given out.",
+        "direction",
+        lambda shard: {"in": shard.bytes_in, "out": shard.bytes_out},
+    ),
+    _shard(
+        "adamserve_push_seconds",
+        "histogram",
+        "Time from a push's arrival to its receipt, its wait for a turn included.",
+        lambda shard: counted(shard.push_seconds),
+    ),
+    _shard(
+        "adamserve_queue_seconds",
+        "histogram",
+        "Time that a push waits for the shard and for its turn.",
+        lambda shard: counted(shard.queue_seconds),
+    ),
+    _shard(
+        "adamserve_apply_seconds",
+        "histogram",
+        "Time inside the rule, an update each.",
+        lambda shard: counted(shard.apply_seconds),
+    ),
+    _shard(
+        "adamserve_pushes_waiting", "gauge", "Pushes that wait for their turn.", lambda shard: shard.waiting
+    ),
+    _shard(
+        "adamserve_staleness_updates",
+        "histogram",
+        "Updates between a push's pull and its arrival.",
+        lambda shard: cumulative(shard.staleness),
+    ),
+    _shard("adamserve_clock", "gauge", "Updates applied.", lambda shard: shard.stamp.clock),
+    _shard(
+        "adamserve_epoch",
+        "gauge",
+        "Grows by one each time the shard is restored.",
+        lambda shard: shard.stamp.epoch,
+    ),
+    _shard(
+        "adamserve_gradient_norm",
+        "gauge",
+        "Euclidean norm of the shard's part of a gradient as applied, estimated from up to 4096 elements.",
+        lambda shard: shard.seen.gradient_norm if shard.seen else None,
+    ),
+    _shard(
+        "adamserve_update_max_norm",
+        "gauge",
+        "Largest change of a parameter by one update, among up to 4096 of them.",
+        lambda shard: shard.seen.step if shard.seen else None,
+    ),
+    _shard(
+        "adamserve_update_max_norm_bound",
+        "gauge",
+        "What the rule bounds that change by, where it has a bound.",
+        lambda shard: shard.seen.step_bound if shard.seen else None,
+    ),
+    _shard("adamserve_state_bytes", "gauge", "Parameters and slots.", lambda shard: shard.state_bytes),
+    _by(
+        "adamserve_pushers_alive",
+        "gauge",
+        "Pushers whose lease runs: workers in the cluster, trainers outside of it.",
+        "kind",
+        lambda shard: {"worker": len(shard.live) - shard.trainers, "trainer": shard.trainers},
+    ),
+    _shard(
+        "adamserve_pushers_silent",
+        "gauge",
+        "Pushers whose lease ran out in the last ten minutes, and that have not come back.",
+        lambda shard: shard.silent,
+    ),
+    _shard(
+        "adamserve_lease_expiries_total",
+        "counter",
+        "Leases that ran out: a pusher fell silent without leaving.",
+        lambda shard: shard.lease_expiries,
+    ),
+)
+
+
+WORKER_FAMILIES: tuple[Family[WorkerSeen], ...] = (
+    Family(
+        name="adamserve_worker_steps_total",
+        kind="counter",
+        help="Steps made: pull, gradient, push.",
+        labels=("job", "worker"),
+        processes=("worker",),
+        read=lambda seen: [((seen.job, str(seen.rank)), seen.steps)],
+    ),
+    Family(
+        name="adamserve_worker_seconds_total",
+        kind="counter",
+        help="Time that the steps took, by part: pull, compute, push.",
+        labels=("job", "worker", "part"),
+        processes=("worker",),
+        read=lambda seen: [((seen.job, str(seen.rank), part), s) for part, s in seen.seconds.items()],
+    ),
+)
+
+RPC_FAMILIES: tuple[Family[Calls], ...] = (
+    Family(
+        name="adamserve_rpc_started_total",
+        kind="counter",
+        help="Calls that came in, by method.",
+        labels=("carrier", "method"),
+        processes=("controller", "shard"),
+        read=lambda calls: calls.begun().items(),
+    ),
+    Family(
+        name="adamserve_rpc_handled_total",
+        kind="counter",
+        help="Calls that were answered, by method and gRPC status code.",
+        labels=("carrier", "method", "code"),
+        processes=("controller", "shard"),
+        read=lambda calls: calls.answered().items(),
+    ),
+)
+
+BUILD_INFO: Family[str] = Family(
+    name="adamserve_build_info",
+    kind="gauge",
+    help="1, with the version of adamserve and the kind of process.",
+    labels=("version", "process"),
+    processes=PROCESSES,
+    read=lambda process: [((__version__, process), 1.0)],
+)
+
+JOBS: Family[int] = Family(
+    name="adamserve_jobs",
+    kind="gauge",
+    help="Jobs of the service; the metrics show the first 64.",
+    labels=(),
+    processes=("controller",),
+    read=lambda jobs: [((), jobs)],
+)
+
+FAMILIES: tuple[Family[Any], ...] = (
+    *JOB_FAMILIES,
+    *SHARD_FAMILIES,
+    *WORKER_FAMILIES,
+    *RPC_FAMILIES,
+    JOBS,
+    BUILD_INFO,
+)
+"""Every metric."""
+
+
+def cumulative(counts: Mapping[int, int]) -> Histogram:
+    """Cumulative histogram buckets and the sum, from exact counts by value."""
+    buckets = [
+        (str(float(bound)), float(sum(n for value, n in counts.items() if value <= bound)))
+        for bound in STALENESS_BUCKETS
+    ]
+    buckets.append(("+Inf", float(sum(counts.values()))))
+    return buckets, float(sum(value * n for value, n in counts.items()))
+
+
+def counted(times: Times) -> Histogram:
+    """Cumulative histogram buckets and the sum, from counts between the bounds and above them."""
+    names = [*map(str, times.bounds), "+Inf"]
+    return list(zip(names, map(float, accumulate(times.counts)), strict=True)), times.total

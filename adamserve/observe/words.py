@@ -1,0 +1,86 @@
+"""A job's state in words: what the status page and the terminal both say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from adamserve.observe.state import Event, JobState, PusherSeen, ShardSeen
+
+OUTCOMES = ("APPLIED", "DUPLICATE", "STALE", "INVALID")
+
+SHARD_HEAD = ("shard", "", "epoch", "clock", *(outcome.lower() for outcome in OUTCOMES), "waiting", "MB")
+PUSHER_HEAD = ("pusher", "last push", "seq")
+EVENT_HEAD = ("UTC", "event", "shards", "pusher", "times", "reason")
+
+BARS = 41
+"""Of a histogram; the last one is for everything above, too."""
+
+
+def facts(job: JobState) -> list[tuple[str, str]]:
+    """What is known of a job as a whole, by name."""
+    age = job.checkpoint_age_s
+    found = [
+        ("state", job.state),
+        ("rule", f"{job.rule} at rate {job.rate:.3g}" if job.rule else ""),
+        ("loss", number(job.loss)),
+        ("best loss", number(job.best_loss)),
+        ("R(T)/T", number(job.average_regret)),
+        ("test accuracy", "" if job.test_accuracy is None else f"{job.test_accuracy:.2%}"),
+        ("checkpoint", f"{job.checkpoint}, {age:.0f} s ago" if job.checkpoint and age is not None else ""),
+        ("rollbacks", str(job.rollbacks)),
+    ]
+    return [(name, text) for name, text in found if text]
+
+
+def shard_row(shard: ShardSeen) -> list[str]:
+    """Under `SHARD_HEAD`."""
+    return [
+        str(shard.shard),
+        "up" if shard.up else "down",
+        str(shard.stamp.epoch),
+        str(shard.stamp.clock),
+        *(str(shard.pushes.get(outcome, 0)) for outcome in OUTCOMES),
+        str(shard.waiting),
+        f"{shard.state_bytes / 1e6:.1f}",
+    ]
+
+
+def pusher_row(pusher: PusherSeen, now: float) -> list[str]:
+    """Under `PUSHER_HEAD`."""
+    last = "none yet" if pusher.pushed_at is None else f"{max(0.0, now - pusher.pushed_at):.1f} s ago"
+    return [pusher.name, last, str(pusher.seq)]
+
+
+def event_row(event: Event) -> list[str]:
+    """Under `EVENT_HEAD`."""
+    shards = " ".join(map(str, event.shards))
+    return [clock_time(event.at), event.kind, shards, event.pusher, str(event.count), event.reason]
+
+
+def silent_first(pushers: Iterable[PusherSeen]) -> Sequence[PusherSeen]:
+    """Those that have not pushed for the longest time first."""
+    return sorted(pushers, key=lambda pusher: (pusher.pushed_at or 0.0, pusher.name))
+
+
+def counted_pushers(pushers: Sequence[PusherSeen]) -> str:
+    """How many."""
+    return "1 pusher" if len(pushers) == 1 else f"{len(pushers)} pushers"
+
+
+def histogram(counts: Mapping[int, int]) -> list[int]:
+    """How many of each value from 0 up."""
+    bars = [0] * min(max(counts) + 1, BARS)
+    for value, count in counts.items():
+        bars[min(value, len(bars) - 1)] += count
+    return bars
+
+
+def number(value: float | None) -> str:
+    """Four digits; "" for none."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def clock_time(at: float) -> str:
+    """The time of day, UTC."""
+    return f"{datetime.fromtimestamp(at, UTC):%H:%M:%S}"

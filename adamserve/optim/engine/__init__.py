@@ -1,0 +1,1 @@
+"""How rules run: one exact arithmetic, traced once, and its three executors (C, CUDA, torch)."""

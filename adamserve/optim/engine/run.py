@@ -1,0 +1,246 @@
+"""What the rules' methods do: check the tensors, find the kernel, run it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from adamserve.errors import InvalidArgument
+from adamserve.optim.base import Rule
+from adamserve.optim.engine import build, emit, kernels
+from adamserve.optim.engine.kernels import DTYPES, KernelInfo, Kind, Run, kernel, library
+from adamserve.optim.engine.threads import share
+
+_PARAMETERS = (torch.float32, torch.float64)
+_HALVES = (torch.bfloat16, torch.float16)
+_finite: dict[torch.dtype, Callable[[int, int], int] | None] = {}
+
+
+def init(rule: Rule, w: Tensor) -> dict[str, Tensor]:
+    """See `Rule.init`."""
+    _check_parameter(w)
+    return {name: torch.zeros(w.shape, dtype=w.dtype, device=w.device) for name in rule.slot_names}
+
+
+def step_(
+    rule: Rule,
+    w: Tensor,
+    g: Tensor,
+    slots: Mapping[str, Tensor],
+    t: int,
+    lr: float | None,
+    lr_scale: float,
+    narrow: Tensor | None,
+) -> None:
+    """See `Rule.step_`."""
+    _check_parameter(w)
+    _check_like(w, g, "g", _HALVES)
+    ordered = _check_slots(rule, w, slots)
+    if not isinstance(t, int) or not t >= 1:
+        raise InvalidArgument(
+            f"must be a whole number >= 1, got {t!r}", field="t", fix="t counts updates from 1"
+        )
+    if lr is not None and not 0.0 <= lr < math.inf:
+        raise InvalidArgument(f"must be a finite number >= 0, got {lr!r}", field="lr")
+    if not 0.0 <= lr_scale < math.inf:
+        raise InvalidArgument(f"must be a finite number >= 0, got {lr_scale!r}", field="lr_scale")
+    arrays = [w, g, *ordered]
+    changed = {0: "w"} | dict.fromkeys(range(2, len(arrays)), "slots")
+    if narrow is not None:
+        if w.dtype is not torch.float32 or getattr(narrow, "dtype", None) is not torch.bfloat16:
+            raise InvalidArgument("must be a bfloat16 tensor, for a float32 parameter", field="narrow")
+        _check_like(w, narrow, "narrow", _HALVES)
+        changed[len(arrays)] = "narrow"
+        arrays.append(narrow)
+    constants = list(rule._all_constants(t, rule.rate(t, lr) * lr_scale).values())
+    found = kernel(rule, "step" if narrow is None else "narrow", w.dtype, g.dtype, w.device)
+    _apply(found.run, arrays, constants, changed)
+    if w.requires_grad:
+        torch.autograd.graph.increment_version(w)
+
+
+def lookahead(rule: Rule, w: Tensor, slots: Mapping[str, Tensor], out: Tensor | None) -> Tensor:
+    """See `Rule.lookahead`."""
+    _check_parameter(w)
+    ordered = _check_slots(rule, w, slots)
+    if out is not None:
+        _check_like(w, out, "out", ())
+        if w.numel() and any(out.data_ptr() == x.data_ptr() for x in (w, *ordered)):
+            raise InvalidArgument("must not be the parameter or one of its slots", field="out")
+    if not rule.has_lookahead:
+        if out is None:
+            return w
+        with torch.no_grad():
+            return out.copy_(w)
+    point = torch.empty(w.shape, dtype=w.dtype, device=w.device) if out is None else out
+    found = kernel(rule, "look", w.dtype, w.dtype, w.device)
+    constants = list(rule._all_constants(1, rule.lr).values())
+    _apply(found.run, [w, *ordered, point], constants, {1 + len(ordered): "out"})
+    return point
+
+
+def prepare(
+    rule: Rule,
+    dtype: torch.dtype | str,
+    grad_dtypes: Iterable[torch.dtype | str] = (),
+    device: torch.device | str = "cpu",
+    *,
+    narrow: bool = False,
+) -> KernelInfo:
+    """Make a rule's kernels ready before the first push, so that it does not wait for a compiler.
+
+    Args:
+        rule: the rule.
+        dtype: the parameters' dtype, float32 or float64 (also by name).
+        grad_dtypes: the gradients' dtypes; empty means `dtype`.
+        device: where the parameters are.
+        narrow: `step_` will be asked for a narrow copy.
+
+    Returns:
+        The executor, what was lost if it is not the best one, the seconds spent, and whether the cache had it all.
+
+    Raises:
+        InvalidArgument: a dtype is not one that `step_` takes.
+    """
+    real, where = _dtype(dtype, "dtype"), _device(device)
+    if real not in _PARAMETERS:
+        raise InvalidArgument(f"must be float32 or float64, got {real}", field="dtype")
+    gradients = [_dtype(d, "grad_dtypes") for d in grad_dtypes] or [real]
+    for gradient in gradients:
+        if gradient is not real and gradient not in _HALVES:
+            raise InvalidArgument(f"must be {real}, bfloat16 or float16, got {gradient}", field="grad_dtypes")
+    kind: Kind = "narrow" if narrow else "step"
+    infos = [kernel(rule, kind, real, gradient, where).info for gradient in gradients]
+    if rule.has_lookahead:
+        infos.append(kernel(rule, "look", real, real, where).info)
+    worst = next((i for i in infos if i.executor == "eager"), infos[0])
+    return KernelInfo(
+        executor=worst.executor,
+        reason=worst.reason,
+        seconds=sum(i.seconds for i in infos),
+        cached=all(i.cached for i in infos),
+    )
+
+
+def all_finite(t: Tensor) -> bool:
+    """Return whether no element of a float16, bfloat16, float32 or float64 tensor is infinite or NaN.
+
+    One pass at the speed of memory, and it stops early. On CUDA it waits for the device.
+
+    Raises:
+        InvalidArgument: another dtype.
+    """
+    if not isinstance(t, Tensor) or t.dtype not in DTYPES:
+        raise InvalidArgument("must be a float16, bfloat16, float32 or float64 tensor", field="t")
+    t = t.detach()
+    if t.device.type != "cpu":
+        return bool(torch.isfinite(t).all())
+    flat = t.contiguous().view(-1)
+    test = _finite_test(t.dtype)
+    if test is None:
+        return all(bool(torch.isfinite(block).all()) for block in torch.split(flat, 1 << 16))
+    pointer, size = flat.data_ptr(), flat.element_size()
+    answers: list[int] = []
+    share(flat.numel(), lambda a, b: answers.append(test(b - a, pointer + a * size)))
+    return all(answers)
+
+
+def _apply(
+    run: Run, arrays: Sequence[Tensor], constants: Sequence[float], changed: Mapping[int, str]
+) -> None:
+    """Run a kernel; arrays that are not contiguous go through a contiguous copy.
+
+    `changed` are the places of those that it writes, with what the caller knows them as.
+    """
+    if all(a.is_contiguous() for a in arrays):
+        run(arrays, constants)
+        return
+    for k, name in changed.items():
+        if torch._debug_has_internal_overlap(arrays[k]) == 1:
+            raise InvalidArgument("elements share memory (an expanded tensor)", field=name)
+    with torch.no_grad():
+        copies = [a.contiguous() for a in arrays]
+        run(copies, constants)
+        for k in changed:
+            if copies[k] is not arrays[k]:
+                arrays[k].copy_(copies[k])
+
+
+def _finite_test(dtype: torch.dtype) -> Callable[[int, int], int] | None:
+    """The compiled test for a dtype, or None where there is no compiler."""
+    if dtype not in _finite:
+        function = None
+        if os.environ.get("ADAMSERVE_KERNELS") != "eager":
+            with contextlib.suppress(build.BuildError):
+                function = getattr(library(emit.finite_source()).library, f"finite_{DTYPES[dtype]}")
+                function.restype = ctypes.c_int
+                function.argtypes = [ctypes.c_longlong, ctypes.c_void_p]
+        _finite[dtype] = function
+    return _finite[dtype]
+
+
+def forget() -> None:
+    """Drop everything that was built, so that the next call looks at the environment again."""
+    kernels.forget()
+    _finite.clear()
+
+
+def _check_parameter(w: Tensor) -> None:
+    if not isinstance(w, Tensor):
+        raise InvalidArgument(f"must be a torch tensor, got {type(w).__name__}", field="w")
+    if w.dtype not in _PARAMETERS or w.layout is not torch.strided:
+        raise InvalidArgument(
+            f"must be a dense float32 or float64 tensor, got {w.dtype} {w.layout}", field="w"
+        )
+
+
+def _check_like(w: Tensor, x: Tensor, field: str, also: Sequence[torch.dtype]) -> None:
+    """Check that x agrees with w; its dtype may also be one of `also`."""
+    if not isinstance(x, Tensor):
+        raise InvalidArgument(f"must be a torch tensor, got {type(x).__name__}", field=field)
+    if x.shape != w.shape:
+        raise InvalidArgument(f"has shape {tuple(x.shape)}, the parameter {tuple(w.shape)}", field=field)
+    if x.dtype is not w.dtype and x.dtype not in also:
+        allowed = ", ".join(str(d) for d in (w.dtype, *also))
+        raise InvalidArgument(f"has dtype {x.dtype}", field=field, fix=f"it must be one of {allowed}")
+    if x.device != w.device or x.layout is not torch.strided:
+        raise InvalidArgument(f"is {x.layout} on {x.device}, the parameter dense on {w.device}", field=field)
+
+
+def _check_slots(rule: Rule, w: Tensor, slots: Mapping[str, Tensor]) -> list[Tensor]:
+    """The slots in the rule's order."""
+    names = rule.slot_names
+    if len(slots) != len(names) or any(name not in slots for name in names):
+        raise InvalidArgument(
+            f"has {sorted(slots)}, {type(rule).__name__} keeps {sorted(names)}",
+            field="slots",
+            fix="use rule.init(w)",
+        )
+    ordered = [slots[name] for name in names]
+    for name, x in zip(names, ordered, strict=True):
+        _check_like(w, x, f"slots[{name}]", ())
+    return ordered
+
+
+def _dtype(d: torch.dtype | str, field: str) -> torch.dtype:
+    found = next((known for known, name in DTYPES.items() if d is known or d == name), None)
+    if found is None:
+        raise InvalidArgument(f"must be one of {', '.join(DTYPES.values())}, got {d!r}", field=field)
+    return found
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """A device as tensors name it: "cuda" is the current one, with its index."""
+    try:
+        named = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidArgument(f"is not a torch device: {device!r}", field="device") from error
+    if named.type == "cuda" and named.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return named

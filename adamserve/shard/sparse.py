@@ -1,0 +1,220 @@
+"""Gradients and pulls of some rows of a tensor: what is accepted, and how it is cut for the shards."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from adamserve.errors import InvalidArgument, NotFinite, NotFound
+from adamserve.shard.geometry import BLOCK_BYTES
+from adamserve.values import GRADIENT_DTYPES, ITEM_BYTES, Array, Gradient, Span, SparseRows, TensorSpec
+
+
+def as_rows(name: str, gradient: Any) -> SparseRows | None:
+    """A sparse gradient of any kind as `SparseRows`: torch.sparse_coo, scipy's sparse matrices; None if it is dense.
+
+    Raises:
+        InvalidArgument: a sparse layout that has no rows.
+    """
+    if isinstance(gradient, SparseRows):
+        return SparseRows(np.asarray(gradient.indices), np.asarray(gradient.values))
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(gradient, torch.Tensor) and gradient.layout is not torch.strided:
+        if gradient.layout is not torch.sparse_coo:
+            raise InvalidArgument(
+                f"a gradient of layout {gradient.layout}", field=name, fix="convert it with to_sparse_coo()"
+            )
+        gradient = gradient.detach().cpu().coalesce()
+        if gradient.sparse_dim() > 1:
+            indices, known = gradient.indices().numpy(), gradient.values().numpy()
+            rows, at = np.unique(indices[0], return_inverse=True)
+            values = np.zeros((len(rows), *gradient.shape[1:]), known.dtype)
+            values[at, *indices[1:]] = known
+            return SparseRows(rows, values)
+        return SparseRows(gradient.indices()[0].numpy(), gradient.values().numpy())
+    if hasattr(gradient, "tocsr"):
+        matrix = gradient.tocsr()
+        rows = np.flatnonzero(np.diff(matrix.indptr))
+        return SparseRows(rows, matrix[rows].toarray())
+    return None
+
+
+def for_shards(spec: TensorSpec, gradient: SparseRows) -> SparseRows:
+    """A caller's sparse gradient as the shards take it: checked, and its rows numbered by their places.
+
+    Raises:
+        InvalidArgument: as `checked`.
+    """
+    rows = check_indices(spec, gradient.indices, 0, check_table(spec))
+    return checked(spec, SparseRows(places(spec, rows), gradient.values))
+
+
+def checked(
+    spec: TensorSpec, gradient: SparseRows, *, first: int = 0, stop: int | None = None, finite: bool = False
+) -> SparseRows:
+    """Check a sparse gradient, and bring it into one form: rows increasing, each once, values of shape (n, width).
+
+    Args:
+        spec: the tensor.
+        gradient: as the caller gave it; left as it is.
+        first, stop: the rows that it may name.
+        finite: the values are known to be finite.
+
+    Raises:
+        InvalidArgument: a row outside, values of another shape or dtype, more rows than there are, NaN or infinity.
+    """
+    rows, values = gradient.indices, gradient.values
+    total = check_table(spec)
+    stop = total if stop is None else stop
+    if str(values.dtype) not in GRADIENT_DTYPES[spec.dtype]:
+        raise InvalidArgument(
+            f"a gradient of dtype {values.dtype} for a {spec.dtype} parameter",
+            field=spec.name,
+            fix="send " + " or ".join(GRADIENT_DTYPES[spec.dtype]),
+        )
+    rows = check_indices(spec, rows, first, stop)
+    if values.shape not in ((len(rows), *spec.shape[1:]), (len(rows), spec.width)):
+        raise InvalidArgument(
+            f"values of shape {values.shape} for {len(rows)} rows of {spec.shape[1:]}",
+            field=spec.name,
+            fix=f"send shape {(len(rows), *spec.shape[1:])}",
+        )
+    if len(rows) > total:
+        raise InvalidArgument(
+            f"{len(rows)} rows for a tensor of {total}", field=spec.name, fix="sum rows that are named twice"
+        )
+    values = np.ascontiguousarray(values).reshape(len(rows), spec.width)
+    if len(rows) > 1 and not (rows[1:] > rows[:-1]).all():
+        order = np.argsort(rows, kind="stable")
+        rows, values = rows[order], values[order]
+        new = np.empty(len(rows), bool)
+        new[0], new[1:] = True, rows[1:] != rows[:-1]
+        if not new.all():
+            starts = np.flatnonzero(new)
+            wide = values if values.dtype != np.float16 else values.astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = np.add.reduceat(wide, starts, axis=0)
+            rows, finite = rows[starts], False
+    if not finite and not np.isfinite(values).all():
+        raise NotFinite(
+            "the gradient holds NaN or infinity", field=spec.name, fix="skip this batch, or clip the gradient"
+        )
+    return SparseRows(rows, values)
+
+
+def table_stride(rows: int) -> int:
+    """The stride with which any run of rows is spread evenly over the places, whatever the number of shards.
+
+    The whole number nearest to `rows` over the golden ratio that shares no factor with it: multiples of it, modulo
+    `rows`, fall into the widest gap left each time (Knuth, TAOCP 3, section 6.4, Fibonacci hashing).
+    """
+    near = round(rows * (math.sqrt(5.0) - 1.0) / 2.0)
+    found = (n for step in range(rows) for n in (near - step, near + step) if 1 < n < rows)
+    return next((n for n in found if math.gcd(n, rows) == 1), 1)
+
+
+def spec_of(name: str, array: Array, tables: Collection[str] = ()) -> TensorSpec:
+    """The tensor that an array begins, its rows spread over the shards if it is one of the tables."""
+    stride = table_stride(array.shape[0]) if name in tables and array.ndim else 1
+    return TensorSpec(name, array.shape, str(array.dtype), stride)
+
+
+def check_tables(specs: Sequence[TensorSpec], tables: Collection[str]) -> None:
+    """Check that every table is one of the tensors, and has rows.
+
+    Raises:
+        NotFound, InvalidArgument: names the table.
+    """
+    known = {spec.name: spec for spec in specs}
+    for name in tables:
+        if name not in known:
+            raise NotFound("is a table, but the job has no such tensor", field=name)
+        check_table(known[name])
+
+
+def places(spec: TensorSpec, rows: Array) -> Array:
+    """Where the shards keep rows: int64."""
+    return rows if spec.stride == 1 else rows * spec.stride % spec.shape[0]
+
+
+def to_places(spec: TensorSpec, array: Array) -> Array:
+    """A whole tensor with its rows in the shards' order, 1-D; a view where that is the tensor's own."""
+    if spec.stride == 1:
+        return array.reshape(-1)
+    kept = np.empty((spec.shape[0], spec.width), array.dtype)
+    kept[places(spec, np.arange(spec.shape[0]))] = array.reshape(kept.shape)
+    return kept.reshape(-1)
+
+
+def in_order(spec: TensorSpec, kept: Array) -> Array:
+    """Undo `to_places`: an array of the tensor's shape; a view where the shards keep the tensor's own order."""
+    if spec.stride == 1:
+        return kept.reshape(spec.shape)
+    return kept.reshape(spec.shape[0], spec.width)[places(spec, np.arange(spec.shape[0]))].reshape(spec.shape)
+
+
+def check_table(spec: TensorSpec) -> int:
+    """The number of rows of a tensor that may be pushed and pulled by rows.
+
+    Raises:
+        InvalidArgument: it has no first dimension, or a row is so large that shards may cut it.
+    """
+    if not spec.shape or not spec.width:
+        raise InvalidArgument(
+            f"a tensor of shape {spec.shape} has no rows", field=spec.name, fix="send it dense"
+        )
+    if spec.width * ITEM_BYTES[spec.dtype] > BLOCK_BYTES:
+        raise InvalidArgument(
+            f"rows of {spec.width} elements are too long to be sent one by one",
+            field=spec.name,
+            fix="send it dense",
+        )
+    return spec.shape[0]
+
+
+def check_indices(spec: TensorSpec, rows: Array, first: int, stop: int) -> Array:
+    """Row numbers as contiguous int64.
+
+    Raises:
+        InvalidArgument: of another kind or shape, or outside `first` to `stop`.
+    """
+    if rows.dtype not in (np.int32, np.int64) or rows.ndim != 1:
+        raise InvalidArgument(
+            f"row numbers of dtype {rows.dtype} and shape {rows.shape}",
+            field=spec.name,
+            fix="give a 1-D array of int32 or int64",
+        )
+    if rows.size:
+        low, high = int(rows.min()), int(rows.max())
+        if low < first or high >= stop:
+            outside = low if low < first else high
+            raise InvalidArgument(f"row {outside} is not one of {first} to {stop - 1}", field=spec.name)
+    return np.ascontiguousarray(rows, np.int64)
+
+
+def rows_of(span: Span, width: int) -> tuple[int, int]:
+    """The rows that a span holds: first and one past the last."""
+    return span.start // width, span.stop // width
+
+
+def narrow(rows: Array) -> Array:
+    """Row numbers as they travel: 4 bytes each where that is enough."""
+    return rows.astype(np.int32) if not rows.size or rows[-1] < 1 << 31 else rows
+
+
+def within(rows: Array, span: Span, width: int) -> slice:
+    """Where in increasing row numbers a span's own are."""
+    low, high = np.searchsorted(rows, rows_of(span, width))
+    return slice(int(low), int(high))
+
+
+def part(gradient: Gradient, span: Span) -> Gradient:
+    """A span's part of a gradient that is one run of elements, or checked rows; views."""
+    if not isinstance(gradient, SparseRows):
+        return gradient[span.start : span.stop]
+    own = within(gradient.indices, span, gradient.values.shape[1])
+    return SparseRows(gradient.indices[own], gradient.values[own])

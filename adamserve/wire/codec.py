@@ -1,0 +1,304 @@
+"""Elements to bytes and back, a chunk at a time.
+
+Narrow dtypes halve or quarter what travels: bfloat16 and float16 round to nearest even; int8 keeps one float32 scale
+for each block of 256 elements, max|x| / 127, so an element's error is at most half its block's scale, and the client
+adds that error to its next gradient (error feedback; Seide et al. 2014, "1-bit stochastic gradient descent").
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from adamserve.errors import InvalidArgument
+from adamserve.values import BFLOAT16, Array
+from adamserve.wire import chunks, native
+
+CHUNK_BYTES = 1 << 20
+"""Bytes of elements that a sender puts into one chunk."""
+
+MAX_CHUNK_BYTES = 4 << 20
+"""Bytes that a receiver takes in one chunk."""
+
+BLOCK = 256
+"""Elements that share a scale in int8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One member of adamserve.v1.Encoding: its number, the numpy dtype of its items, and who may use it."""
+
+    number: int
+    item: str
+    itemsize: int
+    parameters: tuple[str, ...]
+    gradients: tuple[str, ...]
+
+
+ENCODINGS: Mapping[str, Encoding] = {
+    "float32": Encoding(1, "<f4", 4, ("float32",), ("float32", "float64")),
+    "float64": Encoding(2, "<f8", 8, ("float64",), ("float64",)),
+    "bfloat16": Encoding(3, "<u2", 2, ("float32",), ("float32", "float64")),
+    "float16": Encoding(4, "<f2", 2, ("float32",), ("float32", "float64")),
+    "int8": Encoding(5, "i1", 1, (), ("float32", "float64")),
+}
+"""By name; `parameters` and `gradients` are the parameters' dtypes that it may carry."""
+
+BY_NUMBER: Mapping[int, str] = {encoding.number: name for name, encoding in ENCODINGS.items()}
+
+
+def encoding_name(number: int, *, field: str) -> str:
+    """The name of an encoding's number.
+
+    Raises:
+        InvalidArgument: there is none, or it is not set.
+    """
+    try:
+        return BY_NUMBER[number]
+    except KeyError:
+        known = ", ".join(f"{n} ({name})" for n, name in BY_NUMBER.items())
+        raise InvalidArgument(f"{number} is not an encoding", field=field, fix=f"one of {known}") from None
+
+
+def _loops(nbytes: int) -> ctypes.CDLL | None:
+    """The compiled loops, where they are worth their call."""
+    return native.library() if nbytes >= 4096 else None
+
+
+def sum32(data: memoryview | bytes) -> int:
+    """A chunk's checksum: the sum, modulo 2^32, of its little-endian 32-bit words, the last padded with zeros.
+
+    A CRC would cost as much as the whole transfer does without it, and TCP and TLS have checks of their own; this one
+    catches what they do not see, a sender or receiver that mixes up its buffers.
+    """
+    whole = len(data) & ~3
+    loops = _loops(whole)
+    words = np.frombuffer(data[:whole], "<u4")
+    total = loops.sum_words(words.size, words.ctypes.data) if loops else int(words.sum(dtype=np.uint32))
+    return total + int.from_bytes(data[whole:], "little") & 0xFFFF_FFFF
+
+
+def finite(values: Array) -> bool:
+    """Whether every element is finite: one fast sum, and a second look where that overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
+
+
+def fits(values: Array, name: str) -> bool:
+    """Whether every element is finite, and stays so in an encoding."""
+    largest = _LARGEST.get(name)
+    if largest is None or not values.size:
+        return finite(values)
+    return bool(-largest < values.min() and values.max() < largest)
+
+
+_LARGEST: Mapping[str, float] = {"bfloat16": 2.0**128 - 2.0**119, "float16": 65520.0}
+"""Half a step above the largest number: from here on elements are rounded to infinity."""
+
+
+def narrow(values: Array, to: str, out: Array | None = None) -> Array:
+    """float elements as the items of bfloat16 (bits in uint16) or float16, rounded to nearest even; in `out`."""
+    values = np.ascontiguousarray(values)
+    if out is None:
+        out = np.empty(values.shape, ENCODINGS[to].item)
+    if to == "bfloat16" and values.dtype == np.float32 and (loops := _loops(values.nbytes)):
+        loops.give_bfloat16(values.size, values.ctypes.data, out.ctypes.data)
+    elif (torch := sys.modules.get("torch")) is not None:
+        # uint16 is what torch knows least of: it sees the same bytes as int16 first.
+        torch.from_numpy(out.view("<i2")).view(getattr(torch, to)).copy_(torch.from_numpy(values))
+    elif to == "float16":
+        with np.errstate(over="ignore"):
+            out[...] = values
+    else:
+        bits = values.astype("<f4", copy=False).view("<u4")
+        rounded = bits >> 16
+        rounded &= 1
+        rounded += 0x7FFF
+        rounded += bits
+        rounded >>= 16
+        # The carry of a NaN's low bits would run into its exponent.
+        out[...] = np.where(np.isnan(values), 0x7FC0, rounded)
+    return out
+
+
+def widen(items: Array, of: str, out: Array) -> None:
+    """Write items of bfloat16 or float16 into float elements."""
+    torch = sys.modules.get("torch")
+    if torch is not None and items.size:
+        from adamserve.shard.gradients import borrow
+
+        torch.from_numpy(out).copy_(borrow(items).view(getattr(torch, of)))
+    elif of == "bfloat16":
+        bits = items.astype("<u4")
+        bits <<= 16
+        out[...] = bits.view("<f4")
+    else:
+        out[...] = items
+
+
+def quantize(values: Array) -> tuple[Array, Array]:
+    """float elements as int8 and one float32 scale a block."""
+    count = -(-values.size // BLOCK)
+    padded = np.zeros(count * BLOCK, np.float32)
+    padded[: values.size] = values
+    blocks = padded.reshape(count, BLOCK)
+    scales = np.abs(blocks).max(axis=1) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = np.where(scales[:, None] > 0, blocks / scales[:, None], 0)
+    return np.clip(np.rint(scaled), -127, 127).astype("i1").reshape(-1)[: values.size], scales.astype("<f4")
+
+
+def dequantize(items: Array, scales: Array, out: Array) -> None:
+    """Write int8 items, scaled by their blocks, into float elements."""
+    full = np.repeat(scales, BLOCK)[: items.size]
+    np.multiply(items, full, out=out, casting="same_kind", dtype=np.float32)
+
+
+def encode(tensor: str, values: Array, start: int, name: str) -> Iterator[list[bytes | memoryview]]:
+    """A run of elements as chunks; each is the parts of one field of a message.
+
+    Args:
+        tensor: its name.
+        values: 1-D, contiguous; of the dtype `name`, or float32 (float64 for "float64") to be narrowed.
+        start: the first element's number in the tensor.
+        name: an encoding's.
+    """
+    encoding = ENCODINGS[name]
+    grain = CHUNK_BYTES // encoding.itemsize
+    for begin in range(0, values.size, grain):
+        part = values[begin : begin + grain]
+        data, total = items_of(part, name)
+        head = chunks.chunk_head(tensor, start + begin, part.size, encoding.number, total, len(data))
+        yield [head, data]
+
+
+def encode_rows(tensor: str, rows: Array, values: Array, name: str) -> Iterator[list[bytes | memoryview]]:
+    """Some rows of a tensor as chunks, at least one; each is the parts of one field of a message.
+
+    Args:
+        tensor: its name.
+        rows: their numbers in the tensor, of shape (n,), below 2^32.
+        values: of shape (n, width), contiguous; float32 or float64.
+        name: an encoding's.
+    """
+    encoding = ENCODINGS[name]
+    grain = max(1, CHUNK_BYTES // (values.shape[1] * encoding.itemsize + 4))
+    for begin in range(0, max(1, len(rows)), grain):
+        numbers = rows[begin : begin + grain].astype("<u4").tobytes()
+        part = values[begin : begin + grain].reshape(-1)
+        data, total = items_of(part, name)
+        total = total + sum32(numbers) & 0xFFFF_FFFF
+        tail = chunks.chunk_rows(numbers)
+        head = chunks.chunk_head(tensor, 0, part.size, encoding.number, total, len(data), len(tail))
+        yield [head, data, tail]
+
+
+def decode_rows(chunk: chunks.Chunk, width: int) -> tuple[Array, Array, bool]:
+    """Check a chunk of rows; returns their numbers, int64, their values of shape (n, width), float32 or float64, and
+    whether these are finite.
+
+    Raises:
+        InvalidArgument: as `decode`; or the number of rows does not fit.
+    """
+    data = chunk.rows or b""
+    if len(data) % 4 or chunk.length != len(data) // 4 * width or chunk.start:
+        raise InvalidArgument(
+            f"{len(data)} bytes of row numbers for {chunk.length} elements from {chunk.start}",
+            field=chunk.tensor,
+            fix=f"4 bytes a row, {width} elements a row, start 0",
+        )
+    dtype = "float64" if chunk.encoding == ENCODINGS["float64"].number else "float32"
+    values = np.empty((len(data) // 4, width), dtype)
+    all_finite = decode(chunk, values.reshape(-1))
+    return np.frombuffer(data, "<u4").astype(np.int64), values, all_finite
+
+
+def items_of(part: Array, name: str) -> tuple[memoryview, int]:
+    """The bytes of a run of elements in an encoding, a view where nothing changes; and their `sum32`."""
+    encoding = ENCODINGS[name]
+    if name == "int8":
+        items, scales = quantize(part)
+        data = memoryview(scales.tobytes() + items.tobytes())
+        return data, sum32(data)
+    loops = _loops(part.nbytes)
+    if loops and name == "bfloat16" and part.dtype == np.float32:
+        items = np.empty(part.size, "<u2")
+        total = loops.give_bfloat16(part.size, part.ctypes.data, items.ctypes.data)
+        return memoryview(items.view(np.uint8).data), total
+    if part.dtype != np.dtype(encoding.item):
+        part = narrow(part, name) if name in ("bfloat16", "float16") else part.astype(encoding.item)
+    data = memoryview(part.view(np.uint8).data)
+    return data, sum32(data)
+
+
+def decode(chunk: chunks.Chunk, out: Array) -> bool:
+    """Check a chunk's bytes and write its elements into `out`, 1-D of its length.
+
+    Args:
+        chunk: of any encoding.
+        out: float32 or float64; or, for bfloat16 and float16, the items themselves (`BFLOAT16`, float16).
+
+    Returns:
+        Whether every element is finite.
+
+    Raises:
+        InvalidArgument: unknown encoding, wrong number of bytes, or a checksum that does not fit; `out` may then hold
+            anything.
+    """
+    name = encoding_name(chunk.encoding, field=chunk.tensor)
+    expected = chunk.length * ENCODINGS[name].itemsize
+    if name == "int8":
+        expected += 4 * -(-chunk.length // BLOCK)
+    if len(chunk.data) != expected:
+        raise InvalidArgument(
+            f"{chunk.length} elements of {name} take {expected} bytes, got {len(chunk.data)}",
+            field=chunk.tensor,
+        )
+    rows = 0 if chunk.rows is None else sum32(chunk.rows)
+    total, all_finite = _take(name, chunk.data, out)
+    if total + rows & 0xFFFF_FFFF != chunk.sum32:
+        raise InvalidArgument(
+            f"the checksum of elements {chunk.start} to {chunk.start + chunk.length} does not fit",
+            field=chunk.tensor,
+            fix="send the sum of the chunk's 32-bit words",
+        )
+    return all_finite
+
+
+_TAKES = {
+    ("float32", np.dtype(np.float32)): "take_float32",
+    ("bfloat16", np.dtype(np.float32)): "take_bfloat16",
+    ("bfloat16", BFLOAT16): "keep_bfloat16",
+    ("float16", np.dtype(np.float16)): "keep_float16",
+}
+"""The compiled loop for an encoding and what it is written to."""
+
+
+def _take(name: str, data: memoryview, out: Array) -> tuple[int, bool]:
+    """Write elements into `out`; returns the bytes' `sum32`, and whether every element is finite."""
+    loops, loop = _loops(len(data)), _TAKES.get((name, out.dtype))
+    if loops and loop:
+        good = ctypes.c_int(1)
+        source = np.frombuffer(data, np.uint8)
+        total: int = getattr(loops, loop)(out.size, source.ctypes.data, out.ctypes.data, ctypes.byref(good))
+        return total, bool(good.value)
+    if out.itemsize == 2:
+        items = np.frombuffer(data, "<u2")
+        out.view("<u2")[...] = items
+        exponent = 0x7F80 if name == "bfloat16" else 0x7C00
+        return sum32(data), not (items & exponent == exponent).any()
+    with np.errstate(over="ignore", invalid="ignore"):  # nothing is known of these bytes yet
+        if name == "int8":
+            cut = 4 * -(-out.size // BLOCK)
+            dequantize(np.frombuffer(data[cut:], "i1"), np.frombuffer(data[:cut], "<f4"), out)
+        else:
+            items = np.frombuffer(data, ENCODINGS[name].item)
+            if name in ("bfloat16", "float16"):
+                widen(items, name, out)
+            else:
+                out[...] = items
+    return sum32(data), finite(out)
