@@ -69,7 +69,8 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["families", "watch", "service.controller", "service.cluster", "rpc.serving"]
+    "module",
+    ["observe.families", "observe.alerts", "cluster.controller", "cluster.ray_runtime", "cluster.serving"],
 )
 def test_only_shards_and_trainers_load_torch(module: str) -> None:
     """The controller's process and `serve`'s start seconds sooner for it, and are hundreds of MB smaller."""
