@@ -57,7 +57,8 @@ LAYERS: tuple[dict[str, Row], ...] = (
         # What a client needs of a shard, without torch.
         "adamserve.shard": row(),
         "adamserve.shard.durations": row(),
-        "adamserve.shard.statistics": row(siblings="adamserve.shard.durations"),
+        "adamserve.shard.events": row(),
+        "adamserve.shard.statistics": row(siblings="adamserve.shard.durations adamserve.shard.events"),
         "adamserve.shard.consistency": row("numpy"),
         "adamserve.shard.geometry": row("numpy"),
         "adamserve.shard.sparse": row("numpy", siblings="adamserve.shard.geometry"),
@@ -118,8 +119,6 @@ LAYERS: tuple[dict[str, Row], ...] = (
 )
 
 DEBTS = {
-    ("adamserve.shard.statistics", "adamserve.observe"),
-    ("adamserve.shard.shard", "adamserve.observe"),
     ("adamserve.shard.host", "adamserve.checkpoint"),
     ("adamserve.edge", "adamserve.cluster"),
 }

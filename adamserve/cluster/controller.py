@@ -26,9 +26,9 @@ from adamserve.cluster.actors import Edge, ShardActor, own_error
 from adamserve.errors import AdamServeError, CheckpointError, Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.job import JobConfig
 from adamserve.observe.logs import LogConfig, fields, set_up
-from adamserve.observe.state import EVENTS_KEPT, Event, merged
 from adamserve.regret import Account
 from adamserve.shard import sparse
+from adamserve.shard.events import EVENTS_KEPT, Event, merged
 from adamserve.shard.geometry import partition
 from adamserve.shard.statistics import ShardStatistics
 from adamserve.values import Array, Clocks, Deadline, Joined, Stamp

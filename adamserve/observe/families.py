@@ -14,9 +14,9 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from adamserve import __version__
 from adamserve.observe.rpc_counts import Calls
-from adamserve.observe.state import Event
 from adamserve.regret import Account
 from adamserve.shard.durations import Times
+from adamserve.shard.events import Event
 from adamserve.shard.statistics import ShardStatistics
 
 STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from adamserve.observe.logs import fields
-from adamserve.observe.state import Event, JobState
+from adamserve.observe.state import JobState
+from adamserve.shard.events import Event
 
 log = logging.getLogger("adamserve.jobs")
 

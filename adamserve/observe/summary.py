@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import replace
 
 from adamserve.observe.exporter import Observed
-from adamserve.observe.state import JobState, PusherSeen, ShardSeen
+from adamserve.observe.state import JobState, ShardSeen
+from adamserve.shard.statistics import PusherStatistics
 
 
 def state_of(observed: Observed) -> JobState:
@@ -24,7 +25,7 @@ def state_of(observed: Observed) -> JobState:
     if status is None:
         return losses
     staleness: Counter[int] = Counter()
-    pushers: dict[str, PusherSeen] = {}
+    pushers: dict[str, PusherStatistics] = {}
     for shard in status.shards:
         staleness.update(shard.staleness)
         for pusher in shard.pushers:
@@ -55,5 +56,5 @@ def state_of(observed: Observed) -> JobState:
     )
 
 
-def _newer(one: PusherSeen, other: PusherSeen) -> PusherSeen:
+def _newer(one: PusherStatistics, other: PusherStatistics) -> PusherStatistics:
     return max(one, other, key=lambda pusher: (pusher.seq, pusher.pushed_at or 0.0))

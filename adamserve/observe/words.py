@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from adamserve.observe.state import Event, JobState, PusherSeen, ShardSeen
+from adamserve.observe.state import JobState, ShardSeen
+from adamserve.shard.events import Event
+from adamserve.shard.statistics import PusherStatistics
 
 OUTCOMES = ("APPLIED", "DUPLICATE", "STALE", "INVALID")
 
@@ -46,7 +48,7 @@ def shard_row(shard: ShardSeen) -> list[str]:
     ]
 
 
-def pusher_row(pusher: PusherSeen, now: float) -> list[str]:
+def pusher_row(pusher: PusherStatistics, now: float) -> list[str]:
     """Under `PUSHER_HEAD`."""
     last = "none yet" if pusher.pushed_at is None else f"{max(0.0, now - pusher.pushed_at):.1f} s ago"
     return [pusher.name, last, str(pusher.seq)]
@@ -58,12 +60,12 @@ def event_row(event: Event) -> list[str]:
     return [clock_time(event.at), event.kind, shards, event.pusher, str(event.count), event.reason]
 
 
-def silent_first(pushers: Iterable[PusherSeen]) -> Sequence[PusherSeen]:
+def silent_first(pushers: Iterable[PusherStatistics]) -> Sequence[PusherStatistics]:
     """Those that have not pushed for the longest time first."""
     return sorted(pushers, key=lambda pusher: (pusher.pushed_at or 0.0, pusher.name))
 
 
-def counted_pushers(pushers: Sequence[PusherSeen]) -> str:
+def counted_pushers(pushers: Sequence[PusherStatistics]) -> str:
     """How many."""
     return "1 pusher" if len(pushers) == 1 else f"{len(pushers)} pushers"
 

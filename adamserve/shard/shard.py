@@ -19,7 +19,6 @@ import torch
 
 from adamserve import optim
 from adamserve.errors import BadSequence, Conflict, InvalidArgument, NotFinite, NotFound
-from adamserve.observe.state import Events, PusherSeen
 from adamserve.optim.rows import Rows
 from adamserve.optim.rows import prepare as prepare_rows
 from adamserve.shard import sparse
@@ -35,10 +34,11 @@ from adamserve.shard.consistency import (
     may_start,
 )
 from adamserve.shard.durations import APPLY_BUCKETS, Stopwatch
+from adamserve.shard.events import Events
 from adamserve.shard.geometry import Partition
 from adamserve.shard.gradients import Loaded, RowGradient, borrow, corrected, mean
 from adamserve.shard.sampling import Probe
-from adamserve.shard.statistics import STALENESS_CAP, ShardStatistics
+from adamserve.shard.statistics import STALENESS_CAP, PusherStatistics, ShardStatistics
 from adamserve.values import (
     BFLOAT16,
     GRADIENT_DTYPES,
@@ -447,7 +447,9 @@ class Shard:
             trainers=sum(bool(self._pushers[name].session) for name in live),
             silent=len(self._leases.silent()),
             lease_expiries=expiries,
-            pushers=tuple(PusherSeen(name, pusher.last_seq, pusher.pushed_at) for name, pusher in known),
+            pushers=tuple(
+                PusherStatistics(name, pusher.last_seq, pusher.pushed_at) for name, pusher in known
+            ),
             events=self._events.recent(),
         )
 

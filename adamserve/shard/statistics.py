@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adamserve.observe.state import Event, PusherSeen
 from adamserve.shard.durations import NO_PUSHES, NO_WAITS, Times
+from adamserve.shard.events import Event
 from adamserve.values import Stamp
 
 STALENESS_CAP = 1024
 """Staleness above this is counted as this."""
+
+
+@dataclass(frozen=True, slots=True)
+class PusherStatistics:
+    """A live pusher: the seq of its last decided push, and when that was (seconds since 1970, None before it)."""
+
+    name: str
+    seq: int
+    pushed_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,5 +79,5 @@ class ShardStatistics:
     waiting: int = 0
     push_seconds: Times = NO_PUSHES
     queue_seconds: Times = NO_WAITS
-    pushers: tuple[PusherSeen, ...] = ()
+    pushers: tuple[PusherStatistics, ...] = ()
     events: tuple[Event, ...] = ()

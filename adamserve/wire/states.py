@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from adamserve.observe.state import Event, JobState, Kind, PusherSeen, ShardSeen
+from adamserve.observe.state import JobState, ShardSeen
+from adamserve.shard.events import Event, Kind
+from adamserve.shard.statistics import PusherStatistics
 from adamserve.v1 import control_pb2, types_pb2
 from adamserve.values import Stamp
 
@@ -77,7 +79,7 @@ def received(message: control_pb2.JobStatus) -> JobState:
         ),
         staleness=dict(message.staleness),
         pushers=tuple(
-            PusherSeen(p.name, p.seq, p.pushed_at if p.HasField("pushed_at") else None)
+            PusherStatistics(p.name, p.seq, p.pushed_at if p.HasField("pushed_at") else None)
             for p in message.pushers
         ),
         events=tuple(

@@ -31,10 +31,10 @@ from adamserve.observe.families import (
     cumulative,
 )
 from adamserve.observe.rpc_counts import METHODS_KNOWN, Calls
-from adamserve.observe.state import Event, PusherSeen
 from adamserve.regret import RECENT, Account
 from adamserve.shard.durations import APPLY_BUCKETS, PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch, Times
-from adamserve.shard.statistics import Seen, ShardStatistics
+from adamserve.shard.events import Event
+from adamserve.shard.statistics import PusherStatistics, Seen, ShardStatistics
 from adamserve.values import Clocks, Stamp
 
 
@@ -60,7 +60,7 @@ SHARD = ShardStatistics(
     waiting=5,
     push_seconds=times(PUSH_BUCKETS, 7, 2, 81.5),
     queue_seconds=times(QUEUE_BUCKETS, 8, 1, 130.5),
-    pushers=(PusherSeen("a", 39, 98.5), PusherSeen("b", 0, None)),
+    pushers=(PusherStatistics("a", 39, 98.5), PusherStatistics("b", 0, None)),
 )
 STATUS = JobStatus(
     name="job",

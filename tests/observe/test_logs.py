@@ -14,7 +14,8 @@ import pytest
 from adamserve.errors import InvalidArgument
 from adamserve.observe.logs import BURST, WINDOW_S, Handler, LogConfig, fields, set_up
 from adamserve.observe.news import News
-from adamserve.observe.state import Event, JobState
+from adamserve.observe.state import JobState
+from adamserve.shard.events import Event
 from tests.shard.test_consistency import ManualClock
 
 log = logging.getLogger("adamserve.test")

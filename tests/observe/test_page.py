@@ -17,9 +17,11 @@ from adamserve.cluster.serving import may_look
 from adamserve.edge.security import Tokens, _digest
 from adamserve.observe.exporter import Exporter, Observed
 from adamserve.observe.page import NAMES_SHOWN, POINTS, Board, pages
-from adamserve.observe.state import Event, PusherSeen, from_json
+from adamserve.observe.state import from_json
 from adamserve.observe.summary import state_of
 from adamserve.regret import Account
+from adamserve.shard.events import Event
+from adamserve.shard.statistics import PusherStatistics
 from tests.observe.test_exporter import ACCOUNT, SHARD, STATUS
 
 OBSERVED = Observed(job="job", status=STATUS, account=ACCOUNT, test_accuracy=0.9)
@@ -77,7 +79,7 @@ def test_names_cannot_write_html() -> None:
     nasty = "<script>alert(1)</script>"
     status = replace(
         STATUS,
-        shards=(replace(SHARD, pushers=(PusherSeen(nasty, 1, 99.0),)),),
+        shards=(replace(SHARD, pushers=(PusherStatistics(nasty, 1, 99.0),)),),
         rule=nasty,
         failed=nasty,
         events=(Event(50.0, "stale", (0,), nasty, nasty),),
@@ -121,7 +123,9 @@ def test_curves_keep_their_ends_in_little_room() -> None:
 
 def test_many_pushers_are_counted_and_the_silent_ones_are_named() -> None:
     """The higher the number, the longer ago was the last push; one has not pushed at all."""
-    seen = [PusherSeen(f"p{i:03}", 1, 90.0 - i / 10) for i in range(199)] + [PusherSeen("new", 0, None)]
+    seen = [PusherStatistics(f"p{i:03}", 1, 90.0 - i / 10) for i in range(199)] + [
+        PusherStatistics("new", 0, None)
+    ]
     html = board(
         replace(OBSERVED, status=replace(STATUS, shards=(replace(SHARD, pushers=tuple(seen)),)))
     ).html()

@@ -8,9 +8,10 @@ from itertools import count
 import pytest
 
 from adamserve.observe.exporter import Observed
-from adamserve.observe.state import EVENTS_KEPT, Event, Events, JobState, as_json, from_json, merged
+from adamserve.observe.state import JobState, as_json, from_json
 from adamserve.observe.summary import state_of
 from adamserve.observe.terminal import blocks, sparkline
+from adamserve.shard.events import EVENTS_KEPT, Event, Events, merged
 from adamserve.wire.states import received, sent
 from tests.observe.test_exporter import ACCOUNT, STATUS
 

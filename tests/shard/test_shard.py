@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from adamserve import optim
 from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, NotFound
-from adamserve.observe.state import Event, PusherSeen
 from adamserve.shard.consistency import BSP, SSP, Async, Consistency, Decision
+from adamserve.shard.events import Event
 from adamserve.shard.geometry import partition
 from adamserve.shard.gradients import borrow
 from adamserve.shard.shard import RECEIPTS_KEPT, Shard
+from adamserve.shard.statistics import PusherStatistics
 from adamserve.values import (
     BFLOAT16,
     Array,
@@ -512,11 +513,11 @@ def test_statistics_name_each_live_pusher_with_its_last_push() -> None:
     offer(shard, 2, 1, ones())
     offer(shard, 2, 1, ones())  # sent again: decided once
     shard.leave("gone")
-    assert shard.statistics().pushers == (PusherSeen("a", 2, 60.0), PusherSeen("b", 0, None))
+    assert shard.statistics().pushers == (PusherStatistics("a", 2, 60.0), PusherStatistics("b", 0, None))
     clock.seconds += LEASE_S + 1
     shard.renew("a")
     found = shard.statistics()
-    assert found.pushers == (PusherSeen("a", 2, 60.0),)
+    assert found.pushers == (PusherStatistics("a", 2, 60.0),)
     assert found.live == ("a",)
 
 
