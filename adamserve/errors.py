@@ -85,8 +85,8 @@ class RolledBack(AdamServeError):
     The client that raises it knows the new clocks already: pull, compute again, and go on.
 
     Attributes:
-        before: each shard's (epoch, clock) as the client knew it.
-        after: each shard's (epoch, clock) now, the restored ones at the clock that they were restored to.
+        before: each shard's (incarnation, clock) as the client knew it.
+        after: each shard's (incarnation, clock) now, the restored ones at the clock that they were restored to.
     """
 
     before: tuple[tuple[int, int], ...] = ()

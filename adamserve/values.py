@@ -121,9 +121,9 @@ class Span:
 
 
 class Stamp(NamedTuple):
-    """When, on one shard: its epoch (grows when a shard is restored) and its clock (updates applied)."""
+    """When, on one shard: its incarnation (grows when a shard is restored) and its clock (updates applied)."""
 
-    epoch: int
+    incarnation: int
     clock: int
 
 
@@ -133,7 +133,7 @@ class Clocks(tuple[Stamp, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return " ".join(f"{stamp.epoch}:{stamp.clock}" for stamp in self)
+        return " ".join(f"{stamp.incarnation}:{stamp.clock}" for stamp in self)
 
     @property
     def newest(self) -> int:
@@ -200,7 +200,7 @@ class Receipt:
     Attributes:
         outcome: APPLIED, DUPLICATE (applied before: the rest is the first answer's) or STALE (nothing changed, now or
             when the push first came).
-        stamp: the shard's epoch, and its clock after the update.
+        stamp: the shard's incarnation, and its clock after the update.
         staleness: updates between the pull and the arrival.
         reason: the decision in words, with its numbers.
     """
@@ -253,7 +253,7 @@ class Joined:
     Attributes:
         stamp: where the shard stands.
         last_seq: the last seq that it has decided for this pusher.
-        restored_clock: clock at which its present epoch began; later updates of earlier epochs are lost.
+        restored_clock: clock at which its present incarnation began; later updates of earlier incarnations are lost.
     """
 
     stamp: Stamp
@@ -285,7 +285,7 @@ class ShardState:
 
     Attributes:
         shard: the shard's index in its job.
-        stamp: its epoch and clock at the cut.
+        stamp: its incarnation and clock at the cut.
         segments: in buffer order; a tensor's segments are adjacent and together are the shard's span of it.
         arrays: slot (or "w") -> tensor -> the span's values, 1-D, of the tensor's dtype. They may be views
             of live buffers: the taker says how long they hold still.

@@ -420,7 +420,7 @@ def _train(
         "regret": None if hindsight is None else _regret(config, hindsight, log),
         "best_loss": log.account.best,
         "clocks": [stamp.clock for stamp in clocks],
-        "epochs_of_shards": [stamp.epoch for stamp in clocks],
+        "incarnations": [stamp.incarnation for stamp in clocks],
         "pushes": {"by_shard_and_outcome": pushes, "per_s": round(len(log.steps) / max(seconds, 1e-9), 1)},
         "bytes": {
             "pushed": sum(shard.bytes_in for shard in status.shards),

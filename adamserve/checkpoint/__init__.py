@@ -33,8 +33,8 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 
-EPOCH = "epoch"
-"""File in a job's folder with the largest epoch that was handed out."""
+INCARNATION = "incarnation"
+"""File in a job's folder with the largest incarnation that was handed out."""
 
 DTYPES: Mapping[str, str] = {"float32": "F32", "float64": "F64"}
 """safetensors' names of the dtypes."""
@@ -175,38 +175,41 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     return path
 
 
-def new_epoch(root: Path, at_least: int) -> int:
-    """An epoch that no shard of the job has been in, in this life of the service or an earlier one.
+def new_incarnation(root: Path, at_least: int) -> int:
+    """An incarnation that no shard of the job has been in, in this life of the service or an earlier one.
 
     What was handed out is on disk before it is used: a crash between a restore and the next checkpoint would otherwise
     make two histories that look alike to their pushers.
 
     Args:
         root: the job's folder.
-        at_least: one more than the epochs that are known.
+        at_least: one more than the incarnations that are known.
 
     Raises:
         CheckpointError: the record cannot be read or written; names it.
     """
-    path = root / EPOCH
+    path = root / INCARNATION
+    if not path.exists() and (root / "epoch").exists():  # as format 1 called it
+        path = root / "epoch"
     try:
         last = int(path.read_text())
     except FileNotFoundError:
         last = 0
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"cannot be read: {error}", field=str(path), fix="write the largest epoch in use into it"
+            f"cannot be read: {error}", field=str(path), fix="write the largest incarnation in use into it"
         ) from None
-    epoch = max(at_least, last + 1)
-    temporary = root / f"{EPOCH}.tmp"
+    incarnation = max(at_least, last + 1)
+    path = root / INCARNATION
+    temporary = root / f"{INCARNATION}.tmp"
     with _named(path):
         with temporary.open("w") as file:
-            file.write(f"{epoch}\n")
+            file.write(f"{incarnation}\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
         _sync_folder(root)
-    return epoch
+    return incarnation
 
 
 # ---- finding
@@ -351,7 +354,7 @@ def verify(folder: Path) -> Manifest:
 
 
 def load_shard(
-    folder: Path, manifest: Manifest, *, shard: int, spans: Sequence[Span], epoch: int
+    folder: Path, manifest: Manifest, *, shard: int, spans: Sequence[Span], incarnation: int
 ) -> ShardState:
     """Gather a shard's state for any partition of the job.
 
@@ -361,7 +364,7 @@ def load_shard(
     Args:
         shard: the new shard's index.
         spans: what it owns.
-        epoch: the epoch that it starts.
+        incarnation: the incarnation that it starts.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -377,7 +380,7 @@ def load_shard(
     segments = [segment for span in spans for segment in _cut(span, held)]
     arrays = _gather(folder, manifest, spans, held)
     clock = max(old.stamp.clock for old in sources)
-    return ShardState(shard, Stamp(epoch, clock), tuple(segments), arrays, pushers)
+    return ShardState(shard, Stamp(incarnation, clock), tuple(segments), arrays, pushers)
 
 
 def load_tensors(folder: Path, manifest: Manifest) -> dict[str, dict[str, Array]]:

@@ -71,7 +71,7 @@ def inspect(folder: Folder, output: Output = Format.table) -> None:
         for key in ("number", "job", "created", "rule", "consistency", "extra")
     ]
     rows += [
-        [f"shard {s['shard']}", f"epoch {s['stamp'][0]} clock {s['stamp'][1]}, {s['nbytes']} bytes"]
+        [f"shard {s['shard']}", f"incarnation {s['stamp'][0]} clock {s['stamp'][1]}, {s['nbytes']} bytes"]
         for s in manifest["shards"]
     ]
     rows += [

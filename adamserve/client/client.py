@@ -398,7 +398,7 @@ class Client:
                 pusher=self.pusher,
                 session=self._session.id,
                 seq=self._session.seq,
-                pulled=types_pb2.Stamp(epoch=stamp.epoch, clock=stamp.clock),
+                pulled=types_pb2.Stamp(incarnation=stamp.incarnation, clock=stamp.clock),
             )
             head = shard_pb2.PushRequest(start=start).SerializeToString()
             call = partial(self._push_pull_one, target=target, stamps=stamps) if target else self._push_one
@@ -533,14 +533,17 @@ class Client:
             self._session.resync = True  # some shards have counted this seq, and some not
             raise errors[0]
         receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
-        if any(r.stamp.epoch > s.seen.epoch for s, r in zip(self._session.shards, receipts, strict=True)):
+        if any(
+            r.stamp.incarnation > s.seen.incarnation
+            for s, r in zip(self._session.shards, receipts, strict=True)
+        ):
             self._session.refresh(self._session.deadline())
         for shard, receipt in zip(self._session.shards, receipts, strict=True):
             self._session.see(shard, receipt.stamp)
         rolled = [
             receipt
             for receipt, pulled in zip(receipts, clock, strict=True)
-            if receipt.outcome is Outcome.STALE and receipt.stamp.epoch > pulled.epoch
+            if receipt.outcome is Outcome.STALE and receipt.stamp.incarnation > pulled.incarnation
         ]
         if rolled:
             self._session.resync = True
@@ -603,7 +606,7 @@ class Client:
             return self._take(shard, shard.call("Pull", lambda: [[message]], timeout), target)
 
         stamp: Stamp = self._session.retrying(attempt, deadline, shard)
-        if stamp.epoch > shard.seen.epoch:
+        if stamp.incarnation > shard.seen.incarnation:
             self._session.refresh(deadline)
         self._session.see(shard, stamp)
         return stamp
@@ -616,7 +619,7 @@ class Client:
             rest, pieces = chunks.split(message)
             if stamp is None:
                 found = shard_pb2.PullResponse.FromString(rest).stamp
-                stamp = Stamp(found.epoch, found.clock)
+                stamp = Stamp(found.incarnation, found.clock)
             for chunk in pieces:
                 if chunk.rows is not None:
                     width = self._session.tensors[chunk.tensor].width
@@ -652,7 +655,7 @@ def _commit(lr: float | None, rates: Mapping[str, float] | None) -> bytes:
 
 
 def _receipt(answer: shard_pb2.PushResponse) -> Receipt:
-    stamp = Stamp(answer.stamp.epoch, answer.stamp.clock)
+    stamp = Stamp(answer.stamp.incarnation, answer.stamp.clock)
     return Receipt(OUTCOMES[answer.outcome], stamp, answer.staleness, answer.reason)
 
 

@@ -171,7 +171,7 @@ class Link:
     def __init__(self, index: int, place: types_pb2.ShardPlace, credentials: Credentials) -> None:
         self.index = index
         self.spans = spans_of(place)
-        self.seen = Stamp(place.stamp.epoch, place.stamp.clock)
+        self.seen = Stamp(place.stamp.incarnation, place.stamp.clock)
         self.restored_clock = place.restored_clock
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"adamserve-shard-{index}")
         self._credentials = credentials

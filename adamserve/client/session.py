@@ -157,19 +157,19 @@ class Session:
             )
         for shard, place in zip(self.shards, places, strict=True):
             shard.move(place)
-            if place.stamp.epoch > shard.seen.epoch:
+            if place.stamp.incarnation > shard.seen.incarnation:
                 shard.restored_clock = place.restored_clock
                 self.resync = True  # it may know of fewer pushes than were made
-                self.see(shard, Stamp(place.stamp.epoch, place.restored_clock))
+                self.see(shard, Stamp(place.stamp.incarnation, place.restored_clock))
 
     def see(self, shard: Link, stamp: Stamp) -> None:
-        """Note a shard's stamp; a new epoch that began before what was seen in the old one has lost updates."""
+        """Note a shard's stamp; a new incarnation that began before what was seen in the old one has lost updates."""
         with self._lock:
-            if stamp.epoch > shard.seen.epoch and shard.restored_clock < shard.seen.clock:
+            if stamp.incarnation > shard.seen.incarnation and shard.restored_clock < shard.seen.clock:
                 before, after = self._lost or (None, None)
                 now = Clocks(s.seen for s in self.shards)
                 mended = Clocks(
-                    Stamp(stamp.epoch, shard.restored_clock) if s is shard else kept
+                    Stamp(stamp.incarnation, shard.restored_clock) if s is shard else kept
                     for s, kept in zip(self.shards, after or now, strict=True)
                 )
                 self._lost = (before or now, mended)

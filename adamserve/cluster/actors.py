@@ -114,7 +114,7 @@ class ShardActor:
     def open(
         self,
         config: JobConfig,
-        epoch: int,
+        incarnation: int,
         initial: Mapping[str, Array] | None = None,
         folder: Path | None = None,
     ) -> tuple[Stamp, str]:
@@ -127,9 +127,11 @@ class ShardActor:
         spans = parts.shards[self._index]
         if folder is not None:
             manifest = checkpoint.read_manifest(folder)
-            state = checkpoint.load_shard(folder, manifest, shard=self._index, spans=spans, epoch=epoch)
+            state = checkpoint.load_shard(
+                folder, manifest, shard=self._index, spans=spans, incarnation=incarnation
+            )
         else:
-            state = ShardState(self._index, Stamp(epoch, 0), (), {"w": dict(initial or {})})
+            state = ShardState(self._index, Stamp(incarnation, 0), (), {"w": dict(initial or {})})
         rule, tensor_rules = optim.rules_of(config.rule, config.tensor_rules)
         shard = self._shard(
             partition=parts,
@@ -144,7 +146,10 @@ class ShardActor:
         log.info(
             "job is open",
             extra=logs.fields(
-                job=config.name, shard=self._index, epoch=shard.stamp.epoch, clock=shard.stamp.clock
+                job=config.name,
+                shard=self._index,
+                incarnation=shard.stamp.incarnation,
+                clock=shard.stamp.clock,
             ),
         )
         kernel = shard.kernels[0] if shard.kernels else None

@@ -1,6 +1,6 @@
 """push, pull and wait from inside the cluster, straight to the shards.
 
-One `ClusterClient` a pusher. A shard that died is invisible to its caller but for the epoch: `push` answers
+One `ClusterClient` a pusher. A shard that died is invisible to its caller but for the incarnation: `push` answers
 STALE for the gradients that were under way, `pull` waits until the shard is back.
 """
 
@@ -253,7 +253,7 @@ class ClusterClient:
             take: what to make of an answer, within some seconds.
             lost: the answer in place of a shard that was restored meanwhile; without it the shard is called again.
         """
-        asked = list(self._topology.epochs)  # as the topology changes when one of them was restored
+        asked = list(self._topology.incarnations)  # as the topology changes when one of them was restored
         refs = [call(shard, deadline.remaining()) for shard in range(len(asked))]
         answers = []
         for shard, ref in enumerate(refs):
@@ -267,7 +267,7 @@ class ClusterClient:
                     if lost is not None:
                         answers.append(lost(stamp))
                         break
-                    asked[shard] = self._topology.epochs[shard]
+                    asked[shard] = self._topology.incarnations[shard]
                     ref = call(shard, deadline.remaining())
                 except GetTimeoutError:
                     raise Unavailable(f"shard {shard} did not answer in {self._timeout_s:.0f} s") from None
@@ -275,13 +275,13 @@ class ClusterClient:
                     raise own_error(error) from None
         return answers
 
-    def _await_restored(self, shard: int, epoch: int, deadline: Deadline) -> Stamp:
-        """Wait until a shard is back in an epoch after this one, and join it again; returns where it stands."""
-        waited = self._controller.await_restored.remote(self._job, shard, epoch, deadline.remaining())
+    def _await_restored(self, shard: int, incarnation: int, deadline: Deadline) -> Stamp:
+        """Wait until a shard is back in an incarnation after this one, and join it again; returns where it stands."""
+        waited = self._controller.await_restored.remote(self._job, shard, incarnation, deadline.remaining())
         try:
             self._topology = ray.get(waited, timeout=deadline.remaining() + CALL_MARGIN_S)
             if self._heartbeat is None or self._closed.is_set():
-                return Stamp(self._topology.epochs[shard], 0)
+                return Stamp(self._topology.incarnations[shard], 0)
             joined: Joined = ray.get(self._join(shard, 0.0), timeout=deadline.remaining() + CALL_MARGIN_S)
             return joined.stamp
         except RayTaskError as error:
@@ -330,5 +330,5 @@ def _read(answer: tuple[Stamp, Sequence[Any]], timeout_s: float) -> tuple[Stamp,
 
 def _stale(stamp: Stamp) -> Receipt:
     """The answer for a push to a shard that died before it answered."""
-    reason = f"the shard was restored: epoch {stamp.epoch}, clock {stamp.clock}; pull and compute again"
+    reason = f"the shard was restored: incarnation {stamp.incarnation}, clock {stamp.clock}; pull and compute again"
     return Receipt(Outcome.STALE, stamp, 0, reason)

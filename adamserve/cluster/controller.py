@@ -1,7 +1,7 @@
 """The controller: places the shards, watches them, and restores one that died from the newest checkpoint.
 
 It holds no parameters. Pushers ask it where the shards are, and ask again when one does not answer. A shard that
-is restored starts a new epoch, so that nothing pulled before the restart is applied after it.
+is restored starts a new incarnation, so that nothing pulled before the restart is applied after it.
 """
 
 from __future__ import annotations
@@ -94,15 +94,15 @@ class Topology:
     Attributes:
         config: the job's own.
         actors: handle of each shard's actor, in shard order.
-        epochs: each shard's epoch.
-        restored: the clock at which each epoch began.
+        incarnations: each shard's incarnation.
+        restored: the clock at which each incarnation began.
         endpoints: host:port of each shard's gRPC services, and for bare connections; "" where it has none.
         joined: what each shard answered to `Controller.join`; empty otherwise.
     """
 
     config: JobConfig
     actors: tuple[Any, ...]
-    epochs: tuple[int, ...]
+    incarnations: tuple[int, ...]
     restored: tuple[int, ...]
     endpoints: tuple[tuple[str, str], ...]
     joined: tuple[Joined, ...] = ()
@@ -110,7 +110,7 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """A shard died and was restored: its epoch, and its clock before (as last seen or checkpointed) and after.
+    """A shard died and was restored: its incarnation, and its clock before (as last seen or checkpointed) and after.
 
     Attributes:
         seconds: how long it took.
@@ -118,7 +118,7 @@ class Rollback:
     """
 
     shard: int
-    epoch: int
+    incarnation: int
     clock_before: int
     clock_after: int
     checkpoint: int
@@ -129,7 +129,7 @@ class Rollback:
     def event(self) -> Event:
         """For people."""
         text = (
-            f"restored from checkpoint {self.checkpoint} into epoch {self.epoch}, clock {self.clock_before} to"
+            f"restored from checkpoint {self.checkpoint} into incarnation {self.incarnation}, clock {self.clock_before} to"
             f" {self.clock_after}, in {self.seconds:.1f} s: {self.reason}"
         )
         return Event(self.at, "rollback", (self.shard,), "", text)
@@ -150,7 +150,7 @@ class JobStatus:
 
     name: str
     clocks: Clocks
-    epochs: tuple[int, ...]
+    incarnations: tuple[int, ...]
     healthy: bool
     failed: str
     kernels: tuple[str, ...]
@@ -174,7 +174,7 @@ class _Job:
 
     config: JobConfig
     folder: Path | None
-    epochs: list[int]
+    incarnations: list[int]
     seen: list[ShardStatistics | None]
     kernels: list[str]
     number: int = 0
@@ -305,12 +305,16 @@ class Controller:
                 sparse=manifest.sparse,
             )
             config = replace(config, **(changes or {}))
-            epoch = checkpoint.new_epoch(folder, 1 + max(entry.stamp.epoch for entry in manifest.shards))
-            opened = [actor.open.remote(config, epoch, folder=newest) for actor in self._actors]
+            incarnation = checkpoint.new_incarnation(
+                folder, 1 + max(entry.stamp.incarnation for entry in manifest.shards)
+            )
+            opened = [actor.open.remote(config, incarnation, folder=newest) for actor in self._actors]
             self._adopt(
                 config, folder, self._get(opened, "the shards to restore the job"), number=manifest.number
             )
-        log.info("job was taken up", extra=fields(job=name, checkpoint=manifest.number, epoch=epoch))
+        log.info(
+            "job was taken up", extra=fields(job=name, checkpoint=manifest.number, incarnation=incarnation)
+        )
         return self.topology(name)
 
     def topology(self, job: str) -> Topology:
@@ -320,7 +324,7 @@ class Controller:
             return Topology(
                 known.config,
                 tuple(self._actors),
-                tuple(known.epochs),
+                tuple(known.incarnations),
                 tuple(known.restored),
                 tuple(self._endpoints),
             )
@@ -352,8 +356,8 @@ class Controller:
             self._jobs.pop(job, None)
         self._get([actor.drop.remote(job) for actor in self._actors], "the shards to drop the job")
 
-    def await_restored(self, job: str, shard: int, epoch: int, timeout_s: float) -> Topology:
-        """Wait until a shard that did not answer in `epoch` is in a later one.
+    def await_restored(self, job: str, shard: int, incarnation: int, timeout_s: float) -> Topology:
+        """Wait until a shard that did not answer in `incarnation` is in a later one.
 
         Raises:
             Unavailable: it is not back in time, or cannot be restored; says why.
@@ -361,7 +365,7 @@ class Controller:
         deadline = Deadline.after(timeout_s)
         with self._changed:
             known = self._job(job)
-            while known.epochs[shard] <= epoch:
+            while known.incarnations[shard] <= incarnation:
                 if known.failed:
                     raise Unavailable(known.failed, field=f"shard {shard}")
                 deadline.check(f"shard {shard} to be restored")
@@ -388,7 +392,10 @@ class Controller:
                 # Nothing is restored between this look and the manifest: a later restore from this checkpoint would
                 # undo the updates made since.
                 with self._opening:
-                    if self._actors != actors or [entry.stamp.epoch for entry in entries] != known.epochs:
+                    if (
+                        self._actors != actors
+                        or [entry.stamp.incarnation for entry in entries] != known.incarnations
+                    ):
                         raise Unavailable("a shard was restored meanwhile", fix="try again")
                     checkpoint.write_manifest(
                         folder,
@@ -503,7 +510,7 @@ class Controller:
         job = _Job(
             config=config,
             folder=folder,
-            epochs=[stamp.epoch for stamp, _ in opened],
+            incarnations=[stamp.incarnation for stamp, _ in opened],
             seen=[None] * len(opened),
             kernels=[kernel for _, kernel in opened],
             number=number,
@@ -531,7 +538,7 @@ class Controller:
         return JobStatus(
             name=name,
             clocks=Clocks(s.stamp for s in seen),
-            epochs=tuple(known.epochs),
+            incarnations=tuple(known.incarnations),
             healthy=not known.failed and not self._down and len(seen) == len(known.seen),
             failed=known.failed,
             kernels=tuple(known.kernels),
@@ -689,7 +696,7 @@ class Controller:
         if self._jobs.get(name) is not known:  # it was dropped meanwhile
             actor.drop.remote(name)
             return
-        known.epochs[index] = rollback.epoch
+        known.incarnations[index] = rollback.incarnation
         known.lost.discard(index)
         known.restored[index] = rollback.clock_after
         known.rollbacks.append(rollback)
@@ -716,15 +723,17 @@ class Controller:
         except NotFound as error:
             self._give_up(known, f"shard {index} died and cannot be restored: {error}")
             return None
-        epoch = checkpoint.new_epoch(known.folder, known.epochs[index] + 1)
+        incarnation = checkpoint.new_incarnation(known.folder, known.incarnations[index] + 1)
         [(stamp, _)] = self._get(
-            [actor.open.remote(known.config, epoch, folder=folder)], "a shard to be restored"
+            [actor.open.remote(known.config, incarnation, folder=folder)], "a shard to be restored"
         )
         before = known.seen[index]
         # The checkpoint may be newer than the last look.
         clock_before = max(stamp.clock, before.stamp.clock if before is not None else 0)
         seconds = time.monotonic() - began
-        return Rollback(index, epoch, clock_before, stamp.clock, manifest.number, seconds, why, time.time())
+        return Rollback(
+            index, incarnation, clock_before, stamp.clock, manifest.number, seconds, why, time.time()
+        )
 
     def _give_up(self, known: _Job, reason: str) -> None:
         with self._changed:

@@ -291,7 +291,8 @@ def _places(found: Topology) -> list[types_pb2.ShardPlace]:
                 endpoint=endpoint,
                 direct_endpoint=direct,
                 stamp=types_pb2.Stamp(
-                    epoch=stamp.epoch if stamp else found.epochs[shard], clock=stamp.clock if stamp else 0
+                    incarnation=stamp.incarnation if stamp else found.incarnations[shard],
+                    clock=stamp.clock if stamp else 0,
                 ),
                 restored_clock=joined.restored_clock if joined else found.restored[shard],
                 last_seq=joined.last_seq if joined else 0,

@@ -126,7 +126,7 @@ class ShardCalls:
             )
         with host.refusing(start.pusher):
             gradients = assembly.gradients()
-        pulled = Stamp(start.pulled.epoch, start.pulled.clock)
+        pulled = Stamp(start.pulled.incarnation, start.pulled.clock)
         push = Push(
             start.pusher,
             start.seq,
@@ -166,7 +166,9 @@ class ShardCalls:
         else:
             stamp, flat = host.pull(self._publish[name], **options)
             fields = _chunks(host, flat, name)
-        first = shard_pb2.PullResponse(stamp=types_pb2.Stamp(epoch=stamp.epoch, clock=stamp.clock))
+        first = shard_pb2.PullResponse(
+            stamp=types_pb2.Stamp(incarnation=stamp.incarnation, clock=stamp.clock)
+        )
         head: list[bytes | memoryview] = [first.SerializeToString()]
         with self.stalls.watching(call) as moved:
             for parts in fields:  # small tensors share a message
@@ -237,7 +239,7 @@ def _publisher(name: str, buffers: Buffers) -> Callable[[Mapping[str, Array]], M
 def _response(receipt: Receipt) -> shard_pb2.PushResponse:
     return shard_pb2.PushResponse(
         outcome=OUTCOMES[receipt.outcome],
-        stamp=types_pb2.Stamp(epoch=receipt.stamp.epoch, clock=receipt.stamp.clock),
+        stamp=types_pb2.Stamp(incarnation=receipt.stamp.incarnation, clock=receipt.stamp.clock),
         staleness=receipt.staleness,
         reason=receipt.reason,
     )

@@ -363,11 +363,11 @@ SHARDS = Dashboard(
             queries=[_job("adamserve_clock_skew_updates")],
         ),
         Panel(
-            title="Epochs and rollbacks",
-            text="A shard's epoch grows by one when it is restored from a checkpoint.",
+            title="Incarnations and rollbacks",
+            text="A shard's incarnation grows by one when it is restored from a checkpoint.",
             unit="short",
             queries=[
-                _shards("adamserve_epoch", "{{job}} shard {{shard}} epoch"),
+                _shards("adamserve_incarnation", "{{job}} shard {{shard}} incarnation"),
                 _job("adamserve_rollbacks_total", "{{job}} rollbacks"),
             ],
         ),

@@ -343,10 +343,10 @@ SHARD_FAMILIES: tuple[Family[ShardSeen], ...] = (
     ),
     _shard("adamserve_clock", "gauge", "Updates applied.", lambda shard: shard.stamp.clock),
     _shard(
-        "adamserve_epoch",
+        "adamserve_incarnation",
         "gauge",
         "Grows by one each time the shard is restored.",
-        lambda shard: shard.stamp.epoch,
+        lambda shard: shard.stamp.incarnation,
     ),
     _shard(
         "adamserve_gradient_norm",

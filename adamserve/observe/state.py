@@ -107,7 +107,7 @@ def as_json(job: JobState) -> dict[str, Any]:
             {
                 "shard": shard.shard,
                 "up": shard.up,
-                "epoch": shard.stamp.epoch,
+                "incarnation": shard.stamp.incarnation,
                 "clock": shard.stamp.clock,
                 "pushes": dict(shard.pushes),
                 "waiting": shard.waiting,
@@ -142,7 +142,7 @@ def from_json(found: Mapping[str, Any]) -> JobState:
             ShardSeen(
                 s["shard"],
                 s["up"],
-                Stamp(s["epoch"], s["clock"]),
+                Stamp(s["incarnation"], s["clock"]),
                 s["pushes"],
                 s["waiting"],
                 s["state_bytes"],

@@ -11,7 +11,15 @@ from adamserve.shard.statistics import PusherStatistics
 
 OUTCOMES = ("APPLIED", "DUPLICATE", "STALE", "INVALID")
 
-SHARD_HEAD = ("shard", "", "epoch", "clock", *(outcome.lower() for outcome in OUTCOMES), "waiting", "MB")
+SHARD_HEAD = (
+    "shard",
+    "",
+    "incarnation",
+    "clock",
+    *(outcome.lower() for outcome in OUTCOMES),
+    "waiting",
+    "MB",
+)
 PUSHER_HEAD = ("pusher", "last push", "seq")
 EVENT_HEAD = ("UTC", "event", "shards", "pusher", "times", "reason")
 
@@ -40,7 +48,7 @@ def shard_row(shard: ShardSeen) -> list[str]:
     return [
         str(shard.shard),
         "up" if shard.up else "down",
-        str(shard.stamp.epoch),
+        str(shard.stamp.incarnation),
         str(shard.stamp.clock),
         *(str(shard.pushes.get(outcome, 0)) for outcome in OUTCOMES),
         str(shard.waiting),

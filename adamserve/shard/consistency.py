@@ -159,17 +159,17 @@ def admit(
         waiting: pushers whose push for the present round is here already (bsp).
     """
     staleness = now.clock - pulled.clock
-    if pulled.epoch < now.epoch:
+    if pulled.incarnation < now.incarnation:
         return Decision(
             Verdict.STALE,
-            f"pulled in epoch {pulled.epoch}, but the shard was restored and is in"
-            f" epoch {now.epoch} at clock {now.clock}",
+            f"pulled in incarnation {pulled.incarnation}, but the shard was restored and is in"
+            f" incarnation {now.incarnation} at clock {now.clock}",
         )
-    if pulled.epoch > now.epoch or staleness < 0:
+    if pulled.incarnation > now.incarnation or staleness < 0:
         return Decision(
             Verdict.INVALID,
-            f"pulled at epoch {pulled.epoch} clock {pulled.clock}, but the shard is only at"
-            f" epoch {now.epoch} clock {now.clock}",
+            f"pulled at incarnation {pulled.incarnation} clock {pulled.clock}, but the shard is only at"
+            f" incarnation {now.incarnation} clock {now.clock}",
         )
     match mode:
         case Async():

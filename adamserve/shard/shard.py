@@ -225,7 +225,7 @@ class Shard:
             self._pushes[Outcome.DUPLICATE] += 1
             first = self._first_receipt(pusher, push.seq)
             return first if first.outcome is Outcome.STALE else replace(first, outcome=Outcome.DUPLICATE)
-        if push.pulled.epoch == self.stamp.epoch and push.seq > pusher.last_seq + 1:
+        if push.pulled.incarnation == self.stamp.incarnation and push.seq > pusher.last_seq + 1:
             raise BadSequence(
                 f"{push.seq} skips {pusher.last_seq + 1}",
                 field="seq",
@@ -640,7 +640,7 @@ class Shard:
                 piece.updates += 1
         self.probe.end()
         self._apply_seconds.add(time.perf_counter() - began)
-        before, self.stamp = self.stamp, Stamp(self.stamp.epoch, self.stamp.clock + 1)
+        before, self.stamp = self.stamp, Stamp(self.stamp.incarnation, self.stamp.clock + 1)
         if copy is not None and checked.narrow is not None:
             checked.narrow.stamp = self.stamp
         for member in pushes:

@@ -53,12 +53,12 @@ class Chunk(_message.Message):
     def __init__(self, tensor: _Optional[str] = ..., start: _Optional[int] = ..., length: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., sum32: _Optional[int] = ..., data: _Optional[bytes] = ..., rows: _Optional[bytes] = ...) -> None: ...
 
 class Stamp(_message.Message):
-    __slots__ = ("epoch", "clock")
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("incarnation", "clock")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
-    epoch: int
+    incarnation: int
     clock: int
-    def __init__(self, epoch: _Optional[int] = ..., clock: _Optional[int] = ...) -> None: ...
+    def __init__(self, incarnation: _Optional[int] = ..., clock: _Optional[int] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("tensor", "start", "stop")

@@ -73,7 +73,12 @@ def received(message: control_pb2.JobStatus) -> JobState:
         rollbacks=message.rollbacks,
         shards=tuple(
             ShardSeen(
-                s.shard, s.up, Stamp(s.stamp.epoch, s.stamp.clock), dict(s.pushes), s.waiting, s.state_bytes
+                s.shard,
+                s.up,
+                Stamp(s.stamp.incarnation, s.stamp.clock),
+                dict(s.pushes),
+                s.waiting,
+                s.state_bytes,
             )
             for s in message.shards
         ),
@@ -90,4 +95,4 @@ def received(message: control_pb2.JobStatus) -> JobState:
 
 
 def _stamp(stamp: Stamp) -> types_pb2.Stamp:
-    return types_pb2.Stamp(epoch=stamp.epoch, clock=stamp.clock)
+    return types_pb2.Stamp(incarnation=stamp.incarnation, clock=stamp.clock)

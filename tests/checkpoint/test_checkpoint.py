@@ -87,7 +87,7 @@ def test_the_same_partition_gives_the_same_state_back(tmp_path: Path, num_shards
     parts = partition(TENSORS, num_shards)
     for state in states(TENSORS, num_shards):
         spans = parts.shards[state.shard]
-        loaded = checkpoint.load_shard(folder, manifest, shard=state.shard, spans=spans, epoch=3)
+        loaded = checkpoint.load_shard(folder, manifest, shard=state.shard, spans=spans, incarnation=3)
         assert loaded.stamp == Stamp(3, state.stamp.clock)
         assert (loaded.segments, loaded.pushers) == (state.segments, state.pushers)
         for slot, tensors in state.arrays.items():
@@ -113,7 +113,7 @@ def test_any_partition_gets_every_element_and_its_count(
         for i in range(s.start, s.stop)
     }
     for index, spans in enumerate(partition(tensors, after).shards):
-        loaded = checkpoint.load_shard(folder, manifest, shard=index, spans=spans, epoch=9)
+        loaded = checkpoint.load_shard(folder, manifest, shard=index, spans=spans, incarnation=9)
         for span in spans:
             np.testing.assert_array_equal(loaded.arrays["w"][span.tensor], np.arange(span.start, span.stop))
             np.testing.assert_array_equal(loaded.arrays["m"][span.tensor], -np.arange(span.start, span.stop))
@@ -126,7 +126,7 @@ def test_any_partition_gets_every_element_and_its_count(
 def test_another_partition_takes_the_largest_clock_and_seqs(tmp_path: Path) -> None:
     folder = write(tmp_path, 1, num_shards=2)
     [spans] = partition(TENSORS, 1).shards
-    loaded = checkpoint.load_shard(folder, checkpoint.verify(folder), shard=0, spans=spans, epoch=3)
+    loaded = checkpoint.load_shard(folder, checkpoint.verify(folder), shard=0, spans=spans, incarnation=3)
     assert loaded.stamp == Stamp(3, 6)
     assert loaded.pushers == {"a": PusherState(11, 9), "b": PusherState(1, 20)}
 
@@ -223,14 +223,14 @@ def test_a_file_that_the_disk_does_not_give_back_is_passed_over(
     assert "Input/output error" in skipped[0]
 
 
-def test_epochs_grow_whatever_is_known(tmp_path: Path) -> None:
-    assert [checkpoint.new_epoch(tmp_path, known) for known in (2, 2, 9, 3)] == [2, 3, 9, 10]
-    (tmp_path / checkpoint.EPOCH).write_text("nine")
-    with pytest.raises(CheckpointError, match="largest epoch") as caught:
-        checkpoint.new_epoch(tmp_path, 2)
-    assert caught.value.field == str(tmp_path / checkpoint.EPOCH)
+def test_incarnations_grow_whatever_is_known(tmp_path: Path) -> None:
+    assert [checkpoint.new_incarnation(tmp_path, known) for known in (2, 2, 9, 3)] == [2, 3, 9, 10]
+    (tmp_path / checkpoint.INCARNATION).write_text("nine")
+    with pytest.raises(CheckpointError, match="largest incarnation") as caught:
+        checkpoint.new_incarnation(tmp_path, 2)
+    assert caught.value.field == str(tmp_path / checkpoint.INCARNATION)
     with pytest.raises(CheckpointError, match="cannot be written"):
-        checkpoint.new_epoch(tmp_path / "absent", 2)
+        checkpoint.new_incarnation(tmp_path / "absent", 2)
 
 
 def test_no_checkpoint_that_verifies_is_not_found(tmp_path: Path) -> None:

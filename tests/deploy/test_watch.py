@@ -137,7 +137,7 @@ def test_panels_have_a_unit_a_description_and_the_job_variable(
             assert "{{job}}" in query.legend
         assert re.findall(r"\[(.*?)\]", query.expr) == ["$__rate_interval"] * query.expr.count("[")
         counters = [metric for metric in metrics if metric.endswith(("_total", "_bucket", "_sum", "_count"))]
-        gauge_like = "rollbacks" in query.expr  # shown beside the epochs, as a count
+        gauge_like = "rollbacks" in query.expr  # shown beside the incarnations, as a count
         assert len(counters) == len(re.findall(r"rate\(|increase\(", query.expr)) or gauge_like
         wanted = {"_seconds": "s", "_bytes": "bytes", "_ratio": "percentunit"}
         for name in names:

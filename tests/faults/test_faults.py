@@ -147,7 +147,7 @@ def process_of(controller: Any, shard: int) -> int:
 
 
 def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, str, Path]) -> None:
-    """Receipts alone tell which pushes survive: those of an epoch up to the clock that the next began at."""
+    """Receipts alone tell which pushes survive: those of an incarnation up to the clock that the next began at."""
     ready, name, folder = one
     controller = ray.get_actor(name, namespace=NAMESPACE)
     with Client(ready.target, "sum", pusher="first") as first:
@@ -177,9 +177,9 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
                                     continue
                                 stamp = answer.stamp
                                 if (
-                                    stamp.epoch > clock[shard].epoch
+                                    stamp.incarnation > clock[shard].incarnation
                                 ):  # its answer was lost, and a checkpoint has it
-                                    stamp = Stamp(stamp.epoch, 0)
+                                    stamp = Stamp(stamp.incarnation, 0)
                                 applied.append((shard, stamp, gradient[span.start : span.stop]))
                             handle.result()
                             done += 1
@@ -206,13 +206,15 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
     assert rolled, "a rollback was said to no trainer"
     for said in rolled:
         assert any(b[0] < a[0] for b, a in zip(said.before, said.after, strict=True)), said
-    ends: dict[tuple[int, int], int] = {(r.shard, r.epoch - 1): r.clock_after for r in status.rollbacks}
+    ends: dict[tuple[int, int], int] = {(r.shard, r.incarnation - 1): r.clock_after for r in status.rollbacks}
     with Client(ready.target, "sum") as reader:
         arrays, _ = reader.pull(training=False)
         spans = [shard.spans[0] for shard in reader._session.shards]
     expected = np.zeros(SIZE)
     for shard, stamp, part in applied:
-        later = [end for (s, epoch), end in ends.items() if s == shard and epoch >= stamp.epoch]
+        later = [
+            end for (s, incarnation), end in ends.items() if s == shard and incarnation >= stamp.incarnation
+        ]
         if all(stamp.clock <= end for end in later):
             expected[spans[shard].start : spans[shard].stop] -= part
     np.testing.assert_array_equal(arrays["w"], expected)

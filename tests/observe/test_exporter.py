@@ -65,7 +65,7 @@ SHARD = ShardStatistics(
 STATUS = JobStatus(
     name="job",
     clocks=Clocks([SHARD.stamp]),
-    epochs=(2,),
+    incarnations=(2,),
     healthy=True,
     failed="",
     kernels=("compiled",),
@@ -151,7 +151,7 @@ OF_SHARD = {
     ("adamserve_apply_seconds_sum", "1"): 0.25,
     ("adamserve_pushes_waiting", "1"): 5,
     ("adamserve_clock", "1"): 40,
-    ("adamserve_epoch", "1"): 2,
+    ("adamserve_incarnation", "1"): 2,
     ("adamserve_state_bytes", "1"): 300,
     ("adamserve_gradient_norm", "1"): 2.5,
     ("adamserve_update_max_norm", "1"): 0.0625,

@@ -41,7 +41,7 @@ class Raw:
             {"w": np.zeros(6, np.float32), "x": np.zeros(6, np.float32)}, optim.SGD(lr=1.0, momentum=0.0)
         )
         _, clock = client.pull()
-        self.epoch = clock[0].epoch
+        self.incarnation = clock[0].incarnation
         self.session = client._session.id
         self.channel: Any = grpc.insecure_channel(service.shards[0])
         self.control: Any = control_pb2_grpc.ControlServiceStub(grpc.insecure_channel(service.target))
@@ -51,7 +51,7 @@ class Raw:
 
     def start(self, **fields: Any) -> bytes:
         known = {"job": self.job, "pusher": self.client.pusher, "session": self.session, "seq": 1}
-        stamp = fields.pop("pulled", types_pb2.Stamp(epoch=self.epoch, clock=0))
+        stamp = fields.pop("pulled", types_pb2.Stamp(incarnation=self.incarnation, clock=0))
         start = shard_pb2.PushStart(**{**known, **fields}, pulled=stamp)
         return shard_pb2.PushRequest(start=start).SerializeToString()
 
@@ -135,12 +135,12 @@ BAD: dict[str, tuple[Messages, Code, str]] = {
     "seq 0": (lambda r: [r.start(seq=0), chunk(), COMMIT], Code.INVALID_ARGUMENT, "seq"),
     "skipped seq": (lambda r: [r.start(seq=3), chunk(), COMMIT], Code.INVALID_ARGUMENT, "seq"),
     "future clock": (
-        lambda r: [r.start(pulled=types_pb2.Stamp(epoch=r.epoch, clock=5)), chunk(), COMMIT],
+        lambda r: [r.start(pulled=types_pb2.Stamp(incarnation=r.incarnation, clock=5)), chunk(), COMMIT],
         Code.INVALID_ARGUMENT,
         "clock",
     ),
-    "future epoch": (
-        lambda r: [r.start(pulled=types_pb2.Stamp(epoch=99, clock=0)), chunk(), COMMIT],
+    "future incarnation": (
+        lambda r: [r.start(pulled=types_pb2.Stamp(incarnation=99, clock=0)), chunk(), COMMIT],
         Code.INVALID_ARGUMENT,
         "clock",
     ),

@@ -220,7 +220,7 @@ def test_a_push_that_is_not_waited_for_and_fails_spoils_no_later_one(connect: Co
     handles = [client.push(one, clock, wait=False)]
     with pytest.raises(InvalidArgument):
         client.push(bad, clock, wait=False)
-    ahead = Clocks(Stamp(stamp.epoch, stamp.clock + 1000) for stamp in clock)
+    ahead = Clocks(Stamp(stamp.incarnation, stamp.clock + 1000) for stamp in clock)
     failed = client.push(one, ahead, wait=False)
     while not failed.done():
         pass

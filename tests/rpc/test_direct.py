@@ -96,7 +96,7 @@ class Live:
     ) -> Iterator[list[bytes | memoryview]]:
         """A whole push."""
         start = shard_pb2.PushStart(
-            job="job", pusher=pusher, session="s", seq=seq, pulled=types_pb2.Stamp(epoch=1, clock=0)
+            job="job", pusher=pusher, session="s", seq=seq, pulled=types_pb2.Stamp(incarnation=1, clock=0)
         )
         yield [shard_pb2.PushRequest(start=start).SerializeToString()]
         yield from codec.encode("w", np.ones(SIZE, np.float32) if values is None else values, 0, "float32")

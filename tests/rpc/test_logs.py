@@ -150,7 +150,7 @@ def refuse_ten(client: adamserve.Client, endpoint: str, ca: bytes) -> None:
     """Push NaN past the client's own check."""
     with grpc.secure_channel(endpoint, grpc.ssl_channel_credentials(ca)) as channel:
         push: Any = channel.stream_unary("/adamserve.v1.ShardService/Push")
-        pulled = types_pb2.Stamp(epoch=1, clock=1)
+        pulled = types_pb2.Stamp(incarnation=1, clock=1)
         start = shard_pb2.PushStart(
             job="digits", pusher="me", session=client._session.id, seq=2, pulled=pulled
         )

@@ -113,7 +113,7 @@ def kill_shard(controller: Any, index: int) -> None:
     os.kill(processes[index]["pid"], signal.SIGKILL)
 
 
-def test_a_killed_shard_comes_back_in_a_new_epoch_at_its_checkpoint(start: Start) -> None:
+def test_a_killed_shard_comes_back_in_a_new_incarnation_at_its_checkpoint(start: Start) -> None:
     controller = start(2)
     create(controller, {"w": np.zeros(8, np.float32)}, shards=2, checkpoint_every_s=None)
     one = {"w": np.ones(8, np.float32)}
@@ -132,10 +132,10 @@ def test_a_killed_shard_comes_back_in_a_new_epoch_at_its_checkpoint(start: Start
         lost = client.push(one, before)
         assert lost.outcome is Outcome.STALE
         assert [r.outcome for r in lost.shards] == [Outcome.APPLIED, Outcome.STALE]
-        assert "epoch 2" in lost.reason
+        assert "incarnation 2" in lost.reason
         old = client.push(one, before)
         assert old.shards[1].outcome is Outcome.STALE, (
-            "gradients of the old epoch are not applied to the new one"
+            "gradients of the old incarnation are not applied to the new one"
         )
         values, clock = client.pull()
         np.testing.assert_array_equal(values["w"], [-7.0] * 4 + [-3.0] * 4)
@@ -143,13 +143,13 @@ def test_a_killed_shard_comes_back_in_a_new_epoch_at_its_checkpoint(start: Start
         assert client.push(one, clock).outcome is Outcome.APPLIED
     [status] = ray.get(controller.status_now.remote())
     [rollback] = status.rollbacks
-    assert (rollback.shard, rollback.epoch, rollback.clock_before, rollback.clock_after) == (1, 2, 5, 3)
+    assert (rollback.shard, rollback.incarnation, rollback.clock_before, rollback.clock_after) == (1, 2, 5, 3)
 
 
 def test_a_job_that_cannot_be_restored_now_holds_up_no_other_and_is_restored_later(
     start: Start, tmp_path: Path
 ) -> None:
-    """Its record of epochs cannot be written, until somebody mends that."""
+    """Its record of incarnations cannot be written, until somebody mends that."""
     controller = start(1, checkpoint_dir=tmp_path)
     for name in ("well", "ill"):
         create(controller, {"w": np.zeros(3, np.float32)}, job=name, checkpoint_every_s=None)
@@ -157,17 +157,17 @@ def test_a_job_that_cannot_be_restored_now_holds_up_no_other_and_is_restored_lat
         client.join()
         client.push({"w": np.ones(3, np.float32)}, client.pull()[1])
         ray.get(controller.checkpoint.remote("ill"))
-    (tmp_path / "ill" / "epoch").unlink(missing_ok=True)
-    (tmp_path / "ill" / "epoch").mkdir()
+    (tmp_path / "ill" / "incarnation").unlink(missing_ok=True)
+    (tmp_path / "ill" / "incarnation").mkdir()
     kill_shard(controller, 0)
     with ClusterClient(controller, "well", "a", timeout_s=60) as client:
         client.join()
         assert client.push({"w": np.ones(3, np.float32)}, client.pull()[1]).outcome is Outcome.APPLIED
     states = {status.name: status for status in ray.get(controller.status_now.remote())}
     assert (states["well"].down, states["ill"].down, states["ill"].failed) == ((), (0,), "")
-    (tmp_path / "ill" / "epoch").rmdir()
+    (tmp_path / "ill" / "incarnation").rmdir()
     topology = ray.get(controller.await_restored.remote("ill", 0, 1, 60.0))
-    assert topology.epochs == (2,)
+    assert topology.incarnations == (2,)
     with ClusterClient(controller, "ill", "a", timeout_s=60) as client:
         client.join()
         assert client.pull()[0]["w"].tolist() == [-1.0] * 3
@@ -198,7 +198,7 @@ def test_two_shards_killed_at_once_come_back_once_each_whoever_looks(start: Star
         assert [r.outcome for r in lost.shards] == [Outcome.STALE] * 2
         values, clock = client.pull()
         np.testing.assert_array_equal(values["w"], np.zeros(8))
-        epochs = [stamp.epoch for stamp in clock]
+        incarnations = [stamp.incarnation for stamp in clock]
         for _ in range(20):
             assert client.push(one, client.pull()[1]).outcome is Outcome.APPLIED
         done.set()
@@ -206,27 +206,27 @@ def test_two_shards_killed_at_once_come_back_once_each_whoever_looks(start: Star
             looker.join(timeout=60)
         values, clock = client.pull()
         np.testing.assert_array_equal(values["w"], np.full(8, -20.0))
-        assert [stamp.epoch for stamp in clock] == epochs
+        assert [stamp.incarnation for stamp in clock] == incarnations
     [status] = ray.get(controller.status_now.remote())
     assert sorted(rollback.shard for rollback in status.rollbacks) == [0, 1]
-    assert [r.epoch for r in sorted(status.rollbacks, key=lambda r: r.shard)] == epochs
+    assert [r.incarnation for r in sorted(status.rollbacks, key=lambda r: r.shard)] == incarnations
 
 
-def test_no_epoch_comes_twice(start: Start, tmp_path: Path) -> None:
+def test_no_incarnation_comes_twice(start: Start, tmp_path: Path) -> None:
     """Neither in a service that is taken up again before its next checkpoint, nor in a shard of it."""
     first = start(1, checkpoint_dir=tmp_path)
     create(first, {"w": np.zeros(2, np.float32)}, checkpoint_every_s=7.0, checkpoints_kept=9)
-    epochs = []
+    incarnations = []
     for _ in range(2):
         controller = start(1, checkpoint_dir=tmp_path)
         found = ray.get(controller.resume.remote("job"))
-        epochs += found.epochs
+        incarnations += found.incarnations
         assert (found.config.checkpoint_every_s, found.config.checkpoints_kept) == (7.0, 9)
     client = ClusterClient(controller, "job", timeout_s=60)
     kill_shard(controller, 0)
-    epochs.append(client.pull()[1][0].epoch)
-    epochs += ray.get(start(1, checkpoint_dir=tmp_path).resume.remote("job")).epochs
-    assert epochs == [2, 3, 4, 5]
+    incarnations.append(client.pull()[1][0].incarnation)
+    incarnations += ray.get(start(1, checkpoint_dir=tmp_path).resume.remote("job")).incarnations
+    assert incarnations == [2, 3, 4, 5]
 
 
 def test_how_checkpoints_are_kept_is_the_last_call_s(pair: Any, job: str) -> None:

@@ -180,9 +180,9 @@ def test_a_run_goes_on_when_a_shard_is_killed(tmp_path: Path) -> None:
     record = running.finish()
     assert record["status"] == "completed"
     [rollback] = record["rollbacks"]
-    assert rollback["epoch"] == 2
+    assert rollback["incarnation"] == 2
     assert 0 < rollback["clock_after"] <= rollback["clock_before"]
-    assert sorted(record["epochs_of_shards"]) == [1, 2]
+    assert sorted(record["incarnations"]) == [1, 2]
     assert record["test_accuracy"] > 0.9
 
 

@@ -57,11 +57,11 @@ def test_staleness(mode: Consistency, pulled: int, now: int, verdict: Verdict, r
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_an_older_epoch_is_stale_whatever_its_clock_says(mode: Consistency) -> None:
+def test_an_older_incarnation_is_stale_whatever_its_clock_says(mode: Consistency) -> None:
     for clock in (0, 7, 50):
         decision = admit(mode, pulled=Stamp(1, clock), now=Stamp(2, 7), pusher="a", steps={"a": 0})
         assert decision.verdict is Verdict.STALE
-        assert "epoch 2 at clock 7" in decision.reason
+        assert "incarnation 2 at clock 7" in decision.reason
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)

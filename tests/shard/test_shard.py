@@ -53,7 +53,7 @@ def make(
     tensors: Sequence[TensorSpec] = TENSORS,
     now: Callable[[], float] | None = None,
     wall: Callable[[], float] | None = None,
-    epoch: int = 1,
+    incarnation: int = 1,
     state: ShardState | None = None,
     pushers: Sequence[str] = ("a",),
 ) -> Shard:
@@ -61,7 +61,7 @@ def make(
     initial = {spec.name: np.arange(spec.numel, dtype=spec.dtype) for spec in tensors}
     shard = Shard(
         partition=partition(tensors, 1),
-        state=state or ShardState(0, Stamp(epoch, 0), (), {"w": initial}),
+        state=state or ShardState(0, Stamp(incarnation, 0), (), {"w": initial}),
         rule=rule or optim.SGD(lr=1.0, momentum=0.0),
         consistency=consistency or Async(),
         now=now or ManualClock(),
@@ -79,7 +79,7 @@ def ones(value: float = 1.0, tensors: Sequence[TensorSpec] = TENSORS) -> dict[st
 def offer(
     shard: Shard, seq: int, clock: int, gradients: Mapping[str, Array], **fields: Any
 ) -> Receipt | Decision:
-    pulled = Stamp(fields.pop("epoch", shard.stamp.epoch), clock)
+    pulled = Stamp(fields.pop("incarnation", shard.stamp.incarnation), clock)
     push = Push(fields.pop("pusher", "a"), seq, pulled, gradients, **fields)
     return shard.offer(shard.check(push))
 
@@ -303,7 +303,7 @@ BAD_PUSHES: list[tuple[str, dict[str, Any], type[AdamServeError], str]] = [
     ("negative seq", {"seq": -3}, BadSequence, "seq"),
     ("skipped seq", {"seq": 4}, BadSequence, "seq"),
     ("future clock", {"clock": 2}, InvalidArgument, "clock"),
-    ("future epoch", {"epoch": 9}, InvalidArgument, "clock"),
+    ("future incarnation", {"incarnation": 9}, InvalidArgument, "clock"),
     ("NaN rate", {"lr": math.nan}, InvalidArgument, "lr"),
     ("infinite rate", {"lr": math.inf}, InvalidArgument, "lr"),
     ("negative rate", {"lr": -1.0}, InvalidArgument, "lr"),
@@ -337,11 +337,11 @@ def test_a_stale_push_changes_no_byte_but_uses_its_seq() -> None:
     assert offer(shard, 3, 1, ones()) == Receipt(Outcome.APPLIED, Stamp(1, 2), 0, "stale by 0 updates")
 
 
-def test_an_older_epoch_is_refused_whatever_seq_it_carries() -> None:
-    shard = make(epoch=3)
+def test_an_older_incarnation_is_refused_whatever_seq_it_carries() -> None:
+    shard = make(incarnation=3)
     before = contents(shard)
     for seq in (1, 40):
-        answer = offer(shard, seq, 0, ones(), epoch=2)
+        answer = offer(shard, seq, 0, ones(), incarnation=2)
         assert isinstance(answer, Receipt)
         assert answer.outcome is Outcome.STALE
     assert contents(shard) == before

@@ -201,7 +201,7 @@ def push(
     shard: Shard, seq: int, gradients: Any, pusher: str = "a", pulled: int | None = None, **fields: Any
 ) -> Any:
     clock = shard.stamp.clock if pulled is None else pulled
-    at = Stamp(shard.stamp.epoch, clock)
+    at = Stamp(shard.stamp.incarnation, clock)
     return shard.offer(shard.check(Push(pusher, seq, at, gradients, **fields)))
 
 
