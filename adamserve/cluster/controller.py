@@ -129,8 +129,8 @@ class Rollback:
     def event(self) -> Event:
         """For people."""
         text = (
-            f"restored from checkpoint {self.checkpoint} into incarnation {self.incarnation}, clock {self.clock_before} to"
-            f" {self.clock_after}, in {self.seconds:.1f} s: {self.reason}"
+            f"restored from checkpoint {self.checkpoint} into incarnation {self.incarnation},"
+            f" clock {self.clock_before} to {self.clock_after}, in {self.seconds:.1f} s: {self.reason}"
         )
         return Event(self.at, "rollback", (self.shard,), "", text)
 
