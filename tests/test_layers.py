@@ -87,21 +87,25 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve": row(eager_below="adamserve.shard.gradients"),
     },
     {
+        "adamserve.train": row(),
+        "adamserve.train.batches": row("numpy"),
+    },
+    {
         "workers": row(),
         "workers.data": row("numpy torch", lazily="PIL sklearn"),
         "workers.networks": row("numpy torch", siblings="workers.data"),
     },
     {
-        "workers.loop": row("numpy torch"),
+        "adamserve.train.loop": row("numpy torch"),
     },
     {
-        "workers.actor": row("numpy prometheus_client ray torch", siblings="workers.gauge"),
-        "workers.record": row(lazily="matplotlib"),
+        "adamserve.train.worker": row("numpy prometheus_client ray torch", siblings="adamserve.train.gauge"),
+        "adamserve.train.record": row(lazily="matplotlib"),
         "workers.hindsight": row("numpy"),
-        "workers.gauge": row("numpy"),
+        "adamserve.train.gauge": row("numpy"),
     },
     {
-        "workers.train": row("numpy ray torch"),
+        "adamserve.train.run": row("numpy ray torch"),
     },
     {
         "workers.experiments": row("numpy ray torch", lazily="matplotlib sklearn"),
@@ -267,15 +271,15 @@ PLANTED = {
     ),
     "workers from the service": (
         "adamserve.cluster.actors",
-        "def f():\n    from workers.loop import run",
-        "workers.loop",
+        "def f():\n    from adamserve.train.loop import run",
+        "adamserve.train.loop",
     ),
     "workers from the cli, at once": (
         "adamserve.cli.train",
-        "import workers.train",
+        "import adamserve.train.run",
         "must be imported lazily",
     ),
-    "the cli from workers": ("workers.train", "from adamserve.cli import main", "layer above"),
+    "the cli from workers": ("adamserve.train.run", "from adamserve.cli import main", "layer above"),
     "the face from below": (
         "adamserve.shard.shard",
         "from adamserve import connect",
@@ -288,7 +292,7 @@ PLANTED = {
     ),
     "torch in a rule, at once": ("adamserve.optim.rules", "import torch.nn", "must be imported lazily"),
     "ray in the shard": ("adamserve.shard.shard", "from ray import get", "may not import ray"),
-    "ray in the loop": ("workers.loop", "async def f():\n    import ray", "may not import ray"),
+    "ray in the loop": ("adamserve.train.loop", "async def f():\n    import ray", "may not import ray"),
     "grpc in the service": ("adamserve.shard.host", "import grpc", "may not import grpc"),
     "prometheus in the shard": (
         "adamserve.shard.shard",
@@ -332,8 +336,11 @@ ALLOWED = {
     ),
     "torch lazily": ("adamserve.optim.base", "class A:\n    def f(self):\n        import torch"),
     "the version": ("adamserve.observe.exporter", "from adamserve import __version__"),
-    "the face from workers": ("workers.train", "import adamserve"),
-    "workers from the cli, lazily": ("adamserve.cli.train", "def f():\n    from workers.train import train"),
+    "the face from workers": ("adamserve.train.run", "import adamserve"),
+    "workers from the cli, lazily": (
+        "adamserve.cli.train",
+        "def f():\n    from adamserve.train.run import train",
+    ),
 }
 
 

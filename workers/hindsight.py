@@ -13,10 +13,10 @@ import numpy as np
 
 from adamserve.errors import InvalidArgument
 from adamserve.regret import Minimum, minimize
+from adamserve.train.batches import indices
 from adamserve.values import Array
 from workers.data import Dataset
 from workers.data.bags import Bags
-from workers.data.batches import indices
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from adamserve.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from adamserve.optim import Rule
-    from workers.train import Progress
+    from adamserve.train.run import Progress
 
 log = logging.getLogger("adamserve.train")
 
@@ -177,9 +177,9 @@ def train(
         )
     if run_dir is None:
         run_dir = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{network}-{dataset}"
+    from adamserve.train.run import TrainConfig
+    from adamserve.train.run import train as run
     from workers import data, networks
-    from workers.train import TrainConfig
-    from workers.train import train as run
 
     networks.lookup(network)
     data.lookup(dataset)

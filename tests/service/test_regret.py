@@ -18,13 +18,13 @@ from adamserve import optim
 from adamserve.cluster.actors import own_error
 from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.errors import NotFound
+from adamserve.train.batches import indices
+from adamserve.train.run import TrainConfig
 from tests.conftest import Refused
 from tests.optim.oracle import oracle
 from tests.service.conftest import create
 from tests.service.test_train import record_of, run
 from workers.data import load
-from workers.data.batches import indices
-from workers.train import TrainConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

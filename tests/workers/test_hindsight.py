@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from adamserve.errors import InvalidArgument
+from adamserve.train.loop import gradient
 from workers import networks
 from workers.data import Dataset, load
 from workers.hindsight import Hindsight
-from workers.loop import gradient
 
 L2 = 0.01
 RNG = np.random.default_rng(0)

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from adamserve.errors import InvalidArgument
+from adamserve.train.batches import indices, step_seed, steps_per_epoch
 from workers import networks
 from workers.data import Dataset, load
-from workers.data.batches import indices, step_seed, steps_per_epoch
 
 X = np.zeros((2, 64), np.float32)
 Y = np.arange(2, dtype=np.int64)
@@ -65,7 +65,7 @@ def test_the_auto_encoder_s_loss_is_the_negative_lower_bound() -> None:
 
 
 def test_the_penalty_is_in_the_loss_and_its_gradient() -> None:
-    from workers.loop import gradient
+    from adamserve.train.loop import gradient
 
     x, y = torch.rand(4, 64), torch.arange(4)
     plain, penalised = (networks.build("logreg", DIGITS, seed=0, l2=l2) for l2 in (0.0, 0.5))

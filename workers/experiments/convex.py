@@ -16,8 +16,8 @@ import torch
 from adamserve import optim, regret
 from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.shard.consistency import Async
+from adamserve.train.batches import indices
 from adamserve.values import Array, Gradient, SparseRows, TensorSpec
-from workers.data.batches import indices
 from workers.data.streams import Alternating, Quadratic, Stream
 from workers.experiments import figures
 from workers.experiments.base import Claim, Findings, Scale, Settings, counted, differences

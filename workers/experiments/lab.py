@@ -27,15 +27,15 @@ from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
 from adamserve.shard.consistency import Async, Consistency
+from adamserve.train.loop import LoopConfig, Report, StepReport
+from adamserve.train.loop import run as loop
+from adamserve.train.record import without_nan
+from adamserve.train.run import tensor_specs
+from adamserve.train.worker import Task, WorkerActor
 from adamserve.values import Array, Gradient
 from workers import networks
-from workers.actor import Task, WorkerActor
 from workers.data import Dataset, load
 from workers.hindsight import Hindsight
-from workers.loop import LoopConfig, Report, StepReport
-from workers.loop import run as loop
-from workers.record import without_nan
-from workers.train import tensor_specs
 
 POLL_S = 0.5
 """How often the workers are asked for their reports."""
@@ -269,7 +269,7 @@ class Lab:
         Args:
             trial: the training; its `epochs` and `steps` both end it.
             steps: how many pushes to make.
-            observe: as for `workers.loop.run`.
+            observe: as for `adamserve.train.loop.run`.
 
         Returns:
             The steps' reports.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workers.loop import EpochReport, StepReport
+    from adamserve.train.loop import EpochReport, StepReport
 
 COLUMNS = ("at", "rank", "step", "epoch", "loss", "comparator_loss", "outcome", "staleness", "clock")
 """Columns of metrics.csv: one line a push; `at` in seconds since 1970, staleness and clock in updates."""

@@ -18,11 +18,11 @@ from adamserve.observe.families import WORKER_FAMILIES, WorkerSeen
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
+from adamserve.train.gauge import Timed, Watched
+from adamserve.train.loop import LoopConfig, Report, run
 from adamserve.values import Array
 from workers import networks
 from workers.data import Dataset
-from workers.gauge import Timed, Watched
-from workers.loop import LoopConfig, Report, run
 
 log = logging.getLogger("adamserve.worker")
 

@@ -22,10 +22,10 @@ from torch.nn import functional
 from adamserve.errors import InvalidArgument, NotFinite
 from adamserve.shard.gradients import borrow
 from adamserve.shard.sparse import as_rows
+from adamserve.train.batches import indices, step_seed, steps_per_epoch
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome
 from workers.data import Dataset
 from workers.data.bags import Bags
-from workers.data.batches import indices, step_seed, steps_per_epoch
 from workers.networks import BagOfWords, Logistic
 
 EVALUATION_BATCH = 1000

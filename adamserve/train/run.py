@@ -40,13 +40,13 @@ from adamserve.regret import Account, Meter, adam_bound, check_theorem
 from adamserve.shard import consistency
 from adamserve.shard.consistency import BSP, Consistency
 from adamserve.shard.sparse import spec_of
+from adamserve.train.loop import EpochReport, LoopConfig, Report, StepReport, evaluate
+from adamserve.train.record import without_nan, write_curve, write_json, write_metrics
+from adamserve.train.worker import Task, WorkerActor
 from adamserve.values import ITEM_BYTES, Array, TensorSpec
 from workers import networks
-from workers.actor import Task, WorkerActor
 from workers.data import Dataset, load
 from workers.hindsight import Hindsight
-from workers.loop import EpochReport, LoopConfig, Report, StepReport, evaluate
-from workers.record import without_nan, write_curve, write_json, write_metrics
 
 JOB = "train"
 """Name of a training run's one job."""
