@@ -61,15 +61,16 @@ def write_curve(
         y = [max(step.loss, 1e-12) for step in steps]
         axes.plot(x, y, color="tab:blue", alpha=0.25, linewidth=0.7, label="training loss, each batch")
         axes.plot(x, _smooth(y), color="tab:blue", linewidth=1.5, label="training loss, mean of 50")
-    if epochs:
+    tested = [epoch for epoch in epochs if "test_loss" in epoch.numbers]
+    if tested:
         axes.plot(
-            [e.epoch for e in epochs],
-            [e.test_loss for e in epochs],
+            [e.epoch for e in tested],
+            [e.numbers["test_loss"] for e in tested],
             "o-",
             color="tab:orange",
             label="test loss",
         )
-    if steps or epochs:
+    if steps or tested:
         axes.set_yscale("log")
         axes.legend()
     axes.set_xlabel("epoch")

@@ -1,0 +1,86 @@
+"""What a run has come to: its workers' reports, and what they say at one moment."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adamserve.regret import Account
+from adamserve.train.loop import EpochReport, Report, StepReport
+
+RECENT = 50
+"""Steps that count as the latest ones."""
+
+WINDOW_S = 5.0
+"""Seconds over which pushes a second are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A running job at one moment: for the live line.
+
+    Attributes:
+        epoch, epochs: passes over the training set, so far and in all.
+        loss: mean of the latest training losses; NaN before the first.
+        numbers: what the task measured at the end of the latest epoch.
+        pushes_per_s: of all workers.
+        staleness: mean of the latest pushes, in updates.
+        average_regret: R(T)/T; None where it is not counted.
+        rollbacks: how often a shard has lost updates.
+        note: what has just happened, for people.
+    """
+
+    epoch: float
+    epochs: int
+    loss: float
+    pushes_per_s: float
+    staleness: float
+    average_regret: float | None
+    rollbacks: int
+    note: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+class Log:
+    """Everything that the workers have reported."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepReport] = []
+        self.epochs: list[EpochReport] = []
+        self.account = Account()
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """What the task measured last."""
+        return self.epochs[-1].numbers if self.epochs else {}
+
+    def add(self, reports: Sequence[Report]) -> None:
+        """Take reports in, in the order of their times."""
+        for report in reports:
+            if isinstance(report, StepReport):
+                self.steps.append(report)
+                known = not math.isnan(report.comparator_loss)
+                self.account.add(report.loss, report.comparator_loss if known else None)
+            else:
+                self.epochs.append(report)
+
+    def progress(self, *, epochs: int, rollbacks: int, note: str) -> Progress:
+        """How far the run is."""
+        recent = self.steps[-RECENT:]
+        window = [step for step in self.steps[-2000:] if step.at > time.time() - WINDOW_S]
+        span = max(s.at for s in window) - min(s.at for s in window) if len(window) > 1 else 0.0
+        return Progress(
+            epoch=max((step.epoch for step in recent), default=0.0),
+            epochs=epochs,
+            loss=math.nan if self.account.loss is None else self.account.loss,
+            pushes_per_s=len(window) / span if span > 0 else 0.0,
+            staleness=float(np.mean([step.staleness for step in recent])) if recent else 0.0,
+            average_regret=self.account.average,
+            rollbacks=rollbacks,
+            note=note,
+            numbers=self.numbers,
+        )
