@@ -217,8 +217,8 @@ def scrape(tensors: int, repeats: int) -> dict[str, float]:
     dense: Any = {name: pushed.shard.check(_push(pushed)).gradients[name] for name in pushed.gradients}
 
     def look() -> None:
-        pushed.shard.probe.begin(dense, {}, ())
-        pushed.shard.probe.end()
+        pushed.shard.store.probe.begin(dense, {}, ())
+        pushed.shard.store.probe.end()
 
     look()
     return {

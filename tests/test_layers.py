@@ -57,18 +57,22 @@ LAYERS: tuple[dict[str, Row], ...] = (
         # What a client needs of a shard, without torch.
         "adamserve.shard": row(),
         "adamserve.shard.durations": row(),
+        "adamserve.shard.checks": row("numpy"),
+        "adamserve.shard.leases": row(),
+        "adamserve.shard.ledger": row(),
         "adamserve.shard.events": row(),
         "adamserve.shard.statistics": row(siblings="adamserve.shard.durations adamserve.shard.events"),
         "adamserve.shard.consistency": row("numpy"),
         "adamserve.shard.geometry": row("numpy"),
-        "adamserve.shard.sparse": row("numpy", siblings="adamserve.shard.geometry"),
+        "adamserve.shard.sparse": row("numpy", siblings="adamserve.shard.geometry adamserve.shard.checks"),
     },
     {
         "adamserve.shard.gradients": row("numpy torch"),
         "adamserve.shard.sampling": row("torch"),
     },
-    {"adamserve.shard.shard": row("numpy torch")},
-    {"adamserve.shard.host": row()},
+    {"adamserve.shard.store": row("numpy torch")},
+    {"adamserve.shard.shard": row()},
+    {"adamserve.shard.host": row("numpy")},
     {"adamserve.checkpoint": row("numpy safetensors torch")},
     {
         "adamserve.observe": row(lazily="matplotlib rich", siblings="adamserve.observe.exporter"),
@@ -119,7 +123,6 @@ LAYERS: tuple[dict[str, Row], ...] = (
 )
 
 DEBTS = {
-    ("adamserve.shard.host", "adamserve.checkpoint"),
     ("adamserve.edge", "adamserve.cluster"),
 }
 """Imports against the order that moving files has left, each to be mended; none may be added."""

@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,24 @@ from safetensors import SafetensorError, safe_open
 
 from adamserve.errors import CheckpointError, NotFound
 from adamserve.shard.sparse import in_order
-from adamserve.values import Array, Config, PusherState, Segment, ShardState, Span, Stamp, TensorSpec
+from adamserve.values import (
+    Array,
+    Config,
+    Outcome,
+    PusherState,
+    Receipt,
+    Segment,
+    ShardState,
+    Span,
+    Stamp,
+    TensorSpec,
+)
 
-FORMAT = 1
-"""Version of the manifest."""
+FORMAT = 2
+"""Version of what is written. Format 1, which is read too, had neither sessions nor receipts."""
+
+READABLE = (1, 2)
+"""Versions that are read."""
 
 MANIFEST = "manifest.json"
 
@@ -114,7 +128,7 @@ def write_shard(folder: Path, state: ShardState) -> Path:
             "shard": str(state.shard),
             "stamp": json.dumps(state.stamp),
             "segments": json.dumps([[s.tensor, s.start, s.stop, s.updates] for s in state.segments]),
-            "pushers": json.dumps({name: [p.last_seq, p.steps] for name, p in state.pushers.items()}),
+            "pushers": json.dumps({name: _pusher_json(p) for name, p in state.pushers.items()}),
         }
     }
     arrays: list[Array] = []
@@ -293,9 +307,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         body = json.loads(path.read_text())
         claimed = body.pop("sha256")
-        if body.get("format") != FORMAT:
+        if body.get("format") not in READABLE:
             raise CheckpointError(
-                f"is of format {body.get('format')!r}, this version reads {FORMAT}", field=str(path)
+                f"is of format {body.get('format')!r}, this version reads 1 to {FORMAT}", field=str(path)
             )
         if claimed != _checksum(body):
             raise CheckpointError("was altered: its checksum does not fit", field=str(path))
@@ -359,7 +373,7 @@ def load_shard(
     """Gather a shard's state for any partition of the job.
 
     A piece keeps the update count that it had. Where the spans are those of a shard in the checkpoint, clock
-    and pushers are that shard's; else they are the largest among all shards.
+    and pushers are that shard's; else they are the largest among all shards, with the receipts on which they agree.
 
     Args:
         shard: the new shard's index.
@@ -375,8 +389,7 @@ def load_shard(
     pushers: dict[str, PusherState] = {}
     for old in sources:
         for name, state in old.pushers.items():
-            known = pushers.get(name, state)
-            pushers[name] = PusherState(max(known.last_seq, state.last_seq), max(known.steps, state.steps))
+            pushers[name] = _merged(pushers.get(name, state), state)
     segments = [segment for span in spans for segment in _cut(span, held)]
     arrays = _gather(folder, manifest, spans, held)
     clock = max(old.stamp.clock for old in sources)
@@ -427,12 +440,46 @@ def _metadata(path: Path) -> tuple[_Held, Mapping[str, str]]:
             int(meta["shard"]),
             Stamp(*json.loads(meta["stamp"])),
             tuple(Segment(*segment) for segment in json.loads(meta["segments"])),
-            {name: PusherState(*state) for name, state in json.loads(meta["pushers"]).items()},
+            {name: _pusher(state) for name, state in json.loads(meta["pushers"]).items()},
             tuple(slots),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot be read: {error}", field=str(path)) from None
     return held, meta
+
+
+def _pusher_json(pusher: PusherState) -> list[Any]:
+    receipts = [[seq, r.outcome, *r.stamp, r.staleness, r.reason] for seq, r in pusher.receipts.items()]
+    return [pusher.last_seq, pusher.steps, pusher.session, pusher.kind, receipts]
+
+
+def _pusher(state: Sequence[Any]) -> PusherState:
+    """What `_pusher_json` wrote, or format 1, which ends after the steps."""
+    last_seq, steps, *rest = state
+    if not rest:
+        return PusherState(last_seq, steps)
+    session, kind, receipts = rest
+    return PusherState(
+        last_seq,
+        steps,
+        session,
+        kind,
+        {
+            seq: Receipt(Outcome(outcome), Stamp(incarnation, clock), staleness, reason)
+            for seq, outcome, incarnation, clock, staleness, reason in receipts
+        },
+    )
+
+
+def _merged(one: PusherState, other: PusherState) -> PusherState:
+    """What two shards remember of a pusher; of receipts, those with one outcome on both."""
+    ahead, behind = sorted((one, other), key=lambda state: state.last_seq, reverse=True)
+    receipts = {
+        seq: receipt
+        for seq, receipt in ahead.receipts.items()
+        if seq in behind.receipts and behind.receipts[seq].outcome is receipt.outcome
+    }
+    return replace(ahead, steps=max(one.steps, other.steps), receipts=receipts)
 
 
 def _spans(held: _Held) -> list[Span]:

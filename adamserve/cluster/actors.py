@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from ray.exceptions import RayTaskError
 
 from adamserve import checkpoint, optim
 from adamserve.cluster.exporting import expose
+from adamserve.edge.publishing import EncodedPublisher
 from adamserve.errors import AdamServeError, NotFound
 from adamserve.job import JobConfig
 from adamserve.observe import logs
@@ -23,7 +25,7 @@ from adamserve.shard import consistency
 from adamserve.shard.geometry import partition
 from adamserve.shard.host import GLANCE_S, ShardHost
 from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Deadline, Joined, Push, Receipt, ShardState, Stamp
+from adamserve.values import Array, Deadline, Joined, PullRequest, Push, Receipt, ShardState, Stamp
 
 log = logging.getLogger("adamserve.shard")
 
@@ -102,6 +104,7 @@ class ShardActor:
         self._shard = Shard
         self._hosts: dict[str, ShardHost] = {}
         self._calls = Calls()
+        self._publisher = EncodedPublisher()
         self._endpoint = edge.open(self._host, self._calls) if edge is not None else None
         self._metrics = ""
         if metrics_host is not None:
@@ -142,7 +145,7 @@ class ShardActor:
             exact=config.sparse == "exact",
             device=self._device,
         )
-        self._hosts[config.name] = ShardHost(parts, shard)
+        self._hosts[config.name] = ShardHost(parts, shard, self._publisher)
         log.info(
             "job is open",
             extra=logs.fields(
@@ -152,8 +155,8 @@ class ShardActor:
                 clock=shard.stamp.clock,
             ),
         )
-        kernel = shard.kernels[0] if shard.kernels else None
-        return shard.stamp, f"{kernel.executor}: {kernel.reason}" if kernel else "no elements"
+        kernels = shard.store.kernels
+        return shard.stamp, f"{kernels[0].executor}: {kernels[0].reason}" if kernels else "no elements"
 
     @ray.method(concurrency_group="push")
     def push(self, job: str, push: Push, timeout_s: float) -> Receipt:
@@ -166,9 +169,9 @@ class ShardActor:
     ) -> tuple[Stamp, Published]:
         """As `ShardHost.pull`; the handle is a list of one reference to the flat arrays by dtype."""
         deadline = Deadline.after(timeout_s)
-        return self._host(job).pull(
-            publish, deadline=deadline, pusher=pusher, training=training, at_least=at_least
-        )
+        asked = PullRequest(pusher or "", training=training, at_least=at_least)
+        parameters = self._host(job).pull(asked, deadline=deadline)
+        return parameters.stamp, publish(parameters.arrays)
 
     @ray.method(concurrency_group="pull")
     def pull_rows(
@@ -182,14 +185,20 @@ class ShardActor:
     ) -> tuple[Stamp, dict[str, Array]]:
         """As `ShardHost.pull_rows`."""
         deadline = Deadline.after(timeout_s)
-        return self._host(job).pull_rows(
-            rows, deadline=deadline, pusher=pusher, training=training, at_least=at_least
-        )
+        asked = PullRequest(pusher or "", training=training, at_least=at_least, rows=rows)
+        parameters = self._host(job).pull(asked, deadline=deadline)
+        return parameters.stamp, dict(parameters.arrays)
 
     @ray.method(concurrency_group="control")
     def join(self, job: str, pusher: str, lease_s: float, last_seq: int, session: str = "") -> Joined:
         """As `Shard.join`."""
-        return self._host(job).join(pusher, lease_s=lease_s, last_seq=last_seq, session=session)
+        return self._host(job).join(
+            pusher,
+            lease_s=lease_s,
+            last_seq=last_seq,
+            session=session,
+            kind="trainer" if session else "worker",
+        )
 
     @ray.method(concurrency_group="control")
     def renew(self, job: str, pusher: str) -> None:
@@ -204,7 +213,7 @@ class ShardActor:
     @ray.method(concurrency_group="control")
     def write(self, job: str, folder: Path) -> checkpoint.ShardEntry:
         """Write one consistent cut and seal it; pushes wait for the first half only."""
-        return checkpoint.seal_shard(self._host(job).write(folder))
+        return checkpoint.seal_shard(self._host(job).cut(partial(checkpoint.write_shard, folder)))
 
     @ray.method(concurrency_group="control")
     def drop(self, job: str) -> None:

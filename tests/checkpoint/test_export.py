@@ -15,8 +15,9 @@ from adamserve.checkpoint.export import export_torch
 from adamserve.errors import InvalidArgument
 from adamserve.shard import consistency
 from adamserve.shard.geometry import partition
+from adamserve.shard.ledger import Decided
 from adamserve.shard.shard import Shard
-from adamserve.values import Array, Push, Receipt, ShardState, Stamp, TensorSpec
+from adamserve.values import Array, Push, ShardState, Stamp, TensorSpec
 
 TENSORS = [TensorSpec("a", (5, 3), "float64"), TensorSpec("b", (4,), "float64")]
 STEPS = 12
@@ -57,7 +58,7 @@ def advance(shard: Shard, first: int, last: int) -> None:
         flat = shard.read(training=True)["float64"].copy()
         gradients = {"a": pull_towards_one(flat[:15]), "b": pull_towards_one(flat[15:])}
         answer = shard.offer(shard.check(Push("a", seq, shard.stamp, gradients)))
-        assert isinstance(answer, Receipt)
+        assert isinstance(answer, Decided)
 
 
 def save(shard: Shard, rule: optim.Rule, root: Path) -> Path:
