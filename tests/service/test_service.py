@@ -298,20 +298,6 @@ def test_a_job_is_taken_up_on_another_number_of_shards_bit_for_bit(pair: Any, st
     assert ahead["a"].tobytes() != final["a"].tobytes()
 
 
-def test_pulls_of_one_clock_share_one_copy(pair: Any, job: str) -> None:
-    controller = pair
-    create(controller, {"w": np.zeros(1000, np.float32)}, shards=2, job=job)
-    actor = ray.get(controller.topology.remote(job)).actors[0]
-    (stamp, [first]), (_, [second]) = ray.get([actor.pull.remote(job, None, True, 0, 5.0) for _ in range(2)])
-    assert first == second
-    with ClusterClient(controller, job, "a") as client:
-        client.join()
-        client.push({}, client.pull()[1])
-    later, [third] = ray.get(actor.pull.remote(job, None, True, 0, 5.0))
-    assert third != first
-    assert later.clock == stamp.clock + 1
-
-
 def test_a_pull_can_wait_for_a_clock(pair: Any, job: str) -> None:
     controller = pair
     create(controller, {"w": np.zeros(2, np.float32)}, shards=2, job=job)
