@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from adamserve.errors import InvalidArgument, Unavailable
@@ -24,13 +23,10 @@ ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float64": 8}
 """Dtypes that a parameter may have, and their bytes an element."""
 
 GRADIENT_DTYPES: Mapping[str, tuple[str, ...]] = {
-    "float32": ("float32", "float16"),
-    "float64": ("float64", "float32", "float16"),
+    "float32": ("float32", "bfloat16", "float16"),
+    "float64": ("float64", "float32", "bfloat16", "float16"),
 }
-"""Dtypes that a numpy gradient may have, by the parameter's dtype."""
-
-BFLOAT16 = np.dtype("V2")
-"""numpy has no bfloat16: a gradient that came as such has its items, bit for bit. Only transports make one."""
+"""Names of the dtypes that a gradient may have, by the parameter's dtype; bfloat16 is that of the package ml_dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +153,7 @@ class Push:
         pusher: who pushes. (job, pusher, seq) names this push for ever.
         seq: the pusher's own counter, from 1, one more with each push.
         pulled: the shard's stamp that the gradient's parameters were pulled at.
-        gradients: by tensor, the shard's span of it, 1-D and contiguous, of one of `GRADIENT_DTYPES` or `BFLOAT16`; or
+        gradients: by tensor, the shard's span of it, 1-D and contiguous, of one of `GRADIENT_DTYPES`; or
             rows of it, by their numbers in the whole tensor, with values of shape (n, width). A tensor left out had no
             gradient: it does not move, and its update count stays.
         lr: rate for this push in place of the rule's own, or None.

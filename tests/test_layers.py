@@ -84,7 +84,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.client": row("google grpc numpy"),
         "adamserve.client.remote_optimizer": row("torch", siblings="adamserve.client"),
     },
-    {"adamserve.edge": row("google grpc grpc_health grpc_reflection numpy ray")},
+    {"adamserve.edge": row("google grpc grpc_health grpc_reflection ml_dtypes numpy ray")},
     {"adamserve.cluster": row("numpy prometheus_client ray torch", lazily="packaging")},
     {
         # The face: what it shows of the upper layers is loaded on first use.

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from adamserve.errors import BadSequence, InvalidArgument, NotFinite
-from adamserve.values import BFLOAT16, GRADIENT_DTYPES, Array, TensorSpec
-
-_DTYPES = {name: {*map(np.dtype, dtypes), BFLOAT16} for name, dtypes in GRADIENT_DTYPES.items()}
+from adamserve.values import GRADIENT_DTYPES, Array, TensorSpec
 
 
 def check_dtype(spec: TensorSpec, dtype: np.dtype[np.generic]) -> None:
@@ -19,7 +17,7 @@ def check_dtype(spec: TensorSpec, dtype: np.dtype[np.generic]) -> None:
     Raises:
         InvalidArgument: it is not; names the tensor and the dtypes that are.
     """
-    if dtype not in _DTYPES[spec.dtype]:
+    if dtype.name not in GRADIENT_DTYPES[spec.dtype] or not dtype.isnative:
         raise InvalidArgument(
             f"a gradient of dtype {dtype} for a {spec.dtype} parameter",
             field=spec.name,

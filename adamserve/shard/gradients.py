@@ -12,7 +12,7 @@ import torch
 from adamserve import optim
 from adamserve.shard import sparse
 from adamserve.shard.checks import not_finite
-from adamserve.values import BFLOAT16, Array, Span, SparseRows, TensorSpec
+from adamserve.values import Array, Span, SparseRows, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,7 @@ def load_dense(spec: TensorSpec, gradient: Array, device: torch.device, *, finit
     Raises:
         NotFinite: one is not.
     """
-    bits = gradient.dtype == BFLOAT16
-    tensor = borrow(gradient.view(np.int16)).view(torch.bfloat16) if bits else borrow(gradient)
+    tensor = borrow(gradient)
     if not finite and not optim.all_finite(tensor):
         raise not_finite(spec.name)
     return (tensor.double() if spec.dtype == "float64" else tensor).to(device)
@@ -94,6 +93,8 @@ def borrow(array: Array) -> torch.Tensor:
     torch.from_numpy warns about a read-only array (and one from Ray's object store is read-only). The tensor is
     only read here, and the caller keeps the array alive.
     """
+    if array.dtype.name == "bfloat16":  # of the package ml_dtypes, which torch does not know
+        return borrow(array.view(np.int16)).view(torch.bfloat16)
     if array.flags.writeable:
         return torch.from_numpy(array)
     if array.size == 0:

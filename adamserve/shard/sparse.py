@@ -91,7 +91,7 @@ def checked(
         new[0], new[1:] = True, rows[1:] != rows[:-1]
         if not new.all():
             starts = np.flatnonzero(new)
-            wide = values if values.dtype != np.float16 else values.astype(np.float32)
+            wide = values if values.itemsize > 2 else values.astype(np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
                 values = np.add.reduceat(wide, starts, axis=0)
             rows, finite = rows[starts], False

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 
 from adamserve import optim
 from adamserve.errors import (
@@ -30,7 +31,6 @@ from adamserve.shard.ledger import RECEIPTS_KEPT
 from adamserve.shard.shard import Shard
 from adamserve.shard.statistics import PusherStatistics
 from adamserve.values import (
-    BFLOAT16,
     Array,
     Gradient,
     Outcome,
@@ -125,7 +125,7 @@ def test_a_gradient_in_bfloat16_is_the_numbers_that_it_stands_for(consistency: C
         wide = {name: (b.astype("<u4") << 16).view("<f4") for name, b in bits.items()}
         wide["d"] = wide["d"].astype("<f8")
         for shard, gradients in zip(
-            shards, ({name: b.view(BFLOAT16) for name, b in bits.items()}, wide), strict=True
+            shards, ({name: b.view(bfloat16) for name, b in bits.items()}, wide), strict=True
         ):
             clock = shard.stamp.clock
             for pusher in "ab":
@@ -168,7 +168,7 @@ def test_an_update_fills_a_narrow_copy_where_it_writes_everything() -> None:
     assert pushed(shard, 1, drawn()) is None, "a duplicate writes nothing"
 
     shard = make(rule=optim.Adam(lr=0.1), tensors=tensors)
-    halves = {name: (g.view("<u4") >> 16).astype("<u2").view(BFLOAT16) for name, g in drawn().items()}
+    halves = {name: (g.view("<u4") >> 16).astype("<u2").view(bfloat16) for name, g in drawn().items()}
     filled = pushed(shard, 1, halves)
     assert filled is not None
     np.testing.assert_array_equal(filled, expected(shard))
@@ -347,7 +347,7 @@ BAD_PUSHES: list[tuple[str, dict[str, Any], type[AdamServeError], str]] = [
     ("infinity", {"gradients": {"scalar": np.array([math.inf], np.float32)}}, InvalidArgument, "scalar"),
     ("minus infinity", {"gradients": {"d": np.full(5, -math.inf)}}, InvalidArgument, "d"),
     ("half NaN", {"gradients": {"w": np.full(12, math.nan, np.float16)}}, InvalidArgument, "w"),
-    ("bfloat16 NaN", {"gradients": {"w": np.full(12, 0x7FC0, "<u2").view(BFLOAT16)}}, InvalidArgument, "w"),
+    ("bfloat16 NaN", {"gradients": {"w": np.full(12, 0x7FC0, "<u2").view(bfloat16)}}, InvalidArgument, "w"),
     ("seq 0", {"seq": 0}, BadSequence, "seq"),
     ("negative seq", {"seq": -3}, BadSequence, "seq"),
     ("skipped seq", {"seq": 4}, BadSequence, "seq"),
