@@ -201,6 +201,12 @@ def steps(
     return found
 
 
+def until(steps: Sequence[Step], pushes: int) -> list[Step]:
+    """The steps before push number `pushes` + 1."""
+    ends = [i for i, step in enumerate(steps) if isinstance(step, Push)] + [len(steps)]
+    return list(steps[: ends[pushes]])
+
+
 def bsp_steps(tensors: Sequence[Tensor], *, seed: int, rows: bool = False) -> list[Step]:
     """Rounds: each pusher pushes once, in changing orders, and pulls."""
     draw = _Draw(seed)
@@ -266,7 +272,8 @@ class _Draw:
         whole = (raw >> np.uint64(64 - bits)).astype(np.int64) - (1 << (bits - 1))
         whole[other % 16 == 15] = 0
         small = (other >> np.uint64(8)).astype(np.int64) % 8
-        return np.ldexp(whole.astype(np.float64), 1 - bits - small).astype(dtype).reshape(shape)
+        values: Array = np.ldexp(whole.astype(np.float64), 1 - bits - small)
+        return values.astype(dtype).reshape(shape)
 
     def push(self, pusher: str, tensors: Sequence[Tensor], *, rows: bool) -> Push:
         """One in six dense gradients is left out, one in four is float16; some pushes have rates of their own."""

@@ -50,13 +50,13 @@ class Replay:
         self._pulled[pusher] = [shard.stamp for shard in self.shards]
         return last
 
-    def run(self, steps: Sequence[schedule.Step], *, reach: int | None = None) -> None:
-        """Do the steps, pushing to the first `reach` shards (all by default)."""
+    def run(self, steps: Sequence[schedule.Step]) -> None:
+        """Do the steps, on all shards."""
         for step in steps:
             if isinstance(step, schedule.Pull):
                 self._pull(step.pusher)
             else:
-                self._push(step, self.shards[:reach])
+                self._push(step)
 
     def digest(self, *, clocks: bool = True) -> str:
         """Of the whole state; without the clocks it does not depend on the number of shards."""
@@ -87,10 +87,10 @@ class Replay:
             shard.note_pull(pusher)
         self._pulled[pusher] = [shard.stamp for shard in self.shards]
 
-    def _push(self, step: schedule.Push, shards: Sequence[Shard]) -> None:
+    def _push(self, step: schedule.Push) -> None:
         self._seqs[step.pusher] += 1
         whole = {name: self._placed(name, gradient) for name, gradient in step.gradients.items()}
-        for shard, pulled in zip(shards, self._pulled[step.pusher], strict=False):
+        for shard, pulled in zip(self.shards, self._pulled[step.pusher], strict=True):
             own = {
                 span.tensor: sparse.part(whole[span.tensor], span)
                 for span in self.parts.shards[shard.index]
