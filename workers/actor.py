@@ -14,7 +14,7 @@ import torch
 from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.cluster.exporting import expose
 from adamserve.observe.exporter import Reading
-from adamserve.observe.families import WORKER_FAMILIES, WorkerSeen
+from adamserve.observe.families import WORKER_FAMILIES, WorkerOfJob
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
@@ -86,7 +86,7 @@ class WorkerActor:
         self._watched = Watched(task.theorem) if task.theorem is not None else None
         if task.metrics_host is not None and not self._metrics:
             _, self._metrics = expose(
-                task.metrics_host, "worker", [Reading(WORKER_FAMILIES, lambda: [self._seen()])]
+                task.metrics_host, "worker", [Reading(WORKER_FAMILIES, lambda: [self._of_job()])]
             )
         self._reports = []
         self._begun = 0
@@ -159,9 +159,8 @@ class WorkerActor:
             self._begun = self._client.seq + 1
             return False
 
-    def _seen(self) -> WorkerSeen:
-        timed = self._timed
-        return WorkerSeen(self._task.job, self._config.rank, timed.steps, dict(timed.seconds))
+    def _of_job(self) -> WorkerOfJob:
+        return self._task.job, self._config.rank, self._timed
 
     def _keep(self, report: Report) -> None:
         with self._changed:

@@ -10,7 +10,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,18 +24,18 @@ import adamserve
 from adamserve import checkpoint, optim
 from adamserve.cluster.actors import own_error
 from adamserve.cluster.cluster_client import ClusterClient
-from adamserve.cluster.controller import SHARD_CPUS, JobStatus, ServiceConfig, initial_parts
+from adamserve.cluster.controller import SHARD_CPUS, ServiceConfig, initial_parts
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.ray_runtime import connected, launch
 from adamserve.errors import Conflict, InvalidArgument, Unavailable
 from adamserve.job import JobConfig, host_port
 from adamserve.observe.discovery import Directory
-from adamserve.observe.exporter import Exporter, Observed
+from adamserve.observe.exporter import Exporter
 from adamserve.observe.logs import LogConfig
 from adamserve.observe.news import News
 from adamserve.observe.page import Board, pages
-from adamserve.observe.summary import state_of
-from adamserve.regret import Account, Meter, adam_bound, check_theorem
+from adamserve.observe.state import JobState
+from adamserve.regret import Loss, Meter, adam_bound, check_theorem
 from adamserve.shard import consistency
 from adamserve.shard.consistency import BSP, Consistency
 from adamserve.shard.sparse import spec_of
@@ -232,29 +231,31 @@ class _Log:
     def __init__(self) -> None:
         self.steps: list[StepReport] = []
         self.epochs: list[EpochReport] = []
-        self.account = Account()
 
-    def add(self, reports: Sequence[Report]) -> None:
+    def add(self, reports: Sequence[Report]) -> list[Loss]:
+        """Keep what was reported; returns the losses among it."""
+        losses = []
         for report in reports:
             if isinstance(report, StepReport):
                 self.steps.append(report)
                 known = not math.isnan(report.comparator_loss)
-                self.account.add(report.loss, report.comparator_loss if known else None)
+                losses.append(Loss(report.loss, report.comparator_loss if known else None))
             else:
                 self.epochs.append(report)
+        return losses
 
-    def progress(self, config: TrainConfig, status: JobStatus | None, note: str) -> Progress:
+    def progress(self, config: TrainConfig, status: JobState | None, note: str) -> Progress:
         recent = self.steps[-50:]
         window = [s for s in self.steps[-2000:] if s.at > time.time() - 5.0]
         span = max(s.at for s in window) - min(s.at for s in window) if len(window) > 1 else 0.0
         return Progress(
             epoch=max((s.epoch for s in recent), default=0.0),
             epochs=config.epochs,
-            loss=math.nan if self.account.loss is None else self.account.loss,
+            loss=math.nan if status is None or status.loss is None else status.loss,
             test_accuracy=self.epochs[-1].test_accuracy if self.epochs else None,
             pushes_per_s=len(window) / span if span > 0 else 0.0,
             staleness=float(np.mean([s.staleness for s in recent])) if recent else 0.0,
-            average_regret=self.account.average,
+            average_regret=status.average_regret if status else None,
             rollbacks=len(status.rollbacks) if status else 0,
             note=note,
         )
@@ -308,15 +309,14 @@ def train(
         exporter = Exporter.serve(
             config.metrics_host, config.metrics_port, pages(board), open_pages={"/sd": directory.page}
         )
-        directory.put("controller", {0: host_port(node_address(config.metrics_host), exporter.port)})
+        directory.put("driver", {0: host_port(node_address(config.metrics_host), exporter.port)})
         where = f"http://{host_port(config.metrics_host, exporter.port)}"
         on_progress(log.progress(config, None, f"status at {where}/, metrics at {where}/metrics"))
 
-    def show(observed: Observed) -> None:
-        state = state_of(observed)
+    def show(state: JobState) -> None:
         news.show(state)
         if exporter is not None:
-            exporter.show(observed)
+            exporter.show(state)
             board.show(state)
 
     local_cpus = config.workers + math.ceil(config.shards * SHARD_CPUS) + 1
@@ -365,7 +365,7 @@ def _train(
     log: _Log,
     on_progress: Callable[[Progress], None],
     stop: threading.Event,
-    show: Callable[[Observed], None],
+    show: Callable[[JobState], None],
     directory: Directory,
 ) -> dict[str, Any]:
     """The part of a run that has a service: job, workers, last checkpoint, last evaluation."""
@@ -410,15 +410,15 @@ def _train(
             "numpy": np.__version__,
         },
         "parameters": sum(spec.numel for spec in tensor_specs(model)),
-        "kernels": list(status.kernels),
+        "kernels": [shard.kernel for shard in status.shards],
         "shards": ray.get(controller.processes.remote(), timeout=STOP_TIMEOUT_S),
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
         "steps": len(log.steps),
-        "regret": None if hindsight is None else _regret(config, hindsight, log),
-        "best_loss": log.account.best,
+        "regret": None if hindsight is None else _regret(config, hindsight, log, status),
+        "best_loss": status.best_loss,
         "clocks": [stamp.clock for stamp in clocks],
         "incarnations": [stamp.incarnation for stamp in clocks],
         "pushes": {"by_shard_and_outcome": pushes, "per_s": round(len(log.steps) / max(seconds, 1e-9), 1)},
@@ -429,13 +429,13 @@ def _train(
         "staleness": {f"p{q}": float(np.percentile(staleness, q)) for q in (50, 90, 99, 100)},
         "rollbacks": [_as_json(rollback) for rollback in status.rollbacks],
         "worker_restarts": crew.restarts,
-        "checkpoints": status.checkpoints,
+        "checkpoints": status.checkpoint,
         "seconds": {"training": round(seconds, 3)},
         "run_dir": str(config.run_dir),
     }
 
 
-def _regret(config: TrainConfig, hindsight: Hindsight, log: _Log) -> dict[str, Any]:
+def _regret(config: TrainConfig, hindsight: Hindsight, log: _Log, state: JobState) -> dict[str, Any]:
     """The regret of the steps that this run made, live and in hindsight."""
     if not log.steps:
         return {"steps": 0}
@@ -445,7 +445,7 @@ def _regret(config: TrainConfig, hindsight: Hindsight, log: _Log) -> dict[str, A
         "regret": found.total,
         "average_regret": found.average,
         "gradient_norm": found.best.gradient_norm,
-        "live": {"regret": log.account.regret, "average_regret": log.account.average},
+        "live": {"regret": state.regret, "average_regret": state.average_regret},
     }
 
 
@@ -512,7 +512,7 @@ class _Crew:
         log: _Log,
         on_progress: Callable[[Progress], None],
         stop: threading.Event,
-        show: Callable[[Observed], None],
+        show: Callable[[JobState], None],
     ) -> bool:
         """Run every worker to its end. All have joined before any begins, so that the first round is whole.
 
@@ -542,11 +542,12 @@ class _Crew:
                         continue
                     note = f"worker {rank} died and was started again"
                     runs[self._replace(rank)] = rank
-            log.add(self._reports())
-            status = self._status()
-            on_progress(log.progress(self._config, status, note))
-            show(self._observed(log, status))
-        log.add(self._reports())
+            self._report(log)
+            [state] = ray.get(self._controller.status.remote(), timeout=STOP_TIMEOUT_S)
+            on_progress(log.progress(self._config, state, note))
+            self._directory.put("shard", ray.get(self._controller.metrics.remote(), timeout=STOP_TIMEOUT_S))
+            show(state)
+        self._report(log)
         return asked_to_stop
 
     def _start(self) -> Any:
@@ -604,22 +605,17 @@ class _Crew:
                 continue
         return answers
 
-    def _status(self) -> JobStatus | None:
-        statuses: Sequence[JobStatus] = ray.get(self._controller.status.remote(), timeout=STOP_TIMEOUT_S)
-        return statuses[0] if statuses else None
-
-    def _observed(self, log: _Log, status: JobStatus | None) -> Observed:
-        """The run as it is now; `log` goes on changing while the metrics are scraped."""
-        self._directory.put("shard", ray.get(self._controller.metrics.remote(), timeout=STOP_TIMEOUT_S))
+    def _report(self, log: _Log) -> None:
+        """Pass on what the workers have reported, and what is known of the run as a whole."""
+        losses = log.add(self._reports())
         if self._bound.due():
             self._bound.take(self._each("meter"))
-        return Observed(
-            job=JOB,
-            status=status,
-            account=deepcopy(log.account),
-            test_accuracy=log.epochs[-1].test_accuracy if log.epochs else None,
-            regret_bound=self._bound.average,
-        )
+        known = {
+            "test_accuracy": log.epochs[-1].test_accuracy if log.epochs else None,
+            "average_regret_bound": self._bound.average,
+        }
+        numbers = {name: number for name, number in known.items() if number is not None}
+        ray.get(self._controller.report.remote(JOB, losses, numbers), timeout=STOP_TIMEOUT_S)
 
 
 def _within_start(refs: Sequence[Any], workers: int) -> None:

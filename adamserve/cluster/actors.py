@@ -19,7 +19,7 @@ from adamserve.errors import AdamServeError, NotFound
 from adamserve.job import JobConfig
 from adamserve.observe import logs
 from adamserve.observe.exporter import Reading
-from adamserve.observe.families import JOBS_SHOWN, RPC_FAMILIES, SHARD_FAMILIES, ShardSeen
+from adamserve.observe.families import JOBS_SHOWN, RPC_FAMILIES, SHARD_FAMILIES, ShardOfJob
 from adamserve.observe.rpc_counts import Calls
 from adamserve.shard import consistency
 from adamserve.shard.geometry import partition
@@ -248,10 +248,10 @@ class ShardActor:
         if self._endpoint is not None:
             self._endpoint.drain(grace_s)
 
-    def _glance(self) -> list[ShardSeen]:
+    def _glance(self) -> list[ShardOfJob]:
         """For a scrape: what `statistics` returns, of the jobs that are shown."""
         hosts = sorted(self._hosts.items())[:JOBS_SHOWN]
-        return [ShardSeen(job, host.glance(GLANCE_S / len(hosts))) for job, host in hosts]
+        return [(job, host.glance(GLANCE_S / len(hosts))) for job, host in hosts]
 
     def _host(self, job: str) -> ShardHost:
         try:

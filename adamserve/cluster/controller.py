@@ -7,11 +7,11 @@ is restored starts a new incarnation, so that nothing pulled before the restart 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,15 +23,24 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from adamserve import checkpoint, optim
 from adamserve.cluster.actors import Edge, ShardActor, own_error
-from adamserve.errors import AdamServeError, CheckpointError, Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.errors import (
+    AdamServeError,
+    CheckpointError,
+    Conflict,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    Unavailable,
+)
 from adamserve.job import JobConfig
 from adamserve.observe.logs import LogConfig, fields, set_up
-from adamserve.regret import Account
-from adamserve.shard import sparse
+from adamserve.observe.state import JobState, Rollback
+from adamserve.regret import Account, Loss
+from adamserve.shard import consistency, sparse
 from adamserve.shard.events import EVENTS_KEPT, Event, merged
 from adamserve.shard.geometry import partition
 from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Clocks, Deadline, Joined, Stamp
+from adamserve.values import Array, Deadline, Joined, Stamp
 
 log = logging.getLogger("adamserve.service")
 
@@ -46,6 +55,9 @@ LATE_EVERY_S = 5.0
 
 LOOK_S = 5.0
 """Longest that a look at how the shards stand waits for them; one that hangs is passed over."""
+
+NUMBERS_KEPT = 64
+"""Numbers that a job may report by name, beside its losses."""
 
 SHARD_CPUS = 0.1
 """CPUs that Ray reserves for a shard where nobody says otherwise."""
@@ -108,66 +120,6 @@ class Topology:
     joined: tuple[Joined, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rollback:
-    """A shard died and was restored: its incarnation, and its clock before (as last seen or checkpointed) and after.
-
-    Attributes:
-        seconds: how long it took.
-        at: when it was done, in seconds since 1970.
-    """
-
-    shard: int
-    incarnation: int
-    clock_before: int
-    clock_after: int
-    checkpoint: int
-    seconds: float
-    reason: str
-    at: float = 0.0
-
-    def event(self) -> Event:
-        """For people."""
-        text = (
-            f"restored from checkpoint {self.checkpoint} into incarnation {self.incarnation},"
-            f" clock {self.clock_before} to {self.clock_after}, in {self.seconds:.1f} s: {self.reason}"
-        )
-        return Event(self.at, "rollback", (self.shard,), "", text)
-
-
-@dataclass(frozen=True, slots=True)
-class JobStatus:
-    """A job as the controller last saw it.
-
-    Attributes:
-        rule, rate: the rule's name, and its rate at the slowest shard's clock, before any rate of a push's own.
-        down: shards whose process is gone, while they are being restored or for good.
-        checkpoint_seconds: how long the newest checkpoint took to write.
-        skew: updates between the shard that is farthest ahead and the last one, all asked at once.
-        lag: the most updates that a shard has applied since the newest checkpoint; None where none is kept.
-        events: the newest ones, oldest first.
-    """
-
-    name: str
-    clocks: Clocks
-    incarnations: tuple[int, ...]
-    healthy: bool
-    failed: str
-    kernels: tuple[str, ...]
-    shards: tuple[ShardStatistics, ...]
-    rollbacks: tuple[Rollback, ...]
-    checkpoints: int
-    checkpoint_age_s: float | None
-    account: Account = field(default_factory=Account)
-    rule: str = ""
-    rate: float = 0.0
-    down: tuple[int, ...] = ()
-    checkpoint_seconds: float | None = None
-    skew: int | None = None
-    lag: int | None = None
-    events: tuple[Event, ...] = ()
-
-
 @dataclass(slots=True)
 class _Job:
     """What the controller knows of a job."""
@@ -189,6 +141,7 @@ class _Job:
     """Shards that do not hold it any more, and not yet again."""
     skew: int | None = None
     account: Account = field(default_factory=Account)
+    numbers: dict[str, float] = field(default_factory=dict)
     past: list[Event] = field(default_factory=list)
     """Events of shards that have died since."""
 
@@ -345,10 +298,31 @@ class Controller:
         refs = [actor.leave.remote(job, pusher, session) for actor in self.topology(job).actors]
         self._get(refs, f"{pusher} to leave")
 
-    def report(self, job: str, loss: float, comparator: float | None = None) -> None:
-        """Note one batch's training loss, and its loss at the comparator W* where that is known."""
+    def report(self, job: str, losses: Sequence[Loss], numbers: Mapping[str, float] | None = None) -> None:
+        """Note training losses, and the latest value of each of some other numbers.
+
+        Raises:
+            InvalidArgument: one of them is not finite; the others are noted.
+            LimitExceeded: the job has `NUMBERS_KEPT` other numbers, and none is noted.
+        """
+        refused: InvalidArgument | None = None
         with self._lock:
-            self._job(job).account.add(loss, comparator)
+            known = self._job(job)
+            for loss in losses:
+                try:
+                    known.account.add(*loss)
+                except InvalidArgument as error:
+                    refused = refused or error
+            numbers = numbers or {}
+            if len(known.numbers.keys() | numbers.keys()) > NUMBERS_KEPT:
+                raise LimitExceeded(f"a job has at most {NUMBERS_KEPT}", field="numbers")
+            for name, number in numbers.items():
+                if math.isfinite(number):
+                    known.numbers[name] = number
+                else:
+                    refused = refused or InvalidArgument(f"must be finite, got {number!r}", field=name)
+        if refused is not None:
+            raise refused
 
     def drop(self, job: str) -> None:
         """Forget a job and free what the shards hold of it; its checkpoints stay. Idempotent."""
@@ -427,12 +401,12 @@ class Controller:
             checkpoint.prune(known.folder, keep=known.config.checkpoints_kept)
             return number
 
-    def status(self) -> tuple[JobStatus, ...]:
+    def status(self) -> tuple[JobState, ...]:
         """Every job, as last seen."""
         with self._lock:
             return tuple(self._status(name) for name in self._jobs)
 
-    def status_now(self) -> tuple[JobStatus, ...]:
+    def status_now(self) -> tuple[JobState, ...]:
         """Every job, after asking every shard."""
         self._look_around()
         return self.status()
@@ -531,31 +505,34 @@ class Controller:
                 fix=f"it has {', '.join(self._jobs) or 'none'}",
             ) from None
 
-    def _status(self, name: str) -> JobStatus:
+    def _status(self, name: str) -> JobState:
         known = self._jobs[name]
-        seen = tuple(s for s in known.seen if s is not None)
+        shards, account = tuple(s for s in known.seen if s is not None), known.account
         rule = optim.from_dict(known.config.rule)
-        return JobStatus(
-            name=name,
-            clocks=Clocks(s.stamp for s in seen),
-            incarnations=tuple(known.incarnations),
-            healthy=not known.failed and not self._down and len(seen) == len(known.seen),
+        kept = known.folder is not None
+        return JobState(
+            job=name,
             failed=known.failed,
-            kernels=tuple(known.kernels),
-            shards=seen,
-            rollbacks=tuple(known.rollbacks),
-            checkpoints=known.number,
-            account=deepcopy(known.account),
+            consistency=str(consistency.from_dict(dict(known.config.consistency))),
             rule=type(rule).__name__,
-            rate=rule.rate(max(1, min((s.stamp.clock for s in seen), default=1))),
-            down=tuple(sorted({*self._down, *known.lost})),
+            rate=rule.rate(max(1, min((s.stamp.clock for s in shards), default=1))),
+            loss=account.loss,
+            best_loss=account.best,
+            losses_not_finite=account.not_finite,
+            regret=account.regret if account.steps else None,
+            regret_steps=account.steps,
+            numbers=dict(known.numbers),
+            checkpoint=known.number,
+            checkpoint_age_s=time.monotonic() - known.written_at if kept else None,
             checkpoint_seconds=known.checkpoint_seconds,
+            unsaved_updates=_unsaved(known),
+            clock_skew=known.skew,
+            down=tuple(sorted({*self._down, *known.lost})),
+            rollbacks=tuple(known.rollbacks),
+            shards=shards,
             events=merged(
-                [*known.past, *(r.event() for r in known.rollbacks), *(e for s in seen for e in s.events)]
+                [*known.past, *(r.event() for r in known.rollbacks), *(e for s in shards for e in s.events)]
             ),
-            checkpoint_age_s=time.monotonic() - known.written_at,
-            skew=known.skew,
-            lag=_lag(known),
         )
 
     def _get(self, refs: Sequence[Any], what: str) -> list[Any]:
@@ -732,7 +709,14 @@ class Controller:
         clock_before = max(stamp.clock, before.stamp.clock if before is not None else 0)
         seconds = time.monotonic() - began
         return Rollback(
-            index, incarnation, clock_before, stamp.clock, manifest.number, seconds, why, time.time()
+            shard=index,
+            incarnation=incarnation,
+            clock_before=clock_before,
+            clock_after=stamp.clock,
+            checkpoint=manifest.number,
+            seconds=seconds,
+            reason=why,
+            at=time.time(),
         )
 
     def _give_up(self, known: _Job, reason: str) -> None:
@@ -758,7 +742,7 @@ def _endpoints(process: Mapping[str, Any]) -> tuple[str, str]:
     return process["endpoint"], process["direct"]
 
 
-def _lag(known: _Job) -> int | None:
+def _unsaved(known: _Job) -> int | None:
     """Updates since the newest checkpoint, of the shard that has made most."""
     if known.folder is None:
         return None

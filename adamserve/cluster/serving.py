@@ -27,13 +27,12 @@ from adamserve.edge.shard_edge import ShardEdge
 from adamserve.errors import AdamServeError, CheckpointError, InvalidArgument, NotFound, Unauthenticated
 from adamserve.job import host_port
 from adamserve.observe.discovery import Directory
-from adamserve.observe.exporter import Exporter, Observed, Reading
+from adamserve.observe.exporter import Exporter, Reading
 from adamserve.observe.families import RPC_FAMILIES
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.observe.news import News
 from adamserve.observe.page import Board, pages
 from adamserve.observe.rpc_counts import Calls
-from adamserve.observe.summary import state_of
 
 log = logging.getLogger("adamserve.rpc")
 
@@ -177,13 +176,11 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
             open_pages={"/sd": directory.page},
         )
         web = host_port(advertise, exporter.port)
-        directory.put("controller", {0: web})
+        directory.put("driver", {0: web})
 
         def observe() -> None:
-            statuses = _ask(controller.status.remote())
-            observed = [Observed(status.name, status, status.account, None) for status in statuses]
-            exporter.show(*observed)
-            jobs = [state_of(one) for one in observed]
+            jobs = _ask(controller.status.remote())
+            exporter.show(*jobs)
             board.show(*jobs)
             news.show(*jobs)
             directory.put("shard", _ask(controller.metrics.remote()))

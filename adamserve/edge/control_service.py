@@ -13,21 +13,22 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from adamserve import optim
 from adamserve.cluster.actors import own_error
-from adamserve.cluster.controller import CALL_TIMEOUT_S, JobStatus, Topology, initial_parts
+from adamserve.cluster.controller import CALL_TIMEOUT_S, Topology, initial_parts
 from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
 from adamserve.edge.grpc_server import Stalls, answers, parse
 from adamserve.edge.security import Security
 from adamserve.errors import InvalidArgument, LimitExceeded, NotFound, Unavailable
 from adamserve.job import JobConfig
-from adamserve.observe.exporter import Observed
-from adamserve.observe.summary import state_of
+from adamserve.observe.state import JobState
+from adamserve.regret import Loss
 from adamserve.shard import consistency
 from adamserve.shard.geometry import partition
 from adamserve.shard.sparse import in_order
 from adamserve.v1 import control_pb2, types_pb2
 from adamserve.values import Array, TensorSpec
-from adamserve.wire import chunks, codec, states
+from adamserve.wire import chunks, codec
+from adamserve.wire.records import from_message, to_message
 
 SERVICE = "adamserve.v1.ControlService"
 
@@ -150,8 +151,10 @@ class ControlServicer:
     ) -> control_pb2.ReportResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job)
-        comparator = request.comparator_loss if request.HasField("comparator_loss") else None
-        self._ask("report", request.job, request.loss, comparator)
+        for name in request.numbers:
+            self._check_name(name, "numbers")
+        losses = [from_message(Loss, loss) for loss in request.losses]
+        self._ask("report", request.job, losses, dict(request.numbers))
         return control_pb2.ReportResponse()
 
     @answers
@@ -160,15 +163,11 @@ class ControlServicer:
     ) -> control_pb2.GetStatusResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job or None)
-        jobs: tuple[JobStatus, ...] = self._ask("status_now")
-        if request.job and request.job not in {job.name for job in jobs}:
+        jobs: tuple[JobState, ...] = self._ask("status_now")
+        if request.job and request.job not in {job.job for job in jobs}:
             raise NotFound(f"the service has no job {request.job!r}", field="job", fix="create it first")
         return control_pb2.GetStatusResponse(
-            jobs=[
-                states.sent(state_of(Observed(job.name, job, job.account, None)))
-                for job in jobs
-                if request.job in ("", job.name)
-            ]
+            jobs=[to_message(job, control_pb2.JobState) for job in jobs if request.job in ("", job.job)]
         )
 
     @answers
@@ -193,8 +192,8 @@ class ControlServicer:
         Raises:
             Conflict: it is, and differs.
         """
-        jobs: tuple[JobStatus, ...] = self._ask("status")
-        if config.name not in {job.name for job in jobs}:
+        jobs: tuple[JobState, ...] = self._ask("status")
+        if config.name not in {job.job for job in jobs}:
             if len(jobs) >= self._limits.jobs:
                 raise LimitExceeded(f"the service has {len(jobs)} jobs", field="jobs")
             return False

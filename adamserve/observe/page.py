@@ -24,7 +24,7 @@ from adamserve.observe.words import (
     facts,
     histogram,
     pusher_row,
-    shard_row,
+    shard_rows,
     silent_first,
 )
 
@@ -101,17 +101,17 @@ class Board:
         at = self.now()
         with self._lock:
             self._latest = jobs
-            self._curves = {job.name: self._curves.get(job.name, {}) for job in jobs}
+            self._curves = {job.job: self._curves.get(job.job, {}) for job in jobs}
             for job in jobs:
                 for name, value in (("loss", job.loss), ("average regret", job.average_regret)):
                     if value is not None:
-                        self._curves[job.name].setdefault(name, _Curve()).add(at, value)
+                        self._curves[job.job].setdefault(name, _Curve()).add(at, value)
 
     def jobs(self) -> list[tuple[JobState, Curves]]:
         """Every job as last seen, and its curves."""
         with self._lock:
             return [
-                (job, {name: list(curve.points) for name, curve in self._curves[job.name].items()})
+                (job, {name: list(curve.points) for name, curve in self._curves[job.job].items()})
                 for job in self._latest
             ]
 
@@ -137,11 +137,11 @@ def _job(job: JobState, curves: Curves, now: float) -> str:
     pushers = silent_first(job.pushers)
     more = len(pushers) - NAMES_SHOWN
     return (
-        f"<section><h2>{escape(job.name)}</h2>"
+        f"<section><h2>{escape(job.job)}</h2>"
         f"<p>{' · '.join(f'{name} <b>{escape(text)}</b>' for name, text in facts(job))}</p>"
         + (f'<p class="bad">{escape(job.failed)}</p>' if job.failed else "")
         + f'<div class="row">{"".join(figures)}</div>'
-        + _table(SHARD_HEAD, [shard_row(shard) for shard in job.shards])
+        + _table(SHARD_HEAD, shard_rows(job))
         + f"<h3>{counted_pushers(pushers)}</h3>"
         + _table(PUSHER_HEAD, [pusher_row(pusher, now) for pusher in pushers[:NAMES_SHOWN]])
         + (f"<p>and {more} more, which pushed later than these</p>" if more > 0 else "")

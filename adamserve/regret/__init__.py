@@ -7,7 +7,7 @@ losses: where they are not, nothing here is called so. Source: Kingma & Ba 2015,
 (https://arxiv.org/abs/1412.6980); Zinkevich 2003.
 """
 
-from adamserve.regret.account import RECENT, Account, slope
+from adamserve.regret.account import RECENT, Account, Loss, slope
 from adamserve.regret.minima import Minimum, minimize
 from adamserve.regret.theorem import SNAPSHOTS_PER_DECADE, Constants, Meter, adam_bound, check_theorem, gamma
 
@@ -16,6 +16,7 @@ __all__ = [
     "SNAPSHOTS_PER_DECADE",
     "Account",
     "Constants",
+    "Loss",
     "Meter",
     "Minimum",
     "adam_bound",

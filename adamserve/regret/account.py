@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,13 @@ from adamserve.errors import InvalidArgument
 
 RECENT = 50
 """Losses that a job's present loss is the mean of."""
+
+
+class Loss(NamedTuple):
+    """One batch's training loss, and its loss at W* where that is known."""
+
+    loss: float
+    comparator_loss: float | None = None
 
 
 @dataclass(slots=True)

@@ -153,8 +153,8 @@ def targets(port: int) -> list[tuple[str, str, str]]:
 
 
 EVERYTHING = [
-    ("controller", "", "up"),
-    ("controller", "", "up"),
+    ("driver", "", "up"),
+    ("driver", "", "up"),
     ("shard", "0", "up"),
     ("shard", "0", "up"),
     ("shard", "1", "up"),

@@ -22,10 +22,10 @@ from adamserve.client import session as session_module
 from adamserve.client.client import Client
 from adamserve.client.link import Credentials
 from adamserve.cluster.actors import own_error
-from adamserve.cluster.controller import JobStatus
 from adamserve.cluster.ray_runtime import NAMESPACE
 from adamserve.cluster.serving import Ready, ServeConfig, serving
 from adamserve.errors import RolledBack, Unavailable
+from adamserve.observe.state import JobState
 from adamserve.values import Outcome, Receipt, Stamp
 from tests.faults.proxy import FAULTS, Proxy
 
@@ -201,7 +201,7 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
         thread.join()
     assert not failed, failed
     jobs: Any = ray.get(controller.status_now.remote(), timeout=60)
-    status: JobStatus = next(job for job in jobs if job.name == "sum")
+    status: JobState = next(job for job in jobs if job.job == "sum")
     assert len(status.rollbacks) == kills
     assert rolled, "a rollback was said to no trainer"
     for said in rolled:

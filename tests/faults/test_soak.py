@@ -72,7 +72,7 @@ def test_64_trainers_come_and_go(local_ray: None) -> None:
         assert not failed, failed[:3]
         with Client(ready.target, "soak") as reader:
             arrays, clock = reader.pull(training=False)
-            assert reader.status().live == ()
+            assert reader.status().pushers == ()
         grown = memory(pids) / halfway[0] - 1
     assert {stamp.clock for stamp in clock} == {int(counts.sum())}
     np.testing.assert_array_equal(arrays["w"], -float(counts.sum()))

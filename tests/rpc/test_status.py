@@ -44,7 +44,7 @@ def test_status_shows_every_job_and_one(service: Ready, counting: Client, connec
     assert mine["staleness"] == {"0": 2}
     assert (mine["rule"], mine["rate"], mine["events"]) == ("SGD", 1.0, [])
     assert [shard["pushes"] for shard in mine["shards"]] == [{"APPLIED": 1}] * 2
-    assert [shard["clock"] for shard in mine["shards"]] == [1, 1]
+    assert [shard["stamp"]["clock"] for shard in mine["shards"]] == [1, 1]
     assert (mine["loss"], mine["regret"], mine["regret_steps"], mine["average_regret"]) == (
         0.5,
         0.25,

@@ -163,7 +163,7 @@ def test_a_job_that_cannot_be_restored_now_holds_up_no_other_and_is_restored_lat
     with ClusterClient(controller, "well", "a", timeout_s=60) as client:
         client.join()
         assert client.push({"w": np.ones(3, np.float32)}, client.pull()[1]).outcome is Outcome.APPLIED
-    states = {status.name: status for status in ray.get(controller.status_now.remote())}
+    states = {status.job: status for status in ray.get(controller.status_now.remote())}
     assert (states["well"].down, states["ill"].down, states["ill"].failed) == ((), (0,), "")
     (tmp_path / "ill" / "incarnation").rmdir()
     topology = ray.get(controller.await_restored.remote("ill", 0, 1, 60.0))
@@ -171,7 +171,7 @@ def test_a_job_that_cannot_be_restored_now_holds_up_no_other_and_is_restored_lat
     with ClusterClient(controller, "ill", "a", timeout_s=60) as client:
         client.join()
         assert client.pull()[0]["w"].tolist() == [-1.0] * 3
-    [rollback] = next(s for s in ray.get(controller.status_now.remote()) if s.name == "ill").rollbacks
+    [rollback] = next(s for s in ray.get(controller.status_now.remote()) if s.job == "ill").rollbacks
     assert rollback.reason == "a restore before had failed"
 
 
@@ -360,7 +360,7 @@ def test_checkpoints_are_taken_while_pushes_go_on(pair: Any, job: str) -> None:
     deadline = time.monotonic() + 60
 
     def made() -> list[int]:
-        found = [status for status in ray.get(pair.status_now.remote()) if status.name == job]
+        found = [status for status in ray.get(pair.status_now.remote()) if status.job == job]
         return [stamp.clock for status in found for stamp in status.clocks]
 
     while not all(made()):
