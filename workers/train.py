@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ import adamserve
 from adamserve import checkpoint, optim
 from adamserve.cluster.actors import own_error
 from adamserve.cluster.cluster_client import ClusterClient
-from adamserve.cluster.controller import SHARD_CPUS, ServiceConfig, initial_parts
+from adamserve.cluster.config import SHARD_CPUS, ServiceConfig
 from adamserve.cluster.exporting import node_address
-from adamserve.cluster.ray_runtime import connected, launch
+from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.ray_runtime import connected
+from adamserve.cluster.service import launch
 from adamserve.errors import Conflict, InvalidArgument, Unavailable
 from adamserve.job import JobConfig, host_port
 from adamserve.observe.discovery import Directory
@@ -411,7 +413,7 @@ def _train(
         },
         "parameters": sum(spec.numel for spec in tensor_specs(model)),
         "kernels": [shard.kernel for shard in status.shards],
-        "shards": ray.get(controller.processes.remote(), timeout=STOP_TIMEOUT_S),
+        "shards": [asdict(info) for info in ray.get(controller.processes.remote(), timeout=STOP_TIMEOUT_S)],
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "test_loss": test_loss,

@@ -13,7 +13,6 @@ from functools import partial
 import grpc
 import numpy as np
 
-from adamserve.cluster.actors import Hosts
 from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
 from adamserve.edge.grpc_server import Call, Stalls, answers, deadline_of, parse, streams
@@ -26,6 +25,9 @@ from adamserve.wire import chunks, codec
 from adamserve.wire.frames import Parts
 
 SERVICE = "adamserve.v1.ShardService"
+
+Hosts = Callable[[str], ShardHost]
+"""Finds the shard of a job in this process, or raises NotFound."""
 
 Messages = Iterable[bytes | memoryview]
 

@@ -140,7 +140,7 @@ def process_of(controller: Any, shard: int) -> int:
     deadline = time.monotonic() + 60
     while True:
         try:
-            return int(ray.get(controller.processes.remote(), timeout=60)[shard]["pid"])
+            return int(ray.get(controller.processes.remote(), timeout=60)[shard].pid)
         except RayTaskError as error:
             if not isinstance(own_error(error), Unavailable) or time.monotonic() > deadline:
                 raise

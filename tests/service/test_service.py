@@ -18,7 +18,7 @@ import ray
 from adamserve import checkpoint, optim
 from adamserve.cluster.actors import own_error
 from adamserve.cluster.cluster_client import ClusterClient
-from adamserve.cluster.controller import initial_parts
+from adamserve.cluster.lifecycle import initial_parts
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.shard.consistency import BSP, SSP, Async, Consistency
 from adamserve.shard.geometry import partition
@@ -110,7 +110,7 @@ def test_a_turn_that_does_not_come_is_unavailable_and_can_be_asked_again(pair: A
 def kill_shard(controller: Any, index: int) -> None:
     """kill -9 the process of a shard, and wait until it is gone."""
     processes = ray.get(controller.processes.remote())
-    os.kill(processes[index]["pid"], signal.SIGKILL)
+    os.kill(processes[index].pid, signal.SIGKILL)
 
 
 def test_a_killed_shard_comes_back_in_a_new_incarnation_at_its_checkpoint(start: Start) -> None:
@@ -193,7 +193,7 @@ def test_two_shards_killed_at_once_come_back_once_each_whoever_looks(start: Star
         for looker in lookers:
             looker.start()
         for process in ray.get(controller.processes.remote()):
-            os.kill(process["pid"], signal.SIGKILL)
+            os.kill(process.pid, signal.SIGKILL)
         lost = client.push(one, clock)
         assert [r.outcome for r in lost.shards] == [Outcome.STALE] * 2
         values, clock = client.pull()
