@@ -16,9 +16,9 @@ import pytest
 import ray
 
 from adamserve import checkpoint, optim
-from adamserve.cluster.actors import own_error
 from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.ray_calls import own_error
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.shard.consistency import BSP, SSP, Async, Consistency
 from adamserve.shard.geometry import partition
