@@ -75,7 +75,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {"adamserve.shard.host": row("numpy")},
     {"adamserve.checkpoint": row("numpy safetensors torch")},
     {
-        "adamserve.observe": row(lazily="matplotlib rich", siblings="adamserve.observe.exporter"),
+        "adamserve.observe": row(lazily="jinja2 matplotlib rich", siblings="adamserve.observe.exporter"),
         "adamserve.observe.exporter": row("prometheus_client", siblings="adamserve.observe"),
     },
     {"adamserve.v1": row("google grpc")},

@@ -175,6 +175,14 @@ JOB_FAMILIES: tuple[Family[JobState], ...] = (
         read=_up,
     ),
     _job(
+        "adamserve_updates_per_second",
+        "gauge",
+        "Updates of the slowest shard in a second, over the last 5 seconds.",
+        lambda job: job.updates_per_s,
+        word="updates/s",
+        form=".3g",
+    ),
+    _job(
         "adamserve_clock_skew_updates",
         "gauge",
         "Updates between the shard that is farthest ahead and the last one, all asked within one round.",

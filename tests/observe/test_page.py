@@ -57,6 +57,7 @@ def test_the_page_is_whole_and_has_the_numbers() -> None:
     assert tags.outside == ["data:,"]
     for text in (
         "Adam at rate 0.125",
+        "updates/s <b>12.5</b>",
         "<b>0.75</b>",
         "<b>0.25</b>",
         "<b>90.00%</b>",
