@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 # -ffp-contract=off keeps a*b+c two roundings, as everywhere else. -fno-trapping-math lets the unused side of a
@@ -47,6 +48,12 @@ class Built:
     library: ctypes.CDLL
     cached: bool
     reason: str
+
+
+@cache
+def text(package: str, file: str) -> str:
+    """The text of a C file that lies in a package, beside its modules."""
+    return resources.files(package).joinpath(file).read_text(encoding="utf-8")
 
 
 def compiler() -> tuple[str, ...] | None:

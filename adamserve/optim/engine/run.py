@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adamserve.errors import InvalidArgument
 from adamserve.optim.base import Rule
-from adamserve.optim.engine import build, emit, kernels
+from adamserve.optim.engine import build, kernels
 from adamserve.optim.engine.kernels import DTYPES, KernelInfo, Kind, Run, kernel, library
 from adamserve.optim.engine.threads import share
 
@@ -178,7 +178,10 @@ def _finite_test(dtype: torch.dtype) -> Callable[[int, int], int] | None:
         function = None
         if os.environ.get("ADAMSERVE_KERNELS") != "eager":
             with contextlib.suppress(build.BuildError):
-                function = getattr(library(emit.finite_source()).library, f"finite_{DTYPES[dtype]}")
+                function = getattr(
+                    library(build.text("adamserve.optim.engine", "finite.c")).library,
+                    f"finite_{DTYPES[dtype]}",
+                )
                 function.restype = ctypes.c_int
                 function.argtypes = [ctypes.c_longlong, ctypes.c_void_p]
         _finite[dtype] = function
