@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from adamserve.errors import InvalidArgument
-from adamserve.optim.engine.arith import Ops, Value, Values, flush
+from adamserve.optim.arith import Ops, Value, Values, flush
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from adamserve.optim.arith import Ops, Value, Values, norm2, ratio
 from adamserve.optim.base import Rule, check_number
-from adamserve.optim.engine.arith import Ops, Value, Values, norm2, ratio
 
 
 @final

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import final
 
 from adamserve.errors import InvalidArgument
+from adamserve.optim.arith import Ops, Value, Values, larger, ratio
 from adamserve.optim.base import Rule, check_number
-from adamserve.optim.engine.arith import Ops, Value, Values, larger, ratio
 
 
 @final

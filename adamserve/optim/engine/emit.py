@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from string import Template
 
-from adamserve.optim.engine.arith import Real
+from adamserve.optim.arith import Real
 from adamserve.optim.engine.build import text
 from adamserve.optim.engine.trace import Node, Program
 

@@ -7,27 +7,24 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from adamserve.optim.arith import REALS
 from adamserve.optim.base import Rule
-from adamserve.optim.engine import build, emit
-from adamserve.optim.engine.arith import REALS, TorchOps, Value
+from adamserve.optim.engine import build, eager, emit
+from adamserve.optim.engine.eager import Run
 from adamserve.optim.engine.threads import ALONE, share
 from adamserve.optim.engine.trace import Program, trace
 
 _log = logging.getLogger("adamserve.optim")
 
 Executor = Literal["compiled", "eager", "cuda"]
-Run = Callable[[Sequence[Tensor], Sequence[float]], None]
-"""Run a kernel over contiguous arrays of one length, with its constants."""
-
 EAGER_COST = "an update takes about 3 to 10 times as long; results are the same to the bit"
-_EAGER_BLOCK = {"cpu": 1 << 15, "cuda": 1 << 24}
 _CUDA_LAUNCH = 1 << 30  # torch passes whole numbers to a kernel as 32-bit ints
 _CUDA_BLOCK = 256
 
@@ -134,7 +131,7 @@ def _make(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, dev
             _warn(reason)
     info = KernelInfo(executor=executor, reason=reason, seconds=time.perf_counter() - start, cached=cached)
     _log.debug("%s %s %s/%s on %s: %s", type(rule).__name__, kind, dtype, gradient, device, info)
-    return Kernel(run or _eager(traced), traced, info)
+    return Kernel(run or eager.runner(traced), traced, info)
 
 
 def library(source: str) -> build.Built:
@@ -178,30 +175,6 @@ def _compiled(lib: ctypes.CDLL, traced: Program) -> Run:
             function(stop - start, c, *[p + start * size for p, size in zip(pointers, sizes, strict=True)])
 
         share(n, part)
-
-    return run
-
-
-def _eager(traced: Program) -> Run:
-    """The executor of torch operations, a block at a time so that temporaries stay in the cache."""
-    single = traced.real.c_type == "float"
-
-    def run(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
-        first, n = arrays[0], arrays[0].numel()
-        block = _EAGER_BLOCK.get(first.device.type, 1 << 24)
-        # Each constant is rounded to the dtype once, here as in C.
-        rounded = (ctypes.c_float(x).value for x in constants) if single else iter(constants)
-        numbers = cast("dict[str, Value]", dict(zip(traced.constants, rounded, strict=True)))
-        ops = TorchOps(traced.real, first)
-        flat = {name: a.view(-1) for name, a in zip(traced.arrays, arrays, strict=True)}
-        with torch.no_grad():
-            for start in range(0, n, block):
-                parts = {name: a[start : start + block] for name, a in flat.items()}
-                values = {
-                    name: a if a.dtype == first.dtype else a.to(first.dtype) for name, a in parts.items()
-                }
-                for name, x in traced.function(ops, cast("dict[str, Value]", values), numbers).items():
-                    parts[name].copy_(cast("Tensor", x))
 
     return run
 

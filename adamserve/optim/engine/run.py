@@ -14,7 +14,8 @@ from torch import Tensor
 from adamserve.errors import InvalidArgument
 from adamserve.optim.base import Rule
 from adamserve.optim.engine import build, kernels
-from adamserve.optim.engine.kernels import DTYPES, KernelInfo, Kind, Run, kernel, library
+from adamserve.optim.engine.eager import Run
+from adamserve.optim.engine.kernels import DTYPES, KernelInfo, Kind, kernel, library
 from adamserve.optim.engine.threads import share
 
 _PARAMETERS = (torch.float32, torch.float64)

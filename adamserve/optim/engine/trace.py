@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from adamserve.optim.engine.arith import Ops, Real, Value, Values, flush
+from adamserve.optim.arith import Ops, Real, Value, Values, flush
 
 Update = Callable[[Ops, Values, Values], Mapping[str, Value]]
 """(operations, arrays by name, constants by name) -> new contents of the arrays that change."""
