@@ -285,7 +285,7 @@ PLANTED = {
         "def f():\n    import torch",
         "adamserve.values may not import torch",
     ),
-    "torch in a rule, at once": ("adamserve.optim.rules", "import torch.nn", "must be imported lazily"),
+    "torch in a rule, at once": ("adamserve.optim.adam", "import torch.nn", "must be imported lazily"),
     "ray in the shard": ("adamserve.shard.shard", "from ray import get", "may not import ray"),
     "ray in the loop": ("workers.loop", "async def f():\n    import ray", "may not import ray"),
     "grpc in the service": ("adamserve.shard.host", "import grpc", "may not import grpc"),

@@ -4,18 +4,22 @@
     slots = rule.init(w)
     rule.step_(w, g, slots, t=1)          # in place, one pass over memory
 
-A rule's mathematics is written once (rules.py, moments.py) over an exact arithmetic (arith.py) and run by one
-of three executors with the same bits: compiled C, a CUDA kernel, or torch operations (kernels.py). Importing
-this package and constructing rules load neither torch nor numpy.
+A rule is written once, a family a file (adam.py), in an exact arithmetic (arith.py). One of three executors runs it,
+with the same bits: compiled C, a CUDA kernel, or torch operations (engine/). Importing this package and constructing
+rules load neither torch nor numpy.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from adamserve.optim.adagrad import AdaGrad
+from adamserve.optim.adam import Adam
+from adamserve.optim.adamax import AdaMax
 from adamserve.optim.base import Rule
 from adamserve.optim.engine.threads import set_threads
-from adamserve.optim.moments import Adam, AdaMax, LpAdam
+from adamserve.optim.lp_adam import LpAdam
+from adamserve.optim.momentum import SGD, Nesterov
 from adamserve.optim.named import RULES, by_name, from_dict, rules_of, to_dict
-from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
+from adamserve.optim.rmsprop import NesterovRMSProp, RMSProp
 from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
 
 if TYPE_CHECKING:

@@ -8,9 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 from adamserve.errors import InvalidArgument
+from adamserve.optim.adagrad import AdaGrad
+from adamserve.optim.adam import Adam
+from adamserve.optim.adamax import AdaMax
 from adamserve.optim.base import Rule
-from adamserve.optim.moments import Adam, AdaMax, LpAdam
-from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
+from adamserve.optim.lp_adam import LpAdam
+from adamserve.optim.momentum import SGD, Nesterov
+from adamserve.optim.rmsprop import NesterovRMSProp, RMSProp
 from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
 
 RULES: Mapping[str, type[Rule]] = MappingProxyType(
