@@ -33,6 +33,7 @@ class Rule(ABC):
 
         lr            rate, >= 0.
         lr_schedule   "constant", or "inverse_sqrt": lr / sqrt(t) (the rate of Adam's regret theorem).
+        lr_decay      >= 0: lr / (1 + lr_decay (t - 1)), before the schedule (torch.optim.Adagrad's).
         weight_decay  >= 0, decoupled: w -= rate weight_decay w, at the old w (AdamW; Loshchilov & Hutter
                       2019, https://arxiv.org/abs/1711.05101).
         l2            >= 0, a penalty's gradient: g += l2 w, at the point where g was taken, which for the
@@ -47,12 +48,14 @@ class Rule(ABC):
 
     lr: float
     lr_schedule: LrSchedule = "constant"
+    lr_decay: float = 0.0
     weight_decay: float = 0.0
     l2: float = 0.0
     box: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_number(self, "lr", at_least=0.0)
+        check_number(self, "lr_decay", at_least=0.0)
         check_number(self, "weight_decay", at_least=0.0)
         check_number(self, "l2", at_least=0.0)
         check_flags(self)
@@ -127,7 +130,7 @@ class Rule(ABC):
                 For a rule with `has_lookahead`, taken at `lookahead(w, slots)`.
             slots: exactly `slot_names`, as `init` made them.
             t: number of this update, from 1.
-            lr: rate for this update instead of the rule's; the schedule applies to it as well.
+            lr: rate for this update instead of the rule's; decay and schedule apply to it as well.
             lr_scale: factor on the rate, after the schedule (for example for staleness).
             narrow: bfloat16, of w's shape and device, where w is float32. It gets the point at which the next gradient
                 is to be taken, rounded to nearest even, at the cost of writing it: w is not read again.
@@ -159,9 +162,9 @@ class Rule(ABC):
         return run.lookahead(self, w, slots, out)
 
     def rate(self, t: int, lr: float | None = None) -> float:
-        """Return the rate of update `t`: `lr` (default: the rule's) after the schedule."""
-        base = self.lr if lr is None else lr
-        return base / math.sqrt(t) if self.lr_schedule == "inverse_sqrt" else base
+        """Return the rate of update `t`: `lr` (default: the rule's) after decay and schedule."""
+        rate = (self.lr if lr is None else lr) / (1.0 + (t - 1) * self.lr_decay)
+        return rate / math.sqrt(t) if self.lr_schedule == "inverse_sqrt" else rate
 
     def step_bound(self, t: int, *, lr: float | None = None) -> float | None:
         """Return the largest possible max-norm of update `t`, or None where none can be proven.
