@@ -24,7 +24,8 @@ class TorchSGD(Rule):
         B = momentum B + (1 - dampening) g          (the first time B = g)
         w = w - rate B                              (nesterov: w - rate (g + momentum B))
 
-    momentum in [0, 1), dampening in [0, 1]; nesterov needs momentum and no dampening. With momentum 0 there is no slot.
+    momentum in [0, 1), dampening in [0, 1]; nesterov needs momentum and no dampening. With momentum 0
+    there is no slot, and dampening does nothing.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html.
     """

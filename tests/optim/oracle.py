@@ -49,7 +49,7 @@ def oracle(rule: optim.Rule) -> Update:
             state["V"] = kind.momentum * slot("V", w) - lr * g
             return decayed + state["V"]
         if isinstance(kind, optim.TorchSGD):
-            take = 1 if t == 1 else 1 - kind.dampening
+            take = 1 - kind.dampening if kind.momentum and t > 1 else 1
             state["B"] = kind.momentum * slot("B", w) + take * g
             return decayed - lr * (g + kind.momentum * state["B"] if kind.nesterov else state["B"])
         if isinstance(kind, optim.TorchRMSprop):

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from adamserve.optim import (
-    SGD, AdaGrad, Adam, AdaMax, LpAdam, Nesterov, NesterovRMSProp, RMSProp, Rule, TorchRMSprop, TorchSGD,
+    SGD,
+    AdaGrad,
+    Adam,
+    AdaMax,
+    LpAdam,
+    Nesterov,
+    NesterovRMSProp,
+    RMSProp,
+    Rule,
+    TorchRMSprop,
+    TorchSGD,
 )  # fmt: skip
 
 RULES_UNDER_TEST: list[Rule] = [
