@@ -18,7 +18,7 @@ from adamserve.optim.base import Rule
 from adamserve.optim.engine.threads import set_threads
 from adamserve.optim.lp_adam import LpAdam
 from adamserve.optim.momentum import SGD, Nesterov
-from adamserve.optim.named import RULES, by_name, from_dict, rules_of, to_dict
+from adamserve.optim.registry import RULES, by_name, from_dict, register, rules_of, to_dict
 from adamserve.optim.rmsprop import NesterovRMSProp, RMSProp
 from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
 
@@ -44,6 +44,7 @@ __all__ = [
     "by_name",
     "from_dict",
     "prepare",
+    "register",
     "rules_of",
     "set_threads",
     "to_dict",
