@@ -19,9 +19,9 @@ class AdaGrad(Rule):
         A = A + g^2
         w = w - rate g / sqrt(A + eps)          (eps_inside_sqrt; otherwise g / (sqrt(A) + eps))
 
-    eps >= 0, by default 0, and 0/0 counts as 0. The slot is root = sqrt(A), updated as a scaled hypotenuse:
-    float32 gradients from 1e-37 to 1e38 are then right, where A itself would underflow below 1e-22. A
-    gradient smaller than root/4096 in float32 leaves root as it was, just as A would be left.
+    eps >= 0, by default 0, and 0/0 counts as 0. The slot is root = sqrt(A), updated as a scaled hypotenuse: so
+    float32 gradients from 1e-37 to 1e38 give the right result, while A itself would underflow below 1e-22. In
+    float32 a gradient smaller than root/4096 does not change root, just as it would not change A.
 
     The step is at most rate, since |g| <= root.
 
@@ -62,7 +62,7 @@ class AdaGrad(Rule):
 
 
 class Damped(Protocol):
-    """A rule that divides by the root of squared gradients."""
+    """A rule that divides by the root of accumulated squared gradients."""
 
     @property
     def eps(self) -> float: ...

@@ -23,23 +23,27 @@ class Adam(Rule):
         m^ = m / (1 - b1_1 b1_2 ... b1_t),  v^ = v / (1 - beta2^t)
         w = w - rate m^ / sqrt(v^ + eps)            (eps_inside_sqrt; otherwise m^ / (sqrt(v^) + eps))
 
-    Constants: beta1 in [0, 1), beta2 in [0, 1], eps >= 0, beta1_decay in (0, 1] (the theorem's lambda; the
-    product above is beta1^t lambda^(t(t-1)/2), so a constant gradient has m^ = g at every t).
-    bias_correction=False takes m^ = m, v^ = v. amsgrad keeps the maximum of v and corrects that (Reddi et
-    al. 2018, https://openreview.net/forum?id=ryQu7f-RZ, which has no correction; the order is torch's).
+    Constants: beta1 in [0, 1), beta2 in [0, 1], eps >= 0, beta1_decay in (0, 1]. beta1_decay is the lambda of the
+    regret theorem: the product above is beta1^t lambda^(t(t-1)/2), so that a constant gradient has m^ = g at every t.
+    bias_correction=False takes m^ = m, v^ = v. amsgrad keeps the maximum of v and corrects that, in torch's order
+    (Reddi et al. 2018, https://openreview.net/forum?id=ryQu7f-RZ, without a correction). The slots are m and v, with
+    amsgrad also the maximum of v.
 
     beta2 = 1 needs eps > 0: v stays 0, v^ counts as 0, and the rule is SGD with momentum
     beta1 (1 - beta1^(t-1)) / (1 - beta1^t) and rate lr (1 - beta1) / ((1 - beta1^t) sqrt(eps)) (slides p. 17).
 
     Step size. The slides (p. 12) and the paper (section 2.1) bound the step for eps = 0 by
-    lr (1 - beta1) / sqrt(1 - beta2) if that exceeds lr, else by lr. Both constants are exceeded: they hold
-    for one gradient after zeros and for steady gradients. The exact supremum, over all gradients, is
+    lr (1 - beta1) / sqrt(1 - beta2) if that exceeds lr, else by lr. These hold for one gradient after zeros and for
+    steady gradients, but other gradients exceed both. The exact supremum, over all gradients, is
     lr sqrt(sum_i a_i^2 / b_i), with a_i = (1 - beta1) beta1^(t-i) / (1 - beta1^t) the weights of m^ and b_i
     those of v^ (Cauchy-Schwarz; reached by g_i proportional to a_i / b_i): for the default betas it tends to 7.27 lr
     against the slides' 3.16 lr. `step_bound` returns it.
 
-    In float32, g^2 underflows below |g| = 1e-19 and overflows above 1e19, as in every implementation that keeps v;
-    the default eps = 1e-8 inside the root makes the former irrelevant. torch.optim.Adam has eps outside the root.
+    In float32, g^2 underflows below |g| = 1e-19 and overflows above 1e19, as in every implementation that keeps v.
+    With the default eps = 1e-8 inside the root, the underflow does not matter.
+
+    Source: Kingma & Ba 2015, algorithm 1, https://arxiv.org/abs/1412.6980; slides p. 11. torch.optim.Adam has eps
+    outside the root.
     """
 
     lr: float = 1e-3

@@ -21,7 +21,7 @@ class AdaMax(Rule):
         w = w - rate m^ / u,   m^ = m / (1 - beta1^t)
 
     Constants: beta1 and beta2 in [0, 1), eps >= 0, by default 0 as on the slides, and 0/0 counts as 0.
-    bias_correction=False takes m^ = m.
+    bias_correction=False takes m^ = m. The slots are m and u.
 
     Step size. The slides (p. 27) and the paper say |step| <= lr. Since u >= beta2^(t-i) |g_i|,
 
@@ -30,7 +30,8 @@ class AdaMax(Rule):
     reached by |g_i| = beta2^(i-t): gradients that shrink from one update to the next just as u does. So lr holds in the
     limit beta2 -> 1, and the exact supremum is 1.0091 lr at the default constants as t grows; `step_bound` returns it.
 
-    Source: Kingma & Ba section 7.1, algorithm 2; slides p. 27. torch.optim.Adamax has eps = 1e-8 by default.
+    Source: Kingma & Ba 2015, section 7.1, algorithm 2, https://arxiv.org/abs/1412.6980; slides p. 27.
+    torch.optim.Adamax has eps = 1e-8 by default.
     """
 
     lr: float = 2e-3

@@ -1,17 +1,17 @@
-"""The arithmetic in which the rules are written, and the functions made from it.
+"""The arithmetic in which rules are written, and functions made of it.
 
 A rule's update is one Python function over `Value`s. Two things can stand behind a value:
 
 - an `Expr` (engine/trace.py), which records the operations, so that emit.py can write them as C or CUDA C;
 - a torch tensor (`TorchOps` in engine/eager.py), which does them at once.
 
-Only operations that IEEE 754 defines to the last bit are allowed: + - * /, sqrt, abs, comparisons with
-a select, and moving a float's exponent bits. No fused multiply-add, no library pow, exp or log. Every
-executor that does them in the written order therefore gives the same bits, element by element: on
-another compiler, at any alignment, in a vector's tail, on a GPU, and wherever a tensor is cut in two.
+Only operations that IEEE 754 defines to the last bit are allowed: + - * /, sqrt, abs, comparisons with a select, and
+moving a float's exponent bits. There is no fused multiply-add, and no pow, exp or log of a library. So every executor
+that performs them in the written order gives the same bits for an element: with another compiler, at any alignment, in
+a vector's tail, on a GPU, and wherever a tensor is cut in two.
 
-One restriction comes from torch: its GPU division by a Python number multiplies by the reciprocal,
-which is not IEEE division. So a rule never divides by a number, nor a number by a value (`Expr` refuses).
+torch adds one restriction. On a GPU its division by a Python number multiplies by the reciprocal, which is not IEEE
+division. So a rule never divides by a number, nor a number by a value (`Expr` refuses).
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _powers(terms: int) -> tuple[float, ...]:
     return tuple(math.log(2.0) ** k / math.factorial(k) for k in range(terms))
 
 
-# float32's series are interpolations at Chebyshev nodes, each within 1.6e-8 of its function, a quarter of a unit in the
-# last place; float64's are Taylor series to below that, since nothing there waits for them.
+# The series of float32 interpolate at Chebyshev nodes. Each is within 1.6e-8 of its function, a quarter of a unit in
+# the last place. Those of float64 are Taylor series that are as accurate: there, speed matters less.
 FLOAT32 = Real(
     name="float32", c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
     sqrt_half=0x3F3504F3,

@@ -25,15 +25,16 @@ class LpAdam(Rule):
     Constants: beta1 and beta2 in [0, 1), p >= 1 and finite, eps >= 0. bias_correction=False takes m^ = m, r^ = r.
     p = 2 is Adam with beta2^2 in place of beta2; p -> infinity is AdaMax.
 
-    The slot is u = r^(1/p), since |g|^p overflows for large p. In the root's terms everything is a p-norm of
-    two numbers (arith.norm_p): u = norm_p(beta2 u, (1 - beta2^p)^(1/p) |g|), and r^ + eps has the root
-    norm_p(u^, eps^(1/p)). The two powers are series of 1 to 2 units in the last place (float32 and float64).
+    The slots are m and u = r^(1/p), since |g|^p overflows for large p. In terms of u everything is a p-norm of two
+    numbers (arith.norm_p): u = norm_p(beta2 u, (1 - beta2^p)^(1/p) |g|), and r^ + eps has the root
+    norm_p(u^, eps^(1/p)). The powers are series, accurate to 1 or 2 units in the last place.
 
     eps is 0 by default, and 0/0 counts as 0. The slides show an eps, but inside the p-th root no single value
     serves every p: 1e-8 at p = 1000 gives a root of 0.98, far above most gradients.
 
-    Source: Kingma & Ba section 7.1; slides p. 27, which prints beta2 in the decay of r where beta2^p is meant.
-    The step is bounded by Hoelder's inequality (`step_bound`).
+    Source: Kingma & Ba 2015, section 7.1, https://arxiv.org/abs/1412.6980; slides p. 27, which prints beta2 in the
+    decay of r where beta2^p is meant. torch has no such rule. Hoelder's inequality
+    bounds the step (`step_bound`).
     """
 
     lr: float = 1e-3

@@ -18,10 +18,10 @@ class SGD(Rule):
         V = momentum V - rate g
         w = w + V
 
-    momentum in [0, 1); with 0 there is no slot.
+    momentum in [0, 1). The slot is V; with momentum 0 there is none.
 
-    Source: slides p. 5; Polyak 1964. torch.optim.SGD keeps V / -rate instead, which is the same while the
-    rate is constant; when the rate changes, here the old velocity keeps the rate it was made with.
+    Source: slides p. 5; Polyak 1964. torch.optim.SGD keeps V / -rate. While the rate is constant that is the same. When
+    the rate changes, the velocity here keeps the rates that it was made with (`TorchSGD` does as torch).
     """
 
     lr: float = 0.01
@@ -59,7 +59,7 @@ class Nesterov(Rule):
         V = momentum V - rate g(w + momentum V)
         w = w + V
 
-    momentum in [0, 1). Take gradients at `lookahead(w, slots)`; w itself is what to evaluate and keep.
+    momentum in [0, 1). The slot is V. Take gradients at `lookahead(w, slots)`; evaluate and keep w itself.
 
     Source: slides p. 6; Nesterov 1983; Sutskever et al. 2013,
     http://proceedings.mlr.press/v28/sutskever13.html. torch.optim.SGD(nesterov=True) stores the look-ahead

@@ -21,7 +21,7 @@ class RMSProp(Rule):
         w = w - rate g / sqrt(R + eps)          (eps_inside_sqrt; otherwise g / (sqrt(R) + eps))
 
     decay in [0, 1), eps >= 0, by default 0, and 0/0 counts as 0. The slot is root = sqrt(R), as in AdaGrad.
-    There is no bias correction: the first step is rate / sqrt(1 - decay), which is the bound of every step.
+    There is no bias correction: the first step is rate / sqrt(1 - decay), and no later step is larger.
 
     Source: slides p. 8; Tieleman & Hinton 2012 (Coursera, lecture 6.5). torch.optim.RMSprop has eps outside
     the root, 1e-8 by default, and decay ("alpha") 0.99.
@@ -76,7 +76,7 @@ class NesterovRMSProp(Rule):
         w = w + V
 
     decay and momentum in [0, 1), eps >= 0, by default 0, and 0/0 counts as 0. Slots: root = sqrt(R) and V.
-    Its step depends on the rates of earlier pushes, so `step_bound` is None.
+    A step depends on the rates of earlier updates, so `step_bound` is None.
 
     Source: slides p. 9. torch.optim.RMSprop(momentum=...) has momentum, but not Nesterov's.
     """

@@ -174,7 +174,7 @@ CHILD = """
 import json, os, sys
 import numpy as np, torch
 from adamserve import optim
-from adamserve.optim.engine import run
+from adamserve.optim.engine import apply
 from adamserve.optim.rows import Rows
 
 assert "Lion" in list(optim.RULES) and "adamserve_example" not in sys.modules, "named, and not loaded"
@@ -199,7 +199,7 @@ dense = steps(torch.ones(50, 4), sparse)
 results = []
 for executor in ("compiled", "eager"):
     os.environ["ADAMSERVE_KERNELS"] = executor
-    run.forget()
+    apply.forget()
     assert optim.prepare(rule, torch.float32).executor == executor
     results.append(steps(torch.ones(70_001), given))
     table = {"w": torch.ones(50, 4), "m": torch.zeros(50, 4)}

@@ -13,17 +13,17 @@ from torch import Tensor
 from adamserve.optim.arith import Real, Value
 from adamserve.optim.engine.trace import Program
 
-Run = Callable[[Sequence[Tensor], Sequence[float]], None]
-"""Run a kernel over contiguous arrays of one length, with its constants."""
+Launch = Callable[[Sequence[Tensor], Sequence[float]], None]
+"""Launch a kernel over contiguous arrays of one length, with its constants."""
 
 _BLOCK = {"cpu": 1 << 15, "cuda": 1 << 24}
 
 
-def runner(traced: Program) -> Run:
+def launcher(traced: Program) -> Launch:
     """Make a program's executor. It takes a block at a time, so that temporaries stay in the cache."""
     single = traced.real.c_type == "float"
 
-    def run(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
+    def launch(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
         first, n = arrays[0], arrays[0].numel()
         block = _BLOCK.get(first.device.type, 1 << 24)
         # Each constant is rounded to the dtype once, here as in C.
@@ -40,7 +40,7 @@ def runner(traced: Program) -> Run:
                 for name, x in traced.function(ops, cast("dict[str, Value]", values), numbers).items():
                     parts[name].copy_(cast("Tensor", x))
 
-    return run
+    return launch
 
 
 class TorchOps:

@@ -1,8 +1,8 @@
 """Write a traced program as C (one loop) or CUDA C (one grid-stride kernel).
 
-What does not depend on the program stands in the C files beside this module, with `$name` where a generated part
-goes. Both languages get the same assignments and expressions; only loop and entry point differ. The source is the
-whole specification of a kernel: programs with equal sources share one compiled file.
+The C files beside this module hold what no program changes; `$name` marks where a generated part goes. Both languages
+get the same assignments and expressions: only the loop and the entry point differ. A source specifies its kernel
+completely, so programs with equal sources share one compiled file.
 """
 
 from __future__ import annotations
@@ -22,22 +22,19 @@ GRADIENT_TYPES = {"float32": "float", "float64": "double"} | dict.fromkeys(HALVE
 
 
 def c_source(program: Program, gradient: str) -> str:
-    """The kernel in C99: `void adamserve_update(long long n, const double *constants, arrays...)`.
+    """Return the kernel in C99: `void adamserve_update(long long n, const double *constants, arrays...)`.
 
-    Arrays may be the same array (never shifted ones), hence `ivdep` and not `restrict`.
+    Two arguments may be the same array (never a shifted one), so the loop says `ivdep` and the arrays not `restrict`.
     """
     return _head(program.real) + _loop(f"void {ENTRY}", program, gradient)
 
 
 def rows_source(step: Program, coast: Program, gradient: str) -> str:
-    """The kernel of rows that missed updates (rows.py), in C99: `void adamserve_rows(...)`.
-
-    It replays a row's missed updates one by one; after `horizon` of them, or when the row has come to rest, it scales
-    the row by what all but the last would have done and replays the last. What no move of w depends on is scaled in
-    one. Then it applies the row's own gradient.
+    """Return the kernel of rows that missed updates, in C99: `void adamserve_rows(...)`. See rows.c for what it does.
 
     Args:
-        step, coast: an update with and without a gradient, of the same constants.
+        step: an update with a gradient.
+        coast: an update without one, of the same constants.
         gradient: the gradient's dtype.
     """
     slots = coast.arrays
@@ -47,7 +44,7 @@ def rows_source(step: Program, coast: Program, gradient: str) -> str:
     skips: list[str] = []
     for k, name in enumerate(slots):
         ends, lines = ("done, now - 1", steps) if name in coast.stores else ("began, now", skips)
-        factor = f"exp(span(runs, first, logs + {k}, sums + {k}, {len(slots)}, {ends}))"
+        factor = f"exp(span(phases, first, logs + {k}, sums + {k}, {len(slots)}, {ends}))"
         lines.append(f"                    fade(width, {factor}, a_{name} + at);\n")
     return (
         _head(step.real)
@@ -70,7 +67,7 @@ def rows_source(step: Program, coast: Program, gradient: str) -> str:
 
 
 def cuda_source(program: Program, gradient: str) -> str:
-    """The kernel in CUDA C: `adamserve_update(int n, double constants..., arrays...)`."""
+    """Return the kernel in CUDA C: `adamserve_update(int n, double constants..., arrays...)`."""
     used = _used(program)
     return _head(program.real) + _fill(
         "update.cu",
@@ -83,7 +80,7 @@ def cuda_source(program: Program, gradient: str) -> str:
 
 
 def used_constants(program: Program) -> tuple[str, ...]:
-    """The constants that a CUDA kernel takes, in order: those that the arithmetic reads."""
+    """Name the constants that a CUDA kernel takes, in order: those that the arithmetic reads."""
     return tuple(program.constants[k] for k in _used(program))
 
 
@@ -106,12 +103,12 @@ def _live(program: Program) -> set[int]:
 
 
 def _fill(file: str, **parts: str) -> str:
-    """The text of a C file with its generated parts."""
+    """Fill a C file's generated parts in."""
     return "\n" + Template(text("adamserve.optim.engine", file)).substitute(parts)
 
 
 def _head(r: Real) -> str:
-    """The format of the arrays, and what kernels call."""
+    """Define the arrays' format, and the functions that kernels call."""
     return (
         f"typedef {r.c_type} real;\ntypedef {r.c_int} whole;\n"
         f"static const real TINY = {_literal(r.tiny, r)};\n"
@@ -121,7 +118,7 @@ def _head(r: Real) -> str:
 
 
 def _loop(head: str, program: Program, gradient: str, before_stores: str = "") -> str:
-    """A program as a loop over `n` elements; with statements before the stores it returns what they put in `moved`."""
+    """Write a program as a function over `n` elements, which returns `moved` where there are statements that set it."""
     numbers = "".join(f"    const real c{k} = (real)constants[{k}];\n" for k in _used(program))
     return _fill(
         "loop.c",
