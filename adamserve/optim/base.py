@@ -173,7 +173,9 @@ class Rule(ABC):
 
     def rate(self, t: int, lr: float | None = None) -> float:
         """Return the rate of update `t`: `lr` (default: the rule's) after decay and schedule."""
-        rate = (self.lr if lr is None else lr) / (1.0 + (t - 1) * self.lr_decay)
+        rate = self.lr if lr is None else lr
+        if self.lr_decay:
+            rate /= 1.0 + (t - 1) * self.lr_decay
         return rate / math.sqrt(t) if self.lr_schedule == "inverse_sqrt" else rate
 
     def step_bound(self, t: int, *, lr: float | None = None) -> float | None:
