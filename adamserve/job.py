@@ -1,4 +1,4 @@
-"""Checked configuration of a job."""
+"""What a job is, and where its shards are."""
 
 from __future__ import annotations
 
@@ -44,13 +44,7 @@ class JobConfig:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        plain = self.name.replace("-", "").replace("_", "").replace(".", "")
-        if not plain.isalnum() or not plain.isascii() or self.name.startswith(".") or len(self.name) > 64:
-            raise InvalidArgument(
-                f"{self.name!r} is not a job name",
-                field="job",
-                fix="use up to 64 letters, digits, '-', '_' and '.', not starting with '.'",
-            )
+        check_name(self.name)
         if self.sparse not in SPARSE_MODES:
             raise InvalidArgument(f"must be {' or '.join(SPARSE_MODES)}, got {self.sparse!r}", field="sparse")
         if self.checkpoint_every_s is not None and not self.checkpoint_every_s > 0:
@@ -61,6 +55,51 @@ class JobConfig:
             raise InvalidArgument(
                 f"must be at least 1, got {self.checkpoints_kept}", field="checkpoints_kept"
             )
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be a job's name.
+
+    Raises:
+        InvalidArgument: says what can be one.
+    """
+    plain = name.replace("-", "").replace("_", "").replace(".", "")
+    if not plain.isalnum() or not plain.isascii() or name.startswith(".") or len(name) > 64:
+        raise InvalidArgument(
+            f"{name!r} is not a job name",
+            field="job",
+            fix="use up to 64 letters, digits, '-', '_' and '.', not starting with '.'",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one shard of a job is, and where its present incarnation began.
+
+    Attributes:
+        endpoint: host:port of its gRPC services.
+        direct: host:port for bare connections.
+        incarnation: the shard's.
+        restored_clock: clock at which the incarnation began.
+    """
+
+    endpoint: str
+    direct: str
+    incarnation: int
+    restored_clock: int
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """A job, and the places of its shards in shard order."""
+
+    config: JobConfig
+    places: tuple[Place, ...]
+
+    @property
+    def incarnations(self) -> tuple[int, ...]:
+        """Each shard's."""
+        return tuple(place.incarnation for place in self.places)
 
 
 def is_loopback(host: str) -> bool:

@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from adamserve.errors import InvalidArgument, Unavailable
@@ -24,13 +23,10 @@ ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float64": 8}
 """Dtypes that a parameter may have, and their bytes an element."""
 
 GRADIENT_DTYPES: Mapping[str, tuple[str, ...]] = {
-    "float32": ("float32", "float16"),
-    "float64": ("float64", "float32", "float16"),
+    "float32": ("float32", "bfloat16", "float16"),
+    "float64": ("float64", "float32", "bfloat16", "float16"),
 }
-"""Dtypes that a numpy gradient may have, by the parameter's dtype."""
-
-BFLOAT16 = np.dtype("V2")
-"""numpy has no bfloat16: a gradient that came as such has its items, bit for bit. Only transports make one."""
+"""Names of the dtypes that a gradient may have, by the parameter's dtype; bfloat16 is that of the package ml_dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +153,13 @@ class Push:
         pusher: who pushes. (job, pusher, seq) names this push for ever.
         seq: the pusher's own counter, from 1, one more with each push.
         pulled: the shard's stamp that the gradient's parameters were pulled at.
-        gradients: by tensor, the shard's span of it, 1-D and contiguous, of one of `GRADIENT_DTYPES` or `BFLOAT16`; or
+        gradients: by tensor, the shard's span of it, 1-D and contiguous, of one of `GRADIENT_DTYPES`; or
             rows of it, by their numbers in the whole tensor, with values of shape (n, width). A tensor left out had no
             gradient: it does not move, and its update count stays.
         lr: rate for this push in place of the rule's own, or None.
         rates: by tensor, a rate in place of `lr`.
         finite: whoever received the gradients has seen that all values are finite.
-        session: the session that the pusher joined with; "" where its transport keeps names apart by itself.
+        session: the session that the pusher joined with.
     """
 
     pusher: str
@@ -176,21 +172,39 @@ class Push:
     finite: bool = False
 
 
-@dataclass(slots=True)
-class Narrow:
-    """A copy of a shard's parameters in bfloat16, which an update may write along the way.
-
-    It is written where that spares reading them again: on a CPU, if all are float32 and all get dense gradients.
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """What a pull asks one shard for.
 
     Attributes:
-        room: makes an array of so many uint16.
-        items: the bits of what `Shard.read` would return, once an update has written them.
-        stamp: the moment that they are of.
+        pusher: who pulls to compute its next gradient, which ssp may hold back; "" for a reader.
+        session: the pusher's.
+        training: the point where gradients are to be taken (Nesterov's look-ahead) rather than w.
+        at_least: wait until the shard's clock has come this far, in updates.
+        encoding: how float32 parameters are returned: "float32", "bfloat16" or "float16".
+        rows: by tensor, increasing row numbers in the whole tensor: only those are returned.
     """
 
-    room: Callable[[int], Array]
-    items: Array | None = None
-    stamp: Stamp | None = None
+    pusher: str = ""
+    session: str = ""
+    training: bool = True
+    at_least: int = 0
+    encoding: str = "float32"
+    rows: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """A shard's answer to a pull, all of it from one moment between two updates.
+
+    Attributes:
+        stamp: that moment.
+        arrays: by dtype, the shard's flat buffers, float32 ones in the encoding asked for; if rows were asked for, by
+            tensor: values of shape (n, width) for those, and 1-D the shard's span for others.
+    """
+
+    stamp: Stamp
+    arrays: Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,12 +285,26 @@ class Segment:
     updates: int
 
 
+PusherKind = Literal["worker", "trainer"]
+"""Where a pusher runs: started by `adamserve.train`, or outside the cluster."""
+
+
 @dataclass(frozen=True, slots=True)
 class PusherState:
-    """What a shard remembers of a pusher across a restart: its last decided seq and its steps."""
+    """What a shard remembers of a pusher across a restart.
+
+    Attributes:
+        last_seq: its last push that was decided, or given up.
+        steps: its pushes that were decided.
+        session, kind: as it joined.
+        receipts: the newest ones, by seq.
+    """
 
     last_seq: int
     steps: int
+    session: str = ""
+    kind: PusherKind = "trainer"
+    receipts: Mapping[int, Receipt] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ import numpy as np
 
 from adamserve import optim
 from adamserve.observe.exporter import Exporter, Reading
-from adamserve.observe.families import RPC_FAMILIES, SHARD_FAMILIES, ShardSeen
+from adamserve.observe.families import RPC_FAMILIES, SHARD_FAMILIES
 from adamserve.observe.rpc_counts import Calls
 from adamserve.shard.consistency import Async
 from adamserve.shard.durations import PUSH_BUCKETS, Stopwatch
@@ -132,7 +132,7 @@ class Scraper:
 def scraped(pushed: Pushed) -> Iterator[Scraper]:
     """The shard's metrics on a port, as its process serves them, and who asks for them."""
     collect = [
-        Reading(SHARD_FAMILIES, lambda: [ShardSeen("bench", pushed.host.glance())]),
+        Reading(SHARD_FAMILIES, lambda: [("bench", pushed.host.glance())]),
         Reading(RPC_FAMILIES, lambda: [Calls()]),
     ]
     exporter = Exporter.serve("127.0.0.1", 0, process="shard", collect=collect)
@@ -217,8 +217,8 @@ def scrape(tensors: int, repeats: int) -> dict[str, float]:
     dense: Any = {name: pushed.shard.check(_push(pushed)).gradients[name] for name in pushed.gradients}
 
     def look() -> None:
-        pushed.shard.probe.begin(dense, {}, ())
-        pushed.shard.probe.end()
+        pushed.shard.store.probe.begin(dense, {}, ())
+        pushed.shard.store.probe.end()
 
     look()
     return {

@@ -22,8 +22,10 @@ import torch
 
 from adamserve import optim
 from adamserve.cluster.cluster_client import ClusterClient
-from adamserve.cluster.controller import ServiceConfig, initial_parts
-from adamserve.cluster.ray_runtime import connected, launch
+from adamserve.cluster.config import ServiceConfig
+from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.ray_runtime import connected
+from adamserve.cluster.service import launch
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
 from adamserve.values import TensorSpec

@@ -110,13 +110,13 @@ def _of_page(
             field="TARGET",
             fix="is it running, and is the URL right?",
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, TypeError):
         raise DataError(
             f"{url} is not a status page of this version", field="TARGET", fix="give the URL that was printed"
         ) from None
-    if job is not None and job not in {state.name for state in found}:
-        raise NotFound(f"there is no job {job!r}", field="job", fix=f"it has {[s.name for s in found]}")
-    return [state for state in found if job in (None, state.name)]
+    if job is not None and job not in {state.job for state in found}:
+        raise NotFound(f"there is no job {job!r}", field="job", fix=f"it has {[s.job for s in found]}")
+    return [state for state in found if job in (None, state.job)]
 
 
 def _refusal(url: str, code: int) -> AdamServeError:

@@ -38,6 +38,12 @@ def serve(
         str | None,
         typer.Option(help="Ray cluster to join (host:port or auto); without it a local Ray is started."),
     ] = None,
+    shard_ports: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW-HIGH", help="Ports that shards listen on, two each; without it any free ones."
+        ),
+    ] = None,
     gpus_per_shard: Annotated[float, typer.Option(help="GPUs that each shard reserves.")] = 0.0,
     threads_per_shard: Annotated[
         int, typer.Option(help="Threads of each shard's kernels; 0: all cores.")
@@ -62,6 +68,7 @@ def serve(
     log = LogConfig(log_format, log_level)
     from adamserve.cluster.serving import ServeConfig, read_pem, run
     from adamserve.edge.security import Limits, Security, Tokens
+    from adamserve.edge.shard_edge import Ports
 
     security = Security(
         cert=read_pem(tls_cert, "tls_cert"),
@@ -80,6 +87,7 @@ def serve(
         security=security,
         insecure=insecure,
         address=address,
+        shard_ports=Ports.parse(shard_ports) if shard_ports is not None else None,
         gpus_per_shard=gpus_per_shard,
         threads_per_shard=threads_per_shard,
         grace_s=grace_s,

@@ -39,8 +39,9 @@ from adamserve.values import (
     Stamp,
     TensorSpec,
 )
-from adamserve.wire import chunks, codec, states
+from adamserve.wire import chunks, codec
 from adamserve.wire.frames import Parts
+from adamserve.wire.records import from_message
 
 OUTCOMES: Mapping[int, Outcome] = {
     shard_pb2.OUTCOME_APPLIED: Outcome.APPLIED,
@@ -312,7 +313,9 @@ class Client:
             comparator_loss: for a convex job, the same batch's loss at the best parameters, W*; it feeds the regret.
         """
         request = control_pb2.ReportRequest(
-            job=self.job, pusher=self.pusher, loss=loss, comparator_loss=comparator_loss
+            job=self.job,
+            pusher=self.pusher,
+            losses=[control_pb2.Loss(loss=loss, comparator_loss=comparator_loss)],
         )
         self._session.call(self._session.control.Report, request)
 
@@ -325,7 +328,7 @@ class Client:
         """How this client's job stands; of one that was made with job "", every job that its token may see."""
         request = control_pb2.GetStatusRequest(job=self.job)
         answer = self._session.call(self._session.control.GetStatus, request)
-        return [states.received(found) for found in answer.jobs]
+        return [from_message(JobState, found) for found in answer.jobs]
 
     def checkpoint(self) -> int:
         """Write a checkpoint now; returns its number, 0 where the service keeps none."""

@@ -1,31 +1,32 @@
-"""Ray's view of the shards: one process hosting one shard of every job. No decisions here."""
+"""Ray's shells: a shard's process, and the controller. No decisions here."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
-from adamserve import checkpoint, optim
-from adamserve.cluster.exporting import expose
-from adamserve.errors import AdamServeError, NotFound
-from adamserve.job import JobConfig
+from adamserve import optim
+from adamserve.checkpoint import ShardEntry
+from adamserve.client.link import Credentials
+from adamserve.cluster.config import ServiceConfig
+from adamserve.cluster.controller import Controller
+from adamserve.cluster.exporting import node_address
+from adamserve.cluster.process import ProcessInfo, ShardProcess
+from adamserve.cluster.ray_placement import RayHandle, RayPlacement
+from adamserve.edge.control_service import open_control
+from adamserve.edge.shard_edge import ShardEdge
+from adamserve.errors import Unavailable
+from adamserve.job import JobConfig, Topology
 from adamserve.observe import logs
-from adamserve.observe.exporter import Reading
-from adamserve.observe.families import JOBS_SHOWN, RPC_FAMILIES, SHARD_FAMILIES, ShardSeen
 from adamserve.observe.rpc_counts import Calls
-from adamserve.shard import consistency
-from adamserve.shard.geometry import partition
-from adamserve.shard.host import GLANCE_S, ShardHost
+from adamserve.observe.state import JobState
 from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Deadline, Joined, Push, Receipt, ShardState, Stamp
-
-log = logging.getLogger("adamserve.shard")
+from adamserve.values import Array, Deadline, Joined, PullRequest, Push, Receipt, Stamp
 
 CONCURRENCY = {"push": 64, "pull": 64, "control": 8}
 """Threads for each kind of call: pushes that wait for their round must not keep pulls or renewals out."""
@@ -34,81 +35,29 @@ Published = Sequence["ray.ObjectRef[Mapping[str, Array]]"]
 """One reference in a list, so that Ray hands over the reference and not a copy of the parameters."""
 
 
-Hosts = Callable[[str], ShardHost]
-"""Finds the host of a job on this shard, or raises NotFound."""
-
-
-class Endpoint(Protocol):
-    """Another way into a shard's process than Ray, while it runs."""
-
-    @property
-    def address(self) -> str:
-        """host:port of its gRPC services."""
-
-    @property
-    def direct_address(self) -> str:
-        """host:port for bare connections."""
-
-    def serve(self) -> None:
-        """Say that the shard is ready."""
-
-    def drain(self, grace_s: float) -> None:
-        """Take no new calls, let the running ones end within `grace_s`, and stop."""
-
-
-class Edge(Protocol):
-    """Starts endpoints; it travels to every shard's process by pickle."""
-
-    def open(self, hosts: Hosts, counts: Calls) -> Endpoint:
-        """Listen, answer calls from these hosts, and count them. Not ready until `Endpoint.serve`."""
-
-
 def publish(arrays: Mapping[str, Array]) -> Published:
     """Copy a shard's arrays into Ray's object store."""
     return [ray.put(dict(arrays))]
 
 
-def own_error(error: RayTaskError) -> Exception:
-    """The error that our own code raised inside an actor, or Ray's where it was another's."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, AdamServeError) else error
-
-
 @ray.remote(concurrency_groups=CONCURRENCY)  # type: ignore[call-overload] # not in Ray's stubs
 class ShardActor:
-    """The process of shard `index`: it hosts that shard of every job of the service."""
+    """Ray's shell around a `ShardProcess`."""
 
-    def __init__(
-        self,
-        index: int,
-        num_shards: int,
-        device: str,
-        threads: int,
-        edge: Edge | None = None,
-        metrics_host: str | None = None,
-        log_as: logs.LogConfig | None = None,
-    ) -> None:
-        from adamserve.shard.shard import (
-            Shard,  # and with it torch, which the service's other processes do without
+    def __init__(self, index: int, config: ServiceConfig) -> None:
+        if config.log is not None:
+            logs.set_up(config.log)
+        if config.threads_per_shard:
+            optim.set_threads(config.threads_per_shard)
+        self._process = ShardProcess(
+            index,
+            config.shards,
+            host=node_address(config.shard_host),
+            edge=ShardEdge(config.security.on_this_node(os.environ), config.shard_ports),
+            node=ray.get_runtime_context().get_node_id(),
+            device="cuda" if config.gpus_per_shard else "cpu",
+            metrics_host=node_address(config.metrics_host) if config.metrics_host is not None else None,
         )
-
-        if log_as is not None:
-            logs.set_up(log_as)
-        if threads:
-            optim.set_threads(threads)
-        self._index = index
-        self._num_shards = num_shards
-        self._device = device
-        self._shard = Shard
-        self._hosts: dict[str, ShardHost] = {}
-        self._calls = Calls()
-        self._endpoint = edge.open(self._host, self._calls) if edge is not None else None
-        self._metrics = ""
-        if metrics_host is not None:
-            collect = [Reading(SHARD_FAMILIES, self._glance), Reading(RPC_FAMILIES, lambda: [self._calls])]
-            _, self._metrics = expose(metrics_host, "shard", collect)
-        address = self._endpoint.address if self._endpoint is not None else None
-        log.info("shard has started", extra=logs.fields(shard=index, device=device, endpoint=address))
 
     @ray.method(concurrency_group="control")
     def open(
@@ -117,48 +66,62 @@ class ShardActor:
         incarnation: int,
         initial: Mapping[str, Array] | None = None,
         folder: Path | None = None,
-    ) -> tuple[Stamp, str]:
-        """Take up a job: from `initial` (this shard's spans by tensor), or from a checkpoint's folder.
+    ) -> Stamp:
+        """As `ShardProcess.open`."""
+        return self._process.open(config, incarnation, initial, folder)
 
-        Returns:
-            The stamp that the shard stands at, and how its rule runs (executor and reason).
-        """
-        parts = partition(config.tensors, self._num_shards)
-        spans = parts.shards[self._index]
-        if folder is not None:
-            manifest = checkpoint.read_manifest(folder)
-            state = checkpoint.load_shard(
-                folder, manifest, shard=self._index, spans=spans, incarnation=incarnation
-            )
-        else:
-            state = ShardState(self._index, Stamp(incarnation, 0), (), {"w": dict(initial or {})})
-        rule, tensor_rules = optim.rules_of(config.rule, config.tensor_rules)
-        shard = self._shard(
-            partition=parts,
-            state=state,
-            rule=rule,
-            tensor_rules=tensor_rules,
-            consistency=consistency.from_dict(config.consistency),
-            exact=config.sparse == "exact",
-            device=self._device,
+    @ray.method(concurrency_group="control")
+    def drop(self, job: str) -> None:
+        """As `ShardProcess.drop`."""
+        self._process.drop(job)
+
+    @ray.method(concurrency_group="control")
+    def write(self, job: str, folder: Path) -> ShardEntry:
+        """As `ShardProcess.write`."""
+        return self._process.write(job, folder)
+
+    @ray.method(concurrency_group="control")
+    def statistics(self) -> Mapping[str, ShardStatistics]:
+        """As `ShardProcess.statistics`."""
+        return self._process.statistics()
+
+    @ray.method(concurrency_group="control")
+    def info(self) -> ProcessInfo:
+        """As `ShardProcess.info`."""
+        return self._process.info()
+
+    @ray.method(concurrency_group="control")
+    def serve(self) -> None:
+        """As `ShardProcess.serve`."""
+        self._process.serve()
+
+    @ray.method(concurrency_group="control")
+    def drain(self, grace_s: float) -> None:
+        """As `ShardProcess.drain`."""
+        self._process.drain(grace_s)
+
+    @ray.method(concurrency_group="control")
+    def join(self, job: str, pusher: str, lease_s: float, last_seq: int, session: str = "") -> Joined:
+        """As `ShardHost.join`."""
+        return self._process.host(job).join(
+            pusher,
+            lease_s=lease_s,
+            last_seq=last_seq,
+            session=session,
+            kind="trainer" if session else "worker",
         )
-        self._hosts[config.name] = ShardHost(parts, shard)
-        log.info(
-            "job is open",
-            extra=logs.fields(
-                job=config.name,
-                shard=self._index,
-                incarnation=shard.stamp.incarnation,
-                clock=shard.stamp.clock,
-            ),
-        )
-        kernel = shard.kernels[0] if shard.kernels else None
-        return shard.stamp, f"{kernel.executor}: {kernel.reason}" if kernel else "no elements"
+
+    @ray.method(concurrency_group="control")
+    def leave(self, job: str, pusher: str, session: str = "") -> None:
+        """As `ShardHost.leave`."""
+        self._process.host(job).leave(pusher, session)
+
+    # ---- the data path through Ray's object store
 
     @ray.method(concurrency_group="push")
     def push(self, job: str, push: Push, timeout_s: float) -> Receipt:
         """As `ShardHost.push`."""
-        return self._host(job).push(push, deadline=Deadline.after(timeout_s))
+        return self._process.host(job).push(push, deadline=Deadline.after(timeout_s))
 
     @ray.method(concurrency_group="pull")
     def pull(
@@ -166,9 +129,9 @@ class ShardActor:
     ) -> tuple[Stamp, Published]:
         """As `ShardHost.pull`; the handle is a list of one reference to the flat arrays by dtype."""
         deadline = Deadline.after(timeout_s)
-        return self._host(job).pull(
-            publish, deadline=deadline, pusher=pusher, training=training, at_least=at_least
-        )
+        asked = PullRequest(pusher or "", training=training, at_least=at_least)
+        parameters = self._process.host(job).pull(asked, deadline=deadline)
+        return parameters.stamp, publish(parameters.arrays)
 
     @ray.method(concurrency_group="pull")
     def pull_rows(
@@ -182,72 +145,123 @@ class ShardActor:
     ) -> tuple[Stamp, dict[str, Array]]:
         """As `ShardHost.pull_rows`."""
         deadline = Deadline.after(timeout_s)
-        return self._host(job).pull_rows(
-            rows, deadline=deadline, pusher=pusher, training=training, at_least=at_least
-        )
-
-    @ray.method(concurrency_group="control")
-    def join(self, job: str, pusher: str, lease_s: float, last_seq: int, session: str = "") -> Joined:
-        """As `Shard.join`."""
-        return self._host(job).join(pusher, lease_s=lease_s, last_seq=last_seq, session=session)
+        asked = PullRequest(pusher or "", training=training, at_least=at_least, rows=rows)
+        parameters = self._process.host(job).pull(asked, deadline=deadline)
+        return parameters.stamp, dict(parameters.arrays)
 
     @ray.method(concurrency_group="control")
     def renew(self, job: str, pusher: str) -> None:
-        """As `Shard.renew`."""
-        self._host(job).renew(pusher)
+        """As `ShardHost.renew`."""
+        self._process.host(job).renew(pusher)
 
-    @ray.method(concurrency_group="control")
-    def leave(self, job: str, pusher: str, session: str = "") -> None:
-        """As `Shard.leave`."""
-        self._host(job).leave(pusher, session)
 
-    @ray.method(concurrency_group="control")
-    def write(self, job: str, folder: Path) -> checkpoint.ShardEntry:
-        """Write one consistent cut and seal it; pushes wait for the first half only."""
-        return checkpoint.seal_shard(self._host(job).write(folder))
+class ServiceController:
+    """Ray's shell around a `Controller`, with ControlService beside it in the same process."""
 
-    @ray.method(concurrency_group="control")
-    def drop(self, job: str) -> None:
-        """Forget a job."""
-        self._hosts.pop(job, None)
+    def __init__(self, config: ServiceConfig) -> None:
+        if config.log is not None:
+            logs.set_up(config.log)
+        self._config = config
+        self._calls = Calls()
+        self._controller = Controller(
+            RayPlacement(config, ShardActor), shards=config.shards, checkpoint_dir=config.checkpoint_dir
+        )
+        self._endpoint = open_control(
+            self._controller,
+            config.security.on_this_node(os.environ),
+            config.host,
+            config.port,
+            self._calls,
+            advertise=node_address(config.host),
+        )
 
-    @ray.method(concurrency_group="control")
-    def statistics(self) -> Mapping[str, ShardStatistics]:
-        """By job."""
-        return {job: host.statistics() for job, host in list(self._hosts.items())}
+    def target(self) -> str:
+        """host:port of ControlService."""
+        return self._endpoint.address
 
-    @ray.method(concurrency_group="control")
-    def process(self) -> dict[str, Any]:
-        """Who this process is: its pid and node, and the addresses of its endpoint and its metrics ("" without)."""
-        return {
-            "pid": os.getpid(),
-            "node": ray.get_runtime_context().get_node_id(),
-            "endpoint": self._endpoint.address if self._endpoint is not None else "",
-            "direct": self._endpoint.direct_address if self._endpoint is not None else "",
-            "metrics": self._metrics,
-        }
+    def credentials(self) -> Credentials:
+        """Those of the service's own processes."""
+        return Credentials(token=self._config.secret, ca=self._config.security.trusted)
 
-    @ray.method(concurrency_group="control")
+    def calls(self) -> Calls:
+        """Counts of ControlService's calls."""
+        return self._calls
+
     def serve(self) -> None:
-        """Say at the endpoint that the shard is ready."""
-        if self._endpoint is not None:
-            self._endpoint.serve()
+        """Say that the service is ready."""
+        self._endpoint.serve()
 
-    @ray.method(concurrency_group="control")
+    def create(self, config: JobConfig, initial: Sequence[Any]) -> bool:
+        """As `Controller.begin`."""
+        return self._controller.begin(config, initial)
+
+    def resume(self, name: str, changes: Mapping[str, Any] | None = None) -> Topology:
+        """As `Controller.resume`."""
+        return self._controller.resume(name, changes)
+
+    def delete(self, name: str, *, purge: bool = False) -> bool:
+        """As `Controller.delete`."""
+        return self._controller.delete(name, purge=purge)
+
+    def topology(self, name: str) -> Topology:
+        """As `Controller.topology`."""
+        return self._controller.topology(name)
+
+    def checkpoint(self, name: str) -> int:
+        """As `Controller.checkpoint`."""
+        return self._controller.checkpoint(name)
+
+    def status(self) -> list[JobState]:
+        """As `Controller.status`."""
+        return self._controller.status()
+
+    def status_now(self) -> list[JobState]:
+        """As `Controller.status_now`."""
+        return self._controller.status_now()
+
+    def processes(self) -> list[ProcessInfo]:
+        """As `Controller.processes`."""
+        return self._controller.processes()
+
+    def metrics(self) -> dict[int, str]:
+        """As `Controller.metrics`."""
+        return self._controller.metrics()
+
+    def folder(self, name: str) -> Path | None:
+        """As `Controller.folder`."""
+        return self._controller.folder(name)
+
     def drain(self, grace_s: float) -> None:
-        """As `Endpoint.drain`."""
-        if self._endpoint is not None:
-            self._endpoint.drain(grace_s)
+        """End ControlService's calls, then as `Controller.drain`."""
+        self._endpoint.drain(grace_s)
+        self._controller.drain(grace_s)
 
-    def _glance(self) -> list[ShardSeen]:
-        """For a scrape: what `statistics` returns, of the jobs that are shown."""
-        hosts = sorted(self._hosts.items())[:JOBS_SHOWN]
-        return [ShardSeen(job, host.glance(GLANCE_S / len(hosts))) for job, host in hosts]
+    def stop(self) -> None:
+        """As `Controller.stop`."""
+        self._endpoint.cut()
+        self._controller.stop()
 
-    def _host(self, job: str) -> ShardHost:
-        try:
-            return self._hosts[job]
-        except KeyError:
-            raise NotFound(
-                f"no job {job!r} on shard {self._index}", field="job", fix="create it first"
-            ) from None
+    # ---- for clients that push and pull through Ray's object store
+
+    def actors(self) -> list[Any]:
+        """The actor of each shard, in shard order."""
+        return [handle.actor for handle in self._controller.handles if isinstance(handle, RayHandle)]
+
+    def await_restored(self, job: str, shard: int, incarnation: int, timeout_s: float) -> Topology:
+        """Wait until a shard that did not answer in `incarnation` is in a later one.
+
+        Raises:
+            Unavailable: it is not back in time, or cannot be restored; says why.
+        """
+        deadline = Deadline.after(timeout_s)
+        while (topology := self.topology(job)).incarnations[shard] <= incarnation:
+            if failed := next((status.failed for status in self.status() if status.job == job), ""):
+                raise Unavailable(failed, field=f"shard {shard}")
+            deadline.check(f"shard {shard} to be restored")
+            time.sleep(min(0.05, deadline.remaining()))
+        return topology
+
+
+# Ray's stubs lack some of its options.
+ControllerActor: Any = ray.remote(num_cpus=0, max_concurrency=128)(ServiceController)  # type: ignore[call-overload]
+"""Ray's view of the controller."""

@@ -17,10 +17,9 @@ import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, RayActorError, RayTaskError
 
 from adamserve.client.destination import Target
-from adamserve.cluster.actors import own_error
-from adamserve.cluster.controller import Topology
+from adamserve.cluster.ray_calls import own_error
 from adamserve.errors import AdamServeError, InvalidArgument, NotFinite, Unavailable
-from adamserve.job import JobConfig
+from adamserve.job import JobConfig, Topology
 from adamserve.optim import all_finite
 from adamserve.shard import sparse
 from adamserve.shard.geometry import Partition, partition
@@ -76,7 +75,8 @@ class ClusterClient:
         self._timeout_s = timeout_s
         self._seq = 0
         self._topology: Topology = ray.get(controller.topology.remote(job), timeout=timeout_s)
-        self._partition: Partition = partition(self._topology.config.tensors, len(self._topology.actors))
+        self._actors: list[Any] = ray.get(controller.actors.remote(), timeout=timeout_s)
+        self._partition: Partition = partition(self._topology.config.tensors, len(self._actors))
         self._closed = threading.Event()
         self._heartbeat: threading.Thread | None = None
 
@@ -235,7 +235,7 @@ class ClusterClient:
         return self._actor(shard).push.remote(self._job, pushes[shard], timeout_s)
 
     def _actor(self, shard: int) -> Any:
-        return self._topology.actors[shard]
+        return self._actors[shard]
 
     def _everywhere(
         self,
@@ -280,6 +280,7 @@ class ClusterClient:
         waited = self._controller.await_restored.remote(self._job, shard, incarnation, deadline.remaining())
         try:
             self._topology = ray.get(waited, timeout=deadline.remaining() + CALL_MARGIN_S)
+            self._actors = ray.get(self._controller.actors.remote(), timeout=CALL_MARGIN_S)
             if self._heartbeat is None or self._closed.is_set():
                 return Stamp(self._topology.incarnations[shard], 0)
             joined: Joined = ray.get(self._join(shard, 0.0), timeout=deadline.remaining() + CALL_MARGIN_S)
@@ -303,7 +304,7 @@ class ClusterClient:
                 f"a gradient of dtype {flat.dtype} for a {spec.dtype} parameter", field=name
             )
         # One shard refuses a push whole by itself; of several, some would apply their part and others not.
-        if len(self._topology.actors) > 1 and not all_finite(borrow(flat)):
+        if len(self._actors) > 1 and not all_finite(borrow(flat)):
             raise NotFinite(
                 "the gradient holds NaN or infinity", field=name, fix="skip this batch, or clip the gradient"
             )
@@ -312,7 +313,7 @@ class ClusterClient:
     def _beat(self) -> None:
         """Renew the lease three times in its length, until closed."""
         while not self._closed.wait(self._lease_s / 3):
-            for shard in range(len(self._topology.actors)):
+            for shard in range(len(self._actors)):
                 self._actor(shard).renew.remote(self._job, self._pusher)
 
 

@@ -12,9 +12,9 @@ from adamserve.observe.exporter import Exporter
 from adamserve.observe.families import Process
 
 
-def node_address(host: str) -> str:
+def node_address(host: str | None) -> str:
     """Where a process of a service at `host` listens: the loopback of its node, or the node's own address."""
-    return host if is_loopback(host) else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    return host if host is not None and is_loopback(host) else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def expose(host: str, process: Process, collect: Sequence[Collector]) -> tuple[Exporter, str]:

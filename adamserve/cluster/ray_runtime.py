@@ -8,14 +8,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from adamserve.cluster.actors import own_error
-from adamserve.cluster.controller import CALL_TIMEOUT_S, ControllerActor, ServiceConfig
-from adamserve.errors import Conflict, InvalidArgument, Unavailable
+from adamserve.errors import InvalidArgument, Unavailable
 
 NAMESPACE = "adamserve"
 """Ray namespace of every named actor."""
@@ -85,40 +81,16 @@ def _same_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def launch(config: ServiceConfig) -> Any:
-    """Start a service on the connected cluster; returns its controller's handle once every shard is up.
-
-    The controller is a named actor in `NAMESPACE`; it and its shards end with this process, or by `stop`.
-
-    Raises:
-        Conflict: a service of that name runs on this cluster.
-        InvalidArgument: the cluster has fewer GPUs than the shards ask for.
-        Unavailable: the shards did not start.
-    """
-    gpus = config.gpus_per_shard * config.shards
-    present = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
-    if gpus > present:
-        raise InvalidArgument(
-            f"{config.shards} shards ask for {gpus:g} GPUs, the cluster has {present:g}",
-            field="gpus_per_shard",
-            fix="ask for less, or leave it out to run on CPUs",
-        )
-    try:
-        controller = ControllerActor.options(name=config.name, namespace=NAMESPACE).remote(config)
-        ray.get(controller.status.remote(), timeout=CALL_TIMEOUT_S)
-    except ValueError as error:
-        raise Conflict(str(error).splitlines()[0], field="name", fix="choose another name") from None
-    except RayTaskError as error:
-        raise own_error(error) from None
-    except (RayActorError, GetTimeoutError) as error:
-        raise Unavailable(f"the service did not start: {str(error).strip().splitlines()[-1]}") from None
-    return controller
-
-
 def _probe(address: str) -> None:
     """Find out in seconds what Ray takes minutes to say: that nothing listens there."""
     if address == "auto":
         return
+    if address.startswith("ray://"):
+        raise InvalidArgument(
+            f"{address!r} is Ray Client's, which has no Ray on this machine to place processes and to listen beside",
+            field="address",
+            fix="run on a node of the cluster with --address auto, or use adamserve submit",
+        )
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InvalidArgument(

@@ -1,4 +1,4 @@
-"""A whole service in one call: Ray, controller, shards with their endpoints, ControlService and metrics."""
+"""What `adamserve serve` does: start a service, watch it, and stop it on a signal."""
 
 from __future__ import annotations
 
@@ -7,33 +7,31 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import RayError
-
 from adamserve import checkpoint
-from adamserve.cluster.actors import own_error
-from adamserve.cluster.controller import CALL_TIMEOUT_S, ServiceConfig
+from adamserve.cluster.config import ServiceConfig
 from adamserve.cluster.exporting import node_address
-from adamserve.cluster.ray_runtime import connected, launch
-from adamserve.edge import control_service
-from adamserve.edge.grpc_server import serve
+from adamserve.cluster.service import Service
 from adamserve.edge.security import Security, Tokens, check_bind
-from adamserve.edge.shard_edge import ShardEdge
-from adamserve.errors import AdamServeError, CheckpointError, InvalidArgument, NotFound, Unauthenticated
+from adamserve.edge.shard_edge import Ports
+from adamserve.errors import (
+    CheckpointError,
+    InvalidArgument,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from adamserve.job import host_port
 from adamserve.observe.discovery import Directory
-from adamserve.observe.exporter import Exporter, Observed, Reading
+from adamserve.observe.exporter import Exporter, Reading
 from adamserve.observe.families import RPC_FAMILIES
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.observe.news import News
 from adamserve.observe.page import Board, pages
-from adamserve.observe.rpc_counts import Calls
-from adamserve.observe.summary import state_of
 
 log = logging.getLogger("adamserve.rpc")
 
@@ -55,6 +53,7 @@ class ServeConfig:
     security: Security = field(default_factory=Security)
     insecure: bool = False
     address: str | None = None
+    shard_ports: Ports | None = None
     gpus_per_shard: float = 0.0
     threads_per_shard: int = 0
     grace_s: float = 10.0
@@ -67,19 +66,8 @@ class ServeConfig:
         if not self.grace_s >= 0:
             raise InvalidArgument(f"must be at least 0 seconds, got {self.grace_s}", field="grace_s")
         check_bind(self.host, self.security, insecure=self.insecure)
-        self.service()  # what is wrong with it is said before Ray is started
-
-    def service(self) -> ServiceConfig:
-        """The service that is served."""
-        return ServiceConfig(
-            name=self.name,
-            shards=self.shards,
-            checkpoint_dir=self.checkpoint_dir,
-            gpus_per_shard=self.gpus_per_shard,
-            threads_per_shard=self.threads_per_shard,
-            edge=ShardEdge(self.host, self.security),
-            metrics_host=self.host,
-            log=self.log,
+        ServiceConfig(  # what is wrong with it is said before Ray is started
+            shards=self.shards, gpus_per_shard=self.gpus_per_shard, threads_per_shard=self.threads_per_shard
         )
 
 
@@ -131,7 +119,7 @@ def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
     if config.log is not None:
         set_up(config.log)
     # While Ray starts, Ctrl-C still ends the process at once.
-    with connected(config.address), _signals(stopping), serving(config) as (ready, observe):
+    with serving(config) as (ready, observe), _signals(stopping):
         on_ready(ready)
         log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))
         while not stopping.wait(OBSERVE_EVERY_S):
@@ -145,79 +133,74 @@ def _attempt(observe: Callable[[], None]) -> None:
     """A controller that is slow to answer is no reason to stop serving: its metrics stay as they were."""
     try:
         observe()
-    except ray.exceptions.GetTimeoutError:
-        log.warning("the controller has not answered for %.0f s", CALL_TIMEOUT_S)
+    except Unavailable as error:
+        log.warning("%s", error)
 
 
 @contextmanager
 def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
-    """A service on the connected Ray, drained and stopped at the end.
+    """A service, drained and stopped at the end.
 
     Yields:
         How to reach it, and a function that shows the metrics anew.
     """
-    controller = launch(config.service())
-    try:
-        jobs = _resume(controller, config.checkpoint_dir)
-        servicer = control_service.ControlServicer(controller, config.shards, config.security)
-        calls = Calls()
-        endpoint = serve(
-            config.security.limits, control_service.SERVICE, servicer.handler(), servicer.stalls, calls
-        )
-        advertise = node_address(config.host)
-        endpoint.listen(config.host, config.port, config.security, advertise)
+    with (
+        Service.start(
+            name=config.name,
+            shards=config.shards,
+            address=config.address,
+            checkpoint_dir=config.checkpoint_dir,
+            security=config.security,
+            insecure=config.insecure,
+            host=config.host,
+            port=config.port,
+            shard_ports=config.shard_ports,
+            gpus_per_shard=config.gpus_per_shard,
+            threads_per_shard=config.threads_per_shard,
+            metrics_host=config.host,
+            grace_s=config.grace_s,
+            log=config.log,
+        ) as service,
+        ExitStack() as stack,
+    ):
+        taken_up = _resume(service, config.checkpoint_dir)
         board, news, directory = Board(), News(), Directory(config.sd_file)
+        stack.callback(directory.close)
         tokens = config.security.tokens
         exporter = Exporter.serve(
             config.host,
             config.metrics_port,
             pages(board),
             (lambda given: may_look(tokens, given)) if tokens.digests else None,
-            collect=[Reading(RPC_FAMILIES, lambda: [calls])],
+            collect=[Reading(RPC_FAMILIES, lambda: [service.calls()])],
             open_pages={"/sd": directory.page},
         )
-        web = host_port(advertise, exporter.port)
-        directory.put("controller", {0: web})
+        stack.callback(exporter.close)
+        web = host_port(node_address(config.host), exporter.port)
+        directory.put("driver", {0: web})
 
         def observe() -> None:
-            statuses = _ask(controller.status.remote())
-            observed = [Observed(status.name, status, status.account, None) for status in statuses]
-            exporter.show(*observed)
-            jobs = [state_of(one) for one in observed]
+            jobs = service.seen()
+            exporter.show(*jobs)
             board.show(*jobs)
             news.show(*jobs)
-            directory.put("shard", _ask(controller.metrics.remote()))
+            directory.put("shard", service.metrics())
 
-        try:
-            observe()
-            endpoint.serve()
-            shards = tuple(process["endpoint"] for process in _ask(controller.processes.remote()))
-            yield (
-                Ready(
-                    endpoint.address,
-                    shards,
-                    f"http://{web}/metrics",
-                    f"http://{web}/",
-                    f"http://{web}/sd",
-                    bool(config.security.cert),
-                    bool(config.security.tokens.digests),
-                    jobs,
-                ),
-                observe,
-            )
-        finally:
-            endpoint.drain(config.grace_s)
-            directory.close()
-            exporter.close()
-            try:
-                # Each of its waits has a deadline; how many there are depends on the jobs.
-                _ask(controller.drain.remote(config.grace_s), timeout_s=None)
-            except (AdamServeError, RayError) as error:
-                log.error("the last checkpoint failed: %s", error)
-                raise
-    finally:
-        ray.get(controller.stop.remote(), timeout=CALL_TIMEOUT_S)
-        ray.kill(controller)
+        observe()
+        service.serve()
+        yield (
+            Ready(
+                service.target,
+                tuple(process.endpoint for process in service.processes()),
+                f"http://{web}/metrics",
+                f"http://{web}/",
+                f"http://{web}/sd",
+                bool(config.security.cert),
+                bool(tokens.digests),
+                taken_up,
+            ),
+            observe,
+        )
 
 
 def may_look(tokens: Tokens, given: str) -> bool:
@@ -252,24 +235,17 @@ def read_pem(path: Path | None, name: str) -> bytes:
     return content
 
 
-def _resume(controller: Any, folder: Path | None) -> tuple[str, ...]:
+def _resume(service: Service, folder: Path | None) -> tuple[str, ...]:
     """Take up every job that has a checkpoint; one of which none verifies does not keep the others waiting."""
     taken_up = []
     for name in checkpoint.list_jobs(folder) if folder is not None else ():
         try:
-            _ask(controller.resume.remote(name), timeout_s=None)  # reads and verifies every byte of it
+            service.resume(name)
         except (NotFound, CheckpointError) as error:
             log.error("job cannot be taken up: %s", error, extra=fields(job=name))
         else:
             taken_up.append(name)
     return tuple(taken_up)
-
-
-def _ask(ref: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except ray.exceptions.RayTaskError as error:
-        raise own_error(error) from None
 
 
 @contextmanager

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from adamserve.edge.buffers import Buffers
 from adamserve.errors import InvalidArgument, LimitExceeded, NotFinite, NotFound
 from adamserve.shard.geometry import Partition
 from adamserve.shard.sparse import check_table
-from adamserve.values import BFLOAT16, Array, Gradient, SparseRows
+from adamserve.values import Array, Gradient, SparseRows
 from adamserve.wire import chunks, codec
 
 RANGES = 65_536
@@ -21,7 +22,7 @@ RANGES = 65_536
 _HELD: Mapping[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
-    "bfloat16": BFLOAT16,
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype("<f2"),
     "int8": np.dtype("<f4"),
 }

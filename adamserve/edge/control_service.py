@@ -1,33 +1,30 @@
-"""ControlService: jobs and who takes part in them, passed on to the controller."""
+"""ControlService: jobs and who takes part in them, in the controller's own process."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from adamserve import optim
-from adamserve.cluster.actors import own_error
-from adamserve.cluster.controller import CALL_TIMEOUT_S, JobStatus, Topology, initial_parts
 from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
-from adamserve.edge.grpc_server import Stalls, answers, parse
+from adamserve.edge.grpc_server import Endpoint, Stalls, answers, parse, serve
 from adamserve.edge.security import Security
-from adamserve.errors import InvalidArgument, LimitExceeded, NotFound, Unavailable
-from adamserve.job import JobConfig
-from adamserve.observe.exporter import Observed
-from adamserve.observe.summary import state_of
+from adamserve.errors import InvalidArgument, LimitExceeded, NotFound
+from adamserve.job import JobConfig, Topology
+from adamserve.observe.rpc_counts import Calls
+from adamserve.regret import Loss
 from adamserve.shard import consistency
 from adamserve.shard.geometry import partition
 from adamserve.shard.sparse import in_order
 from adamserve.v1 import control_pb2, types_pb2
-from adamserve.values import Array, TensorSpec
-from adamserve.wire import chunks, codec, states
+from adamserve.values import Array, Joined, TensorSpec
+from adamserve.wire import chunks, codec
+from adamserve.wire.records import from_message, to_message
 
 SERVICE = "adamserve.v1.ControlService"
 
@@ -35,12 +32,61 @@ CHECKPOINT_EVERY_S = 30.0
 """Where a job does not say."""
 
 
-class ControlServicer:
-    """The service's one endpoint, over the handle of its controller."""
+class Jobs(Protocol):
+    """What ControlService asks of the service's controller, in values."""
 
-    def __init__(self, controller: Any, shards: int, security: Security) -> None:
-        self._controller = controller
-        self._shards = shards
+    def topology(self, name: str) -> Topology:
+        """Where a job's shards are now; NotFound without such a job."""
+
+    def known(self, config: JobConfig) -> bool:
+        """Whether a job is there already; Conflict where it differs."""
+
+    def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool:
+        """Start a job; returns whether it was not there before."""
+
+    def join(self, name: str, pusher: str, session: str, lease_s: float, last_seq: int) -> Sequence[Joined]:
+        """Make a pusher live on every shard."""
+
+    def leave(self, name: str, pusher: str, session: str) -> None:
+        """Stop counting a pusher on every shard."""
+
+    def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
+        """Note training losses, and the latest value of each of some other numbers."""
+
+    def status(self) -> Sequence[Any]:
+        """How every job stood when it was last looked at."""
+
+    def status_now(self) -> Sequence[Any]:
+        """How every job stands."""
+
+    def checkpoint(self, name: str) -> int:
+        """Write a checkpoint; returns its number, 0 where none are kept."""
+
+    def delete(self, name: str, *, purge: bool) -> bool:
+        """Delete a job; returns whether there was one."""
+
+
+def open_control(
+    jobs: Jobs, security: Security, host: str, port: int, counts: Calls, *, advertise: str = ""
+) -> Endpoint:
+    """Listen on host:port (0: any free one), and count the calls; NOT_SERVING until told otherwise.
+
+    `advertise` is the host that clients use, where it is another.
+
+    Raises:
+        Unavailable: the port cannot be bound.
+    """
+    servicer = ControlServicer(jobs, security)
+    endpoint = serve(security.limits, SERVICE, servicer.handler(), servicer.stalls, counts)
+    endpoint.listen(host, port, security, advertise)
+    return endpoint
+
+
+class ControlServicer:
+    """The methods of the service's one endpoint."""
+
+    def __init__(self, jobs: Jobs, security: Security) -> None:
+        self._jobs = jobs
         self._tokens = security.tokens
         self._limits = security.limits
         self.stalls = Stalls(security.limits.stall_s)
@@ -55,6 +101,7 @@ class ControlServicer:
             "Report": (self.report, control_pb2.ReportRequest),
             "GetStatus": (self.status, control_pb2.GetStatusRequest),
             "Checkpoint": (self.checkpoint, control_pb2.CheckpointRequest),
+            "DeleteJob": (self.delete, control_pb2.DeleteJobRequest),
         }
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -73,8 +120,8 @@ class ControlServicer:
     ) -> control_pb2.GetTopologyResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job)
-        found: Topology = self._ask("topology", request.job)
-        return control_pb2.GetTopologyResponse(job=_job_spec(found.config), shards=_places(found))
+        topology = self._jobs.topology(request.job)
+        return control_pb2.GetTopologyResponse(job=_job_spec(topology.config), shards=_places(topology))
 
     @answers
     def create(
@@ -87,8 +134,7 @@ class ControlServicer:
                 raise InvalidArgument("the first message holds start, and no chunks", field="start")
             self._tokens.check(context.invocation_metadata(), first.start.name)
             config = self._config(first.start)
-            known = self._known(config)
-            if known:
+            if self._known(config):
                 return control_pb2.CreateJobResponse(created=False)
             parts = partition(config.tensors, 1)
             assembly = Assembly(parts, 0, Buffers(), parameters=True)
@@ -107,10 +153,7 @@ class ControlServicer:
             spec.name: in_order(spec, arrays[spec.name]) if spec.numel else np.empty(0, spec.dtype)
             for spec in config.tensors
         }
-        created = self._ask(
-            "create", config, [ray.put(part) for part in initial_parts(config, parameters, self._shards)]
-        )
-        return control_pb2.CreateJobResponse(created=created)
+        return control_pb2.CreateJobResponse(created=self._jobs.create(config, parameters))
 
     @answers
     def join(
@@ -129,11 +172,12 @@ class ControlServicer:
             raise LimitExceeded(
                 f"the job has had {len(known)} pushers", field="pusher", fix="use names again"
             )
-        found: Topology = self._ask(
-            "join", request.job, request.pusher, request.session, request.lease_s, request.last_seq
+        topology = self._jobs.topology(request.job)
+        joined = self._jobs.join(
+            request.job, request.pusher, request.session, request.lease_s, request.last_seq
         )
         self._pushers.setdefault(request.job, known).add(request.pusher)
-        return control_pb2.JoinResponse(shards=_places(found))
+        return control_pb2.JoinResponse(shards=_places(topology, joined))
 
     @answers
     def leave(
@@ -141,7 +185,7 @@ class ControlServicer:
     ) -> control_pb2.LeaveResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job)
-        self._ask("leave", request.job, request.pusher, request.session)
+        self._jobs.leave(request.job, request.pusher, request.session)
         return control_pb2.LeaveResponse()
 
     @answers
@@ -150,8 +194,10 @@ class ControlServicer:
     ) -> control_pb2.ReportResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job)
-        comparator = request.comparator_loss if request.HasField("comparator_loss") else None
-        self._ask("report", request.job, request.loss, comparator)
+        for name in request.numbers:
+            self._check_name(name, "numbers")
+        losses = [from_message(Loss, loss) for loss in request.losses]
+        self._jobs.report(request.job, losses, dict(request.numbers))
         return control_pb2.ReportResponse()
 
     @answers
@@ -160,15 +206,11 @@ class ControlServicer:
     ) -> control_pb2.GetStatusResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job or None)
-        jobs: tuple[JobStatus, ...] = self._ask("status_now")
-        if request.job and request.job not in {job.name for job in jobs}:
+        jobs = self._jobs.status_now()
+        if request.job and request.job not in {job.job for job in jobs}:
             raise NotFound(f"the service has no job {request.job!r}", field="job", fix="create it first")
         return control_pb2.GetStatusResponse(
-            jobs=[
-                states.sent(state_of(Observed(job.name, job, job.account, None)))
-                for job in jobs
-                if request.job in ("", job.name)
-            ]
+            jobs=[to_message(job, control_pb2.JobState) for job in jobs if request.job in ("", job.job)]
         )
 
     @answers
@@ -177,29 +219,28 @@ class ControlServicer:
     ) -> control_pb2.CheckpointResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job)
-        return control_pb2.CheckpointResponse(number=self._ask("checkpoint", request.job) or 0)
+        return control_pb2.CheckpointResponse(number=self._jobs.checkpoint(request.job))
 
-    def _ask(self, method: str, *args: Any) -> Any:
-        try:
-            return ray.get(getattr(self._controller, method).remote(*args), timeout=CALL_TIMEOUT_S)
-        except RayTaskError as error:
-            raise own_error(error) from None
-        except (RayActorError, GetTimeoutError):
-            raise Unavailable("the controller does not answer", fix="try again") from None
+    @answers
+    def delete(
+        self, request: control_pb2.DeleteJobRequest, context: grpc.ServicerContext
+    ) -> control_pb2.DeleteJobResponse:
+        """As in control.proto."""
+        self._tokens.check(context.invocation_metadata(), request.job)
+        return control_pb2.DeleteJobResponse(deleted=self._jobs.delete(request.job, purge=request.purge))
 
     def _known(self, config: JobConfig) -> bool:
         """Whether the job is there already.
 
         Raises:
             Conflict: it is, and differs.
+            LimitExceeded: it is not, and there are as many as may be.
         """
-        jobs: tuple[JobStatus, ...] = self._ask("status")
-        if config.name not in {job.name for job in jobs}:
-            if len(jobs) >= self._limits.jobs:
-                raise LimitExceeded(f"the service has {len(jobs)} jobs", field="jobs")
-            return False
-        self._ask("create", config, [])
-        return True
+        if self._jobs.known(config):
+            return True
+        if (jobs := len(self._jobs.status())) >= self._limits.jobs:
+            raise LimitExceeded(f"the service has {jobs} jobs", field="jobs")
+        return False
 
     def _config(self, spec: control_pb2.JobSpec) -> JobConfig:
         """A job's configuration, checked, every constant written out."""
@@ -279,23 +320,26 @@ def _job_spec(config: JobConfig) -> control_pb2.JobSpec:
     )
 
 
-def _places(found: Topology) -> list[types_pb2.ShardPlace]:
-    parts = partition(found.config.tensors, len(found.actors))
+def _places(topology: Topology, joined: Sequence[Joined] = ()) -> list[types_pb2.ShardPlace]:
+    """The shards' places; to a pusher that has joined, as they answered it."""
+    parts = partition(topology.config.tensors, len(topology.places))
     places = []
-    for shard, (endpoint, direct) in enumerate(found.endpoints):
-        joined = found.joined[shard] if found.joined else None
-        stamp = joined.stamp if joined else None
+    for shard, place in enumerate(topology.places):
+        stamp, last_seq, restored = (place.incarnation, 0), 0, place.restored_clock
+        if joined:
+            stamp, last_seq, restored = (
+                joined[shard].stamp,
+                joined[shard].last_seq,
+                joined[shard].restored_clock,
+            )
         places.append(
             types_pb2.ShardPlace(
                 index=shard,
-                endpoint=endpoint,
-                direct_endpoint=direct,
-                stamp=types_pb2.Stamp(
-                    incarnation=stamp.incarnation if stamp else found.incarnations[shard],
-                    clock=stamp.clock if stamp else 0,
-                ),
-                restored_clock=joined.restored_clock if joined else found.restored[shard],
-                last_seq=joined.last_seq if joined else 0,
+                endpoint=place.endpoint,
+                direct_endpoint=place.direct,
+                stamp=types_pb2.Stamp(incarnation=stamp[0], clock=stamp[1]),
+                restored_clock=restored,
+                last_seq=last_seq,
                 spans=[
                     types_pb2.Span(tensor=s.tensor, start=s.start, stop=s.stop) for s in parts.shards[shard]
                 ],

@@ -88,16 +88,16 @@ class DirectEndpoint:
         self._draining = False
         self._server: socket.socket
 
-    def listen(self, host: str, advertise: str) -> None:
-        """Bind any free port and take connections.
+    def listen(self, host: str, advertise: str, port: int = 0) -> None:
+        """Bind a port (0: any free one) and take connections.
 
         Raises:
-            Unavailable: no port can be bound.
+            Unavailable: it cannot be bound.
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._server = socket.create_server(
-                (host, 0), family=family, backlog=self._limits.streams, dualstack_ipv6=host == "::"
+                (host, port), family=family, backlog=self._limits.streams, dualstack_ipv6=host == "::"
             )
         except OSError as error:
             raise Unavailable(f"cannot listen on {host}: {error}", field="host") from None

@@ -132,7 +132,7 @@ class Endpoint:
         self._stalls = stalls
 
     def listen(self, host: str, port: int, security: Security, advertise: str = "") -> None:
-        """Bind and start.
+        """Bind host:port (0: any free one), and start; `advertise` is the host that clients use, where it is another.
 
         Raises:
             Unavailable: the port cannot be bound.
@@ -160,6 +160,11 @@ class Endpoint:
         """Take no new calls, let the running ones end within `grace_s` seconds, and stop."""
         self.mark(serving=False)
         self.server.stop(grace_s).wait(grace_s + 5)
+        self._stalls.stop()
+
+    def cut(self) -> None:
+        """End every call at once, and stop."""
+        self.server.stop(0)
         self._stalls.stop()
 
 

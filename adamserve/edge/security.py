@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -42,9 +42,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens that a service accepts, as SHA-256; for every job ("") or one. Empty: everyone may call."""
+    """What a call has to carry.
+
+    Attributes:
+        digests: the users' tokens, as SHA-256; for every job ("") or one.
+        internal: that of the service's own processes, good for every job; empty for none.
+        required: refuse a call without a token even where users have none.
+    """
 
     digests: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)
+    internal: bytes = field(default=b"", repr=False)
+    required: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Tokens:
@@ -62,17 +70,26 @@ class Tokens:
             raise DataError("holds no token", field=str(path), fix="write a line TOKEN, or lines JOB TOKEN")
         return cls(tuple((words[0] if len(words) == 2 else "", _digest(words[-1])) for words in pairs))
 
+    def beside(self, secret: str, *, required: bool) -> Tokens:
+        """These tokens, and a secret of the service's own processes beside them.
+
+        Args:
+            secret: what those processes show.
+            required: refuse everybody else where users have no tokens; without it they stay welcome then.
+        """
+        return replace(self, internal=_digest(secret), required=required)
+
     def check(self, metadata: Iterable[tuple[str, str | bytes]], job: str | None) -> None:
         """Refuse a call that carries no token good for this job (None: for every job).
 
         Every token is compared, each in constant time.
         """
-        if not self.digests:
+        if not self.digests and not self.required:
             return
         given = next((value for key, value in metadata if key == "authorization"), "")
         scheme, _, token = (given if isinstance(given, str) else "").partition(" ")
         digest = _digest(token)
-        good = False
+        good = hmac.compare_digest(self.internal, digest)
         for allowed, known in self.digests:
             good |= hmac.compare_digest(known, digest) and allowed in ("", job)
         if scheme.lower() != "bearer" or not good:
@@ -94,6 +111,9 @@ class Security:
     Attributes:
         cert, key: the server's PEM certificate chain and key; empty for plain text.
         client_ca: PEM authorities that a client's certificate must come from (mutual TLS); empty asks for none.
+        authority: PEM authorities that the server's certificate comes from, for the service's own processes; empty for
+            the certificate itself.
+        node_tls: take the certificate and the key that each node has for Ray's own TLS; see `on_this_node`.
         tokens: who may call.
         limits: what is taken.
     """
@@ -101,8 +121,38 @@ class Security:
     cert: bytes = field(default=b"", repr=False)
     key: bytes = field(default=b"", repr=False)
     client_ca: bytes = field(default=b"", repr=False)
+    authority: bytes = field(default=b"", repr=False)
+    node_tls: bool = False
     tokens: Tokens = Tokens()
     limits: Limits = Limits()
+
+    @property
+    def trusted(self) -> bytes:
+        """What the service's own processes trust; empty for plain text."""
+        return self.authority or self.cert
+
+    def as_ray(self, environ: Mapping[str, str]) -> Security:
+        """With TLS as Ray's own processes have it, where they have it and no certificate was given.
+
+        Raises:
+            InvalidArgument: the files that Ray's variables name cannot be read.
+        """
+        if self.cert or environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+            return self
+        return replace(self, node_tls=True).on_this_node(environ)
+
+    def on_this_node(self, environ: Mapping[str, str]) -> Security:
+        """With this node's certificate and key, where every node has its own.
+
+        Raises:
+            InvalidArgument: they cannot be read.
+        """
+        if not self.node_tls:
+            return self
+        cert, key, authority = (
+            _read(environ, f"RAY_TLS_{name}") for name in ("SERVER_CERT", "SERVER_KEY", "CA_CERT")
+        )
+        return replace(self, cert=cert, key=key, authority=authority)
 
     def bind(self, server: grpc.Server, host: str, port: int) -> int:
         """Listen on host:port (0: any free one); returns the port."""
@@ -114,6 +164,15 @@ class Security:
             require_client_auth=bool(self.client_ca),
         )
         return server.add_secure_port(host_port(host, port), credentials)
+
+
+def _read(environ: Mapping[str, str], name: str) -> bytes:
+    try:
+        return Path(environ[name]).read_bytes()
+    except KeyError:
+        raise InvalidArgument("is not set, but RAY_USE_TLS is", field=name) from None
+    except OSError as error:
+        raise InvalidArgument(f"{environ[name]} cannot be read: {error.strerror}", field=name) from None
 
 
 def check_bind(host: str, security: Security, *, insecure: bool) -> None:

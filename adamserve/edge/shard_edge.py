@@ -1,22 +1,22 @@
-"""A shard's two ways in from outside the cluster, in the shard's own process."""
+"""A shard's two ways in, in the shard's own process: gRPC and bare connections."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from adamserve.cluster.actors import Hosts
-from adamserve.cluster.exporting import node_address
 from adamserve.edge.direct import DirectEndpoint
 from adamserve.edge.grpc_server import Endpoint, serve
 from adamserve.edge.security import Security
-from adamserve.edge.shard_service import SERVICE, ShardCalls, grpc_handler
+from adamserve.edge.shard_service import SERVICE, Hosts, ShardCalls, grpc_handler
+from adamserve.errors import InvalidArgument, Unavailable
 from adamserve.observe.rpc_counts import Calls
 
 
 @dataclass(frozen=True, slots=True)
 class ShardEndpoint:
-    """gRPC and bare connections (`adamserve.cluster.actors.Endpoint`)."""
+    """Both ways in, while they are open."""
 
     grpc: Endpoint
     direct: DirectEndpoint
@@ -42,20 +42,79 @@ class ShardEndpoint:
         self.grpc.drain(grace_s)
         beside.join()
 
+    def cut(self) -> None:
+        """End every call and connection at once."""
+        self.grpc.cut()
+        self.direct.drain(0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Ports that shards may listen on, both ends included; each shard takes two. Several shards may share a node."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def parse(cls, text: str) -> Ports:
+        """Read "LOW-HIGH".
+
+        Raises:
+            InvalidArgument: it is no such range.
+        """
+        low, dash, high = text.partition("-")
+        if not (dash and low.isdecimal() and high.isdecimal() and 0 < int(low) < int(high) < 65536):
+            raise InvalidArgument(
+                f"{text!r} is not a range of ports",
+                field="shard_ports",
+                fix="write LOW-HIGH, such as 7000-7099",
+            )
+        return cls(int(low), int(high))
+
+    def listen(self, listen: Callable[[int], None]) -> None:
+        """Call `listen` with one port after the other until it is bound.
+
+        Raises:
+            Unavailable: none of them can be.
+        """
+        for port in range(self.low, self.high + 1):
+            try:
+                return listen(port)
+            except Unavailable:
+                continue
+        raise Unavailable(
+            f"no port from {self.low} to {self.high} is free on this node",
+            field="shard_ports",
+            fix="give a wider range: two ports for each shard of a node",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ShardEdge:
-    """Starts a shard's endpoints (`adamserve.cluster.actors.Edge`)."""
+    """Opens a shard's ways in; it travels to the shards' processes.
 
-    host: str
+    Attributes:
+        security: who may call, and how.
+        ports: which to listen on; None for any free ones.
+    """
+
     security: Security
+    ports: Ports | None = None
 
-    def open(self, hosts: Hosts, counts: Calls) -> ShardEndpoint:
-        """Listen on any free ports, and count the calls; NOT_SERVING until told otherwise."""
+    def open(self, hosts: Hosts, counts: Calls, host: str) -> ShardEndpoint:
+        """Listen on two ports of `host`, and count the calls; NOT_SERVING until told otherwise.
+
+        Raises:
+            Unavailable: they cannot be bound.
+        """
         calls = ShardCalls(hosts, self.security)
-        endpoint = serve(self.security.limits, SERVICE, grpc_handler(calls), calls.stalls, counts)
-        advertise = node_address(self.host)
-        endpoint.listen(self.host, 0, self.security, advertise)
+        grpc = serve(self.security.limits, SERVICE, grpc_handler(calls), calls.stalls, counts)
         direct = DirectEndpoint(calls, self.security, counts)
-        direct.listen(self.host, advertise)
-        return ShardEndpoint(endpoint, direct)
+        listen = self.ports.listen if self.ports is not None else _any_port
+        listen(lambda port: grpc.listen(host, port, self.security))
+        listen(lambda port: direct.listen(host, host, port))
+        return ShardEndpoint(grpc, direct)
+
+
+def _any_port(listen: Callable[[int], None]) -> None:
+    listen(0)

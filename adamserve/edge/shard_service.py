@@ -9,25 +9,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import grpc
 import numpy as np
 
-from adamserve.cluster.actors import Hosts
 from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
 from adamserve.edge.grpc_server import Call, Stalls, answers, deadline_of, parse, streams
 from adamserve.edge.security import Security
 from adamserve.errors import InvalidArgument
-from adamserve.optim.engine.threads import share
 from adamserve.shard.host import ShardHost
 from adamserve.v1 import shard_pb2, types_pb2
-from adamserve.values import Array, Narrow, Outcome, Push, Receipt, Stamp
+from adamserve.values import Array, Outcome, Parameters, PullRequest, Push, Receipt, Stamp
 from adamserve.wire import chunks, codec
 from adamserve.wire.frames import Parts
 
 SERVICE = "adamserve.v1.ShardService"
+
+Hosts = Callable[[str], ShardHost]
+"""Finds the shard of a job in this process, or raises NotFound."""
 
 Messages = Iterable[bytes | memoryview]
 
@@ -52,11 +52,6 @@ class ShardCalls:
         self._limits = security.limits
         self.stalls = Stalls(security.limits.stall_s)
         self._buffers = Buffers()
-        self._publish = {
-            name: _publisher(name, self._buffers)
-            for name, encoding in codec.ENCODINGS.items()
-            if "float32" in encoding.parameters
-        }
         self.methods: Mapping[str, Method] = {
             "Push": self.push,
             "Pull": self.pull,
@@ -65,7 +60,8 @@ class ShardCalls:
 
     def push(self, messages: Messages, call: Call) -> Iterator[Parts]:
         """As in shard.proto."""
-        receipt, _ = self._push(((message, None) for message in messages), call)
+        host, push, _ = self._receive(((message, None) for message in messages), call)
+        receipt = host.push(push, deadline=deadline_of(call, self._limits))
         yield [_response(receipt).SerializeToString()]
 
     def pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
@@ -74,21 +70,28 @@ class ShardCalls:
             requests = [parse(shard_pb2.PullRequest, message) for message in itertools.islice(messages, 2)]
         if len(requests) != 1:
             raise InvalidArgument("a pull is asked for by one message", field="message")
-        yield from self._pull(requests[0], call)
+        [request] = requests
+        self._tokens.check(call.invocation_metadata(), request.job)
+        host = self._hosts(request.job)
+        asked = _asked(request)
+        yield from self._answer(host, asked, host.pull(asked, deadline=deadline_of(call, self._limits)), call)
 
     def push_pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
         """As in shard.proto."""
-        receipt, pull = self._push(
+        host, push, request = self._receive(
             ((push, rest) for push, rest in (chunks.inside(message, 1) for message in messages)), call
         )
+        request.pusher, request.session = push.pusher, push.session
+        asked = _asked(request)
+        receipt, parameters = host.push_pull(push, asked, deadline=deadline_of(call, self._limits))
         yield [shard_pb2.PushPullResponse(push=_response(receipt)).SerializeToString()]
-        for parts in self._pull(pull, call):
+        for parts in self._answer(host, asked, parameters, call):
             yield chunks.embedded(2, parts)
 
-    def _push(
+    def _receive(
         self, messages: Iterable[tuple[bytes | memoryview, bytes | None]], call: Call
-    ) -> tuple[Receipt, shard_pb2.PullRequest]:
-        """Receive a whole push and apply it; returns also what to pull afterwards, as job and pusher of the push."""
+    ) -> tuple[ShardHost, Push, shard_pb2.PullRequest]:
+        """Receive a whole push, and what to pull after it."""
         start: shard_pb2.PushStart | None = None
         commit: shard_pb2.PushCommit | None = None
         pull = shard_pb2.PullRequest()
@@ -104,11 +107,10 @@ class ShardCalls:
                     start = part.start
                     self._tokens.check(call.invocation_metadata(), start.job)
                     host = self._hosts(start.job)
-                    host.renew(start.pusher, start.session)
+                    host.may_push(start.pusher, start.session)
                     assembly = Assembly(host.partition, host.index, self._buffers)
                     if beside:
                         pull = parse(shard_pb2.PushPullRequest, beside).pull
-                    pull.job, pull.pusher, pull.session = start.job, start.pusher, start.session
                 elif part.HasField("start"):
                     raise InvalidArgument("came twice", field="start")
                 if commit is not None:
@@ -138,40 +140,18 @@ class ShardCalls:
             start.session,
             finite=True,
         )
-        narrow = Narrow(partial(self._buffers.take, dtype="<u2")) if _is_narrow(pull) else None
-        receipt = host.push(push, deadline=deadline_of(call, self._limits), narrow=narrow)
-        if narrow is not None and narrow.items is not None and narrow.stamp is not None:
-            flat: Mapping[str, Array] = {"float32": narrow.items}
-            host.adopt(self._publish["bfloat16"], narrow.stamp, flat)
-        return receipt, pull
+        return host, push, pull
 
-    def _pull(self, request: shard_pb2.PullRequest, call: Call) -> Iterator[list[bytes | memoryview]]:
-        """The parameters as the parts of PullResponses."""
-        self._tokens.check(call.invocation_metadata(), request.job)
-        host = self._hosts(request.job)
-        name = codec.encoding_name(request.encoding or codec.ENCODINGS["float32"].number, field="encoding")
-        if "float32" not in codec.ENCODINGS[name].parameters:
-            raise InvalidArgument(f"parameters do not travel as {name}", field="encoding")
-        options: dict[str, Any] = {
-            "deadline": deadline_of(call, self._limits),
-            "pusher": request.pusher or None,
-            "session": request.session,
-            "training": request.training,
-            "at_least": request.at_least,
-        }
-        if request.rows:
-            wanted = {part.tensor: _numbers(part) for part in request.rows}
-            stamp, found = host.pull_rows(wanted, **options)
-            fields = _chunks_of_rows(host, wanted, found, name)
-        else:
-            stamp, flat = host.pull(self._publish[name], **options)
-            fields = _chunks(host, flat, name)
-        first = shard_pb2.PullResponse(
-            stamp=types_pb2.Stamp(incarnation=stamp.incarnation, clock=stamp.clock)
-        )
+    def _answer(
+        self, host: ShardHost, asked: PullRequest, parameters: Parameters, call: Call
+    ) -> Iterator[list[bytes | memoryview]]:
+        """Parameters as the parts of PullResponses; small tensors share a message."""
+        stamp = types_pb2.Stamp(incarnation=parameters.stamp.incarnation, clock=parameters.stamp.clock)
+        fields = _chunks(host, asked, parameters.arrays)
+        first = shard_pb2.PullResponse(stamp=stamp)
         head: list[bytes | memoryview] = [first.SerializeToString()]
         with self.stalls.watching(call) as moved:
-            for parts in fields:  # small tensors share a message
+            for parts in fields:
                 head += parts
                 if sum(map(len, head)) >= codec.CHUNK_BYTES:
                     yield head
@@ -181,9 +161,12 @@ class ShardCalls:
                 yield head
 
 
-def _is_narrow(pull: shard_pb2.PullRequest) -> bool:
-    """Whether all parameters are asked for in bfloat16."""
-    return pull.encoding == codec.ENCODINGS["bfloat16"].number and not pull.rows
+def _asked(request: shard_pb2.PullRequest) -> PullRequest:
+    encoding = codec.encoding_name(request.encoding or codec.ENCODINGS["float32"].number, field="encoding")
+    if "float32" not in codec.ENCODINGS[encoding].parameters:
+        raise InvalidArgument(f"parameters do not travel as {encoding}", field="encoding")
+    rows = {part.tensor: _numbers(part) for part in request.rows}
+    return PullRequest(request.pusher, request.session, request.training, request.at_least, encoding, rows)
 
 
 def _numbers(part: shard_pb2.RowSet) -> Array:
@@ -194,46 +177,19 @@ def _numbers(part: shard_pb2.RowSet) -> Array:
     return np.frombuffer(part.rows, "<u4").astype(np.int64)
 
 
-def _chunks(host: ShardHost, flat: Mapping[str, Array], name: str) -> Iterator[list[bytes | memoryview]]:
-    """A shard's parameters, flat by dtype, as chunks."""
-    for span, dtype, offset in host.partition.layout(host.index):
-        values = flat[dtype][offset : offset + span.numel]
-        yield from codec.encode(span.tensor, values, span.start, name if dtype == "float32" else dtype)
-
-
-def _chunks_of_rows(
-    host: ShardHost, wanted: Mapping[str, Array], found: Mapping[str, Array], name: str
+def _chunks(
+    host: ShardHost, asked: PullRequest, arrays: Mapping[str, Array]
 ) -> Iterator[list[bytes | memoryview]]:
-    """What `ShardHost.pull_rows` found, as chunks."""
-    for span, dtype, _ in host.partition.layout(host.index):
-        encoding, values = name if dtype == "float32" else dtype, found[span.tensor]
-        if span.tensor in wanted:
-            yield from codec.encode_rows(span.tensor, wanted[span.tensor], values, encoding)
-        else:
+    """A shard's answer to a pull, as `Parameters` has it, as chunks."""
+    for span, dtype, offset in host.partition.layout(host.index):
+        encoding = asked.encoding if dtype == "float32" else dtype
+        if not asked.rows:
+            values = arrays[dtype][offset : offset + span.numel]
             yield from codec.encode(span.tensor, values, span.start, encoding)
-
-
-def _publisher(name: str, buffers: Buffers) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
-    """Copies a shard's flat arrays, float32 ones in an encoding's items."""
-
-    def publish(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-        return {
-            dtype: copied(values, name if dtype == "float32" else dtype) for dtype, values in arrays.items()
-        }
-
-    def copied(values: Array, encoding: str) -> Array:
-        out = buffers.take(values.size, codec.ENCODINGS[encoding].item)
-
-        def part(start: int, stop: int) -> None:
-            if encoding in ("bfloat16", "float16"):
-                codec.narrow(values[start:stop], encoding, out[start:stop])
-            else:
-                out[start:stop] = values[start:stop]
-
-        share(values.size, part)
-        return out
-
-    return publish
+        elif span.tensor in asked.rows:
+            yield from codec.encode_rows(span.tensor, asked.rows[span.tensor], arrays[span.tensor], encoding)
+        else:
+            yield from codec.encode(span.tensor, arrays[span.tensor], span.start, encoding)
 
 
 def _response(receipt: Receipt) -> shard_pb2.PushResponse:

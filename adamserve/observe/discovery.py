@@ -97,4 +97,4 @@ class Directory:
 
 
 def _number(process: Process, number: int) -> dict[str, str]:
-    return {} if process == "controller" else {process: str(number)}
+    return {} if process == "driver" else {process: str(number)}

@@ -19,9 +19,10 @@ from prometheus_client.registry import Collector
 
 from adamserve.errors import Unavailable
 from adamserve.job import host_port
-from adamserve.observe.families import BUILD_INFO, JOB_FAMILIES, JOBS, JOBS_SHOWN, Family, Observed, Process
+from adamserve.observe.families import BUILD_INFO, JOB_FAMILIES, JOBS, JOBS_SHOWN, Family, Process
+from adamserve.observe.state import JobState
 
-__all__ = ["Exporter", "Guard", "JobCollector", "Observed", "Page", "Reading"]
+__all__ = ["Exporter", "Guard", "JobCollector", "Page", "Reading"]
 
 log = logging.getLogger("adamserve.metrics")
 
@@ -70,22 +71,22 @@ class Reading(Collector):
 
 
 class JobCollector(Collector):
-    """Turns what was last observed of the jobs into samples."""
+    """Turns how the jobs stood at the last look into samples."""
 
     def __init__(self) -> None:
-        self.observed: tuple[Observed, ...] | None = None
+        self.jobs: tuple[JobState, ...] | None = None
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, so that registering reads nothing."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Samples of the moment last observed; none before that."""
-        observed = self.observed
-        if observed is None:
+        """Samples of the last look; none before it."""
+        jobs = self.jobs
+        if jobs is None:
             return
-        shown = sorted(observed, key=lambda one: one.job)[:JOBS_SHOWN]
-        yield from Reading([JOBS], lambda: [len(observed)]).collect()
+        shown = sorted(jobs, key=lambda job: job.job)[:JOBS_SHOWN]
+        yield from Reading([JOBS], lambda: [len(jobs)]).collect()
         yield from Reading(JOB_FAMILIES, lambda: shown).collect()
 
 
@@ -189,7 +190,7 @@ class Exporter:
         pages: Mapping[str, Page] | None = None,
         guard: Guard | None = None,
         *,
-        process: Process = "controller",
+        process: Process = "driver",
         collect: Sequence[Collector] = (),
         open_pages: Mapping[str, Page] | None = None,
     ) -> Self:
@@ -227,9 +228,9 @@ class Exporter:
         """The port that is listened on."""
         return int(self._server.server_port)
 
-    def show(self, *observed: Observed) -> None:
+    def show(self, *jobs: JobState) -> None:
         """Show these jobs from now on."""
-        self._collector.observed = observed
+        self._collector.jobs = jobs
 
     def close(self) -> None:
         """Stop listening."""

@@ -14,9 +14,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from adamserve import __version__
 from adamserve.observe.rpc_counts import Calls
-from adamserve.regret import Account
+from adamserve.observe.state import JobState
 from adamserve.shard.durations import Times
-from adamserve.shard.events import Event
 from adamserve.shard.statistics import ShardStatistics
 
 STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -28,87 +27,28 @@ OUTCOMES = ("APPLIED", "DUPLICATE", "STALE", "INVALID")
 JOBS_SHOWN = 64
 """Jobs that a process shows, the first ones by name; `adamserve_jobs` counts all."""
 
-Process = Literal["controller", "shard", "worker"]
-PROCESSES: tuple[Process, ...] = ("controller", "shard", "worker")
-"""The controller's is the process that runs `adamserve train` or `adamserve serve`."""
+Process = Literal["driver", "shard", "worker"]
+PROCESSES: tuple[Process, ...] = ("driver", "shard", "worker")
+"""The driver is the process that runs `adamserve train` or `adamserve serve`."""
 
 
-class RollbackSeen(Protocol):
-    """What the metrics need of a rollback."""
-
-    @property
-    def shard(self) -> int: ...
-
-
-class StatusSeen(Protocol):
-    """What the metrics need of a job's status (`adamserve.cluster.controller.JobStatus`)."""
+class StepGauge(Protocol):
+    """What a worker's process counts of its steps."""
 
     @property
-    def shards(self) -> tuple[ShardStatistics, ...]: ...
+    def steps(self) -> int:
+        """Steps made since the process began."""
+
     @property
-    def rollbacks(self) -> tuple[RollbackSeen, ...]: ...
-    @property
-    def events(self) -> tuple[Event, ...]: ...
-    @property
-    def healthy(self) -> bool: ...
-    @property
-    def failed(self) -> str: ...
-    @property
-    def checkpoints(self) -> int: ...
-    @property
-    def checkpoint_age_s(self) -> float | None: ...
-    @property
-    def checkpoint_seconds(self) -> float | None: ...
-    @property
-    def rule(self) -> str: ...
-    @property
-    def rate(self) -> float: ...
-    @property
-    def down(self) -> tuple[int, ...]: ...
-    @property
-    def skew(self) -> int | None: ...
-    @property
-    def lag(self) -> int | None: ...
+    def seconds(self) -> Mapping[str, float]:
+        """What they took, by part."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """A job at one moment.
+WorkerOfJob = tuple[str, int, StepGauge]
+"""A job's name, and the number and the gauge of one worker of it in the worker's own process."""
 
-    Attributes:
-        regret_bound: what the theorem bounds R(T)/T by, with its constants measured; None where it is not.
-    """
-
-    job: str
-    status: StatusSeen | None
-    account: Account
-    test_accuracy: float | None
-    regret_bound: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSeen:
-    """One shard of a job, in its own process."""
-
-    job: str
-    shard: ShardStatistics
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSeen:
-    """A worker, in its own process.
-
-    Attributes:
-        rank: its number in the job.
-        steps: steps made since the process began.
-        seconds: what they took, by part.
-    """
-
-    job: str
-    rank: int
-    steps: int
-    seconds: Mapping[str, float]
-
+ShardOfJob = tuple[str, ShardStatistics]
+"""A job's name, and one shard of it in the shard's own process."""
 
 Source = TypeVar("Source")
 
@@ -130,6 +70,8 @@ class Family(Generic[Source]):
         labels: their names.
         processes: which processes have it.
         read: its samples, from what such a process has.
+        word: of a job, its name among the facts that people read; empty where it is not one of them.
+        form: how its number is written there.
     """
 
     name: str
@@ -138,131 +80,139 @@ class Family(Generic[Source]):
     labels: tuple[str, ...]
     processes: tuple[Process, ...]
     read: Callable[[Source], Samples]
+    word: str = ""
+    form: str = ".4g"
 
 
 def _job(
     name: str,
     kind: Literal["counter", "gauge"],
     help: str,
-    value: Callable[[Observed], float | None],
-) -> Family[Observed]:
+    value: Callable[[JobState], float | None],
+    *,
+    word: str = "",
+    form: str = ".4g",
+) -> Family[JobState]:
     """One sample a job, or none while there is no value."""
 
-    def read(observed: Observed) -> Samples:
-        found = value(observed)
-        return [] if found is None else [((observed.job,), found)]
+    def read(job: JobState) -> Samples:
+        sample = value(job)
+        return [] if sample is None else [((job.job,), sample)]
 
-    return Family(name=name, kind=kind, help=help, labels=("job",), processes=("controller",), read=read)
-
-
-def _status(
-    name: str,
-    kind: Literal["counter", "gauge"],
-    help: str,
-    value: Callable[[StatusSeen], float | None],
-) -> Family[Observed]:
-    """One sample a job whose status is known."""
-    return _job(
-        name, kind, help, lambda observed: None if observed.status is None else value(observed.status)
+    return Family(
+        name=name,
+        kind=kind,
+        help=help,
+        labels=("job",),
+        processes=("driver",),
+        read=read,
+        word=word,
+        form=form,
     )
 
 
-def _up(observed: Observed) -> Samples:
-    if observed.status is None:
-        return []
-    down = observed.status.down
-    known = {shard.shard for shard in observed.status.shards} | set(down)
-    return [((observed.job, str(shard)), float(shard not in down)) for shard in sorted(known)]
+def _up(job: JobState) -> Samples:
+    known = {shard.shard for shard in job.shards} | set(job.down)
+    return [((job.job, str(shard)), float(shard not in job.down)) for shard in sorted(known)]
 
 
-def _rate(observed: Observed) -> Samples:
-    status = observed.status
-    return [] if status is None else [((observed.job, status.rule), status.rate)]
-
-
-JOB_FAMILIES: tuple[Family[Observed], ...] = (
+JOB_FAMILIES: tuple[Family[JobState], ...] = (
     _job(
         "adamserve_loss",
         "gauge",
         "Training loss, mean of the last 50 batches.",
-        lambda seen: seen.account.loss,
+        lambda job: job.loss,
+        word="loss",
     ),
     _job(
         "adamserve_best_loss",
         "gauge",
         "Lowest that the training loss has been.",
-        lambda seen: seen.account.best,
+        lambda job: job.best_loss,
+        word="best loss",
     ),
     _job(
         "adamserve_losses_not_finite_total",
         "counter",
         "Losses reported as NaN or infinite, and refused.",
-        lambda seen: seen.account.not_finite,
+        lambda job: job.losses_not_finite,
     ),
     _job(
         "adamserve_regret",
         "gauge",
         "R(T): sum of losses above the comparator's.",
-        lambda seen: seen.account.regret if seen.account.steps else None,
+        lambda job: job.regret,
     ),
-    _job("adamserve_average_regret", "gauge", "R(T)/T.", lambda seen: seen.account.average),
+    _job("adamserve_average_regret", "gauge", "R(T)/T.", lambda job: job.average_regret, word="R(T)/T"),
     _job(
         "adamserve_average_regret_bound",
         "gauge",
         "Bound on R(T)/T by Kingma & Ba's Theorem 4.1, its constants measured on the workers' gradients.",
-        lambda seen: seen.regret_bound,
+        lambda job: job.numbers.get("average_regret_bound"),
     ),
     _job(
         "adamserve_test_accuracy_ratio",
         "gauge",
         "Share of the test set classified rightly, at the last evaluation.",
-        lambda seen: seen.test_accuracy,
+        lambda job: job.numbers.get("test_accuracy"),
+        word="test accuracy",
+        form=".2%",
     ),
     Family(
         name="adamserve_learning_rate",
         kind="gauge",
         help="The rule's rate at the slowest shard's clock; a push may bring its own.",
         labels=("job", "rule"),
-        processes=("controller",),
-        read=_rate,
+        processes=("driver",),
+        read=lambda job: [((job.job, job.rule), job.rate)] if job.rule else [],
     ),
     Family(
         name="adamserve_shard_up",
         kind="gauge",
         help="1 while the shard's process lives, 0 while it is gone or being restored.",
         labels=("job", "shard"),
-        processes=("controller",),
+        processes=("driver",),
         read=_up,
     ),
-    _status(
+    _job(
+        "adamserve_updates_per_second",
+        "gauge",
+        "Updates of the slowest shard in a second, over the last 5 seconds.",
+        lambda job: job.updates_per_s,
+        word="updates/s",
+        form=".3g",
+    ),
+    _job(
         "adamserve_clock_skew_updates",
         "gauge",
         "Updates between the shard that is farthest ahead and the last one, all asked within one round.",
-        lambda status: status.skew,
+        lambda job: job.clock_skew,
     ),
-    _status(
+    _job(
         "adamserve_rollbacks_total",
         "counter",
         "Restores of a shard from a checkpoint.",
-        lambda status: len(status.rollbacks),
+        lambda job: len(job.rollbacks),
+        word="rollbacks",
+        form="d",
     ),
-    _status(
+    _job(
         "adamserve_checkpoint_age_seconds",
         "gauge",
         "Since the last checkpoint.",
-        lambda status: status.checkpoint_age_s,
+        lambda job: job.checkpoint_age_s,
     ),
-    _status(
+    _job(
         "adamserve_checkpoint_duration_seconds",
         "gauge",
         "Time that the last checkpoint took to write.",
-        lambda status: status.checkpoint_seconds,
+        lambda job: job.checkpoint_seconds,
     ),
-    _status(
+    _job(
         "adamserve_durability_lag_updates",
         "gauge",
         "Most updates that a shard has applied since the last checkpoint: what its death would lose.",
-        lambda status: status.lag,
+        lambda job: job.unsaved_updates,
     ),
 )
 
@@ -272,12 +222,13 @@ def _shard(
     kind: Literal["counter", "gauge", "histogram"],
     help: str,
     value: Callable[[ShardStatistics], Any],
-) -> Family[ShardSeen]:
+) -> Family[ShardOfJob]:
     """One sample a shard of a job, or none while there is no value."""
 
-    def read(seen: ShardSeen) -> Samples:
-        found = value(seen.shard)
-        return [] if found is None else [((seen.job, str(seen.shard.shard)), found)]
+    def read(of_job: ShardOfJob) -> Samples:
+        job, shard = of_job
+        sample = value(shard)
+        return [] if sample is None else [((job, str(shard.shard)), sample)]
 
     return Family(name=name, kind=kind, help=help, labels=("job", "shard"), processes=("shard",), read=read)
 
@@ -288,18 +239,19 @@ def _by(
     help: str,
     label: str,
     values: Callable[[ShardStatistics], Mapping[str, float]],
-) -> Family[ShardSeen]:
+) -> Family[ShardOfJob]:
     """One sample a shard of a job and value of a further label."""
 
-    def read(seen: ShardSeen) -> Samples:
-        return [((seen.job, str(seen.shard.shard), key), n) for key, n in values(seen.shard).items()]
+    def read(of_job: ShardOfJob) -> Samples:
+        job, shard = of_job
+        return [((job, str(shard.shard), key), n) for key, n in values(shard).items()]
 
     return Family(
         name=name, kind=kind, help=help, labels=("job", "shard", label), processes=("shard",), read=read
     )
 
 
-SHARD_FAMILIES: tuple[Family[ShardSeen], ...] = (
+SHARD_FAMILIES: tuple[Family[ShardOfJob], ...] = (
     _by(
         "adamserve_pushes_total",
         "counter",
@@ -389,14 +341,24 @@ SHARD_FAMILIES: tuple[Family[ShardSeen], ...] = (
 )
 
 
-WORKER_FAMILIES: tuple[Family[WorkerSeen], ...] = (
+def _worker_steps(of_job: WorkerOfJob) -> Samples:
+    job, rank, gauge = of_job
+    return [((job, str(rank)), gauge.steps)]
+
+
+def _worker_seconds(of_job: WorkerOfJob) -> Samples:
+    job, rank, gauge = of_job
+    return [((job, str(rank), part), seconds) for part, seconds in dict(gauge.seconds).items()]
+
+
+WORKER_FAMILIES: tuple[Family[WorkerOfJob], ...] = (
     Family(
         name="adamserve_worker_steps_total",
         kind="counter",
         help="Steps made: pull, gradient, push.",
         labels=("job", "worker"),
         processes=("worker",),
-        read=lambda seen: [((seen.job, str(seen.rank)), seen.steps)],
+        read=_worker_steps,
     ),
     Family(
         name="adamserve_worker_seconds_total",
@@ -404,7 +366,7 @@ WORKER_FAMILIES: tuple[Family[WorkerSeen], ...] = (
         help="Time that the steps took, by part: pull, compute, push.",
         labels=("job", "worker", "part"),
         processes=("worker",),
-        read=lambda seen: [((seen.job, str(seen.rank), part), s) for part, s in seen.seconds.items()],
+        read=_worker_seconds,
     ),
 )
 
@@ -414,7 +376,7 @@ RPC_FAMILIES: tuple[Family[Calls], ...] = (
         kind="counter",
         help="Calls that came in, by method.",
         labels=("carrier", "method"),
-        processes=("controller", "shard"),
+        processes=("driver", "shard"),
         read=lambda calls: calls.begun().items(),
     ),
     Family(
@@ -422,7 +384,7 @@ RPC_FAMILIES: tuple[Family[Calls], ...] = (
         kind="counter",
         help="Calls that were answered, by method and gRPC status code.",
         labels=("carrier", "method", "code"),
-        processes=("controller", "shard"),
+        processes=("driver", "shard"),
         read=lambda calls: calls.answered().items(),
     ),
 )
@@ -441,7 +403,7 @@ JOBS: Family[int] = Family(
     kind="gauge",
     help="Jobs of the service; the metrics show the first 64.",
     labels=(),
-    processes=("controller",),
+    processes=("driver",),
     read=lambda jobs: [((), jobs)],
 )
 

@@ -21,15 +21,15 @@ class News:
     def show(self, *jobs: JobState) -> None:
         """Take in the jobs as they are now."""
         for job in jobs:
-            if job.name not in self._jobs:
-                log.info("job is served", extra=fields(job=job.name, rule=job.rule))
-            if job.failed and self._jobs.get(job.name) != job.failed:
-                log.error("job cannot go on: %s", job.failed, extra=fields(job=job.name))
+            if job.job not in self._jobs:
+                log.info("job is served", extra=fields(job=job.job, rule=job.rule))
+            if job.failed and self._jobs.get(job.job) != job.failed:
+                log.error("job cannot go on: %s", job.failed, extra=fields(job=job.job))
             for event in job.events:
-                self._tell(job.name, event)
-        for name in self._jobs.keys() - {job.name for job in jobs}:
+                self._tell(job.job, event)
+        for name in self._jobs.keys() - {job.job for job in jobs}:
             log.info("job has gone", extra=fields(job=name))
-        self._jobs = {job.name: job.failed for job in jobs}
+        self._jobs = {job.job: job.failed for job in jobs}
 
     def _tell(self, job: str, event: Event) -> None:
         own = event.shards if event.kind == "rollback" else ()

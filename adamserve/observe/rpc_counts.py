@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 METHODS_KNOWN = 64
 """Different methods that are told apart for each carrier; further ones count as "other"."""
 
 
 class Calls:
-    """Counts the calls of one process. Thread-safe; a call costs two additions."""
+    """Counts the calls of one process. Thread-safe; a call costs two additions.
+
+    Pickled, it is a copy of the counts of that moment.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,6 +42,13 @@ class Calls:
         """Calls that were answered, by (carrier, method, code)."""
         with self._lock:
             return dict(self._handled)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {"_known": self._known, "_started": self._started.copy(), "_handled": self._handled.copy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def _name(self, carrier: str, method: str) -> str:
         known = self._known.setdefault(carrier, set())

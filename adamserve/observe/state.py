@@ -1,29 +1,53 @@
-"""How a job stands, as people and programs see it: the status page, `adamserve status` and `adamserve top`.
+"""How a job stands: one shape, from the shards to the page, `adamserve top`, the metrics, the wire and JSON.
 
 Plain values; a client without Ray or torch reads them too.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from adamserve.observe.plain import from_plain, to_plain
 from adamserve.shard.events import Event
-from adamserve.shard.statistics import PusherStatistics
-from adamserve.values import Clocks, Stamp
+from adamserve.shard.statistics import PusherStatistics, ShardStatistics
+from adamserve.values import Clocks
 
 
-@dataclass(frozen=True, slots=True)
-class ShardSeen:
-    """One shard of a job: whether its process lives, its moment, and its counts."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollback:
+    """A shard that died and was restored from a checkpoint.
+
+    Attributes:
+        shard: the shard.
+        incarnation: the one that it is in since.
+        clock_before: its clock before, as last seen or checkpointed.
+        clock_after: its clock since.
+        checkpoint: number of the checkpoint that it was restored from.
+        seconds: time that the restore took.
+        reason: why the shard was replaced.
+        at: when it was done, in seconds since 1970.
+    """
 
     shard: int
-    up: bool
-    stamp: Stamp
-    pushes: Mapping[str, int]
-    waiting: int
-    state_bytes: int
+    incarnation: int
+    clock_before: int
+    clock_after: int
+    checkpoint: int
+    seconds: float
+    reason: str
+    at: float = 0.0
+
+    def event(self) -> Event:
+        """For people."""
+        text = (
+            f"restored from checkpoint {self.checkpoint} into incarnation {self.incarnation},"
+            f" clock {self.clock_before} to {self.clock_after}, in {self.seconds:.1f} s: {self.reason}"
+        )
+        return Event(self.at, "rollback", (self.shard,), "", text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,125 +55,111 @@ class JobState:
     """How a job stands.
 
     Attributes:
-        failed: why it cannot go on; "" where it can.
-        rule, rate: the rule's name, and its rate now by its schedule.
-        loss, best_loss: mean of the last 50 losses reported, and the lowest that it has been.
-        regret, regret_steps: R(T), and T, over the losses reported with a comparator; see `Client.report`.
-        test_accuracy: at the last evaluation, where the job's driver makes one.
-        checkpoint, checkpoint_age_s: number of the newest one, 0 for none, and seconds since it was written.
-        rollbacks: how often a shard was restored.
-        staleness: decided pushes by staleness in updates, over all shards.
-        pushers: those whose lease runs, by name.
-        events: the newest ones, oldest first.
+        job: its name.
+        failed: why it cannot go on; empty where it can.
+        consistency: its mode, as `consistency.parse` reads it.
+        rule: its rule's name.
+        rate: the rule's rate at the slowest shard's clock; a push may bring its own.
+        loss: mean of the last 50 losses reported; None before the first.
+        best_loss: lowest that `loss` has been.
+        losses_not_finite: losses that were NaN or infinite, and refused.
+        regret: R(T), the sum of losses above the comparator's; None where none was reported with a comparator's.
+        regret_steps: T, losses reported together with a comparator's.
+        numbers: what else was reported of the job, by name, such as test_accuracy.
+        checkpoint: number of the newest checkpoint; 0 for none.
+        checkpoint_age_s: seconds since it was written, or since the job began if there is none yet; None where no
+            checkpoints are kept.
+        checkpoint_seconds: seconds that it took to write.
+        unsaved_updates: most updates that a shard has applied since; None where no checkpoints are kept.
+        clock_skew: updates between the shard that is farthest ahead and the last one, all asked at once.
+        updates_per_s: updates of the slowest shard in a second, lately; None until it is known.
+        down: shards that do not hold the job now: their process is gone, or their restore failed.
+        rollbacks: restores of shards, oldest first.
+        shards: each shard that was seen, in shard order.
+        events: the newest ones of all shards, oldest first.
     """
 
-    name: str
-    healthy: bool = True
+    job: str
     failed: str = ""
+    consistency: str = ""
     rule: str = ""
     rate: float = 0.0
     loss: float | None = None
     best_loss: float | None = None
+    losses_not_finite: int = 0
     regret: float | None = None
     regret_steps: int = 0
-    test_accuracy: float | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
     checkpoint: int = 0
     checkpoint_age_s: float | None = None
-    rollbacks: int = 0
-    shards: tuple[ShardSeen, ...] = ()
-    staleness: Mapping[int, int] = field(default_factory=dict)
-    pushers: tuple[PusherStatistics, ...] = ()
+    checkpoint_seconds: float | None = None
+    unsaved_updates: int | None = None
+    clock_skew: int | None = None
+    updates_per_s: float | None = None
+    down: tuple[int, ...] = ()
+    rollbacks: tuple[Rollback, ...] = ()
+    shards: tuple[ShardStatistics, ...] = ()
     events: tuple[Event, ...] = ()
 
     @property
-    def clocks(self) -> Clocks:
-        """Every shard's moment."""
-        return Clocks(shard.stamp for shard in self.shards)
-
-    @property
-    def live(self) -> tuple[str, ...]:
-        """The pushers' names."""
-        return tuple(pusher.name for pusher in self.pushers)
-
-    @property
     def state(self) -> Literal["healthy", "starting", "restoring", "failed"]:
-        """In one word."""
+        """The job in one word."""
         if self.failed:
             return "failed"
         if not self.shards:
             return "starting"
-        return "healthy" if self.healthy else "restoring"
+        return "restoring" if self.down else "healthy"
+
+    @property
+    def clocks(self) -> Clocks:
+        """Every shard's stamp."""
+        return Clocks(shard.stamp for shard in self.shards)
 
     @property
     def average_regret(self) -> float | None:
         """R(T)/T."""
         return None if self.regret is None else self.regret / self.regret_steps
 
+    @property
+    def staleness(self) -> Mapping[int, int]:
+        """Decided pushes by staleness in updates, over all shards."""
+        total: Counter[int] = Counter()
+        for shard in self.shards:
+            total.update(shard.staleness)
+        return total
+
+    @property
+    def pushers(self) -> tuple[PusherStatistics, ...]:
+        """Pushers whose lease runs on some shard, by name, each as the shard that saw most of it has it."""
+        latest: dict[str, PusherStatistics] = {}
+        for shard in self.shards:
+            for pusher in shard.pushers:
+                before = latest.get(pusher.name, pusher)
+                latest[pusher.name] = max(before, pusher, key=lambda p: (p.seq, p.pushed_at or 0.0))
+        return tuple(latest[name] for name in sorted(latest))
+
+
+DERIVED = ("state", "average_regret", "staleness", "pushers")
+"""What JSON has besides the fields."""
+
 
 def as_json(job: JobState) -> dict[str, Any]:
-    """A job's state as every `--format json` and `/status.json` write it."""
-    return {
-        "job": job.name,
-        "state": job.state,
-        "failed": job.failed,
-        "rule": job.rule,
-        "rate": job.rate,
-        "loss": job.loss,
-        "best_loss": job.best_loss,
-        "regret": job.regret,
-        "regret_steps": job.regret_steps,
-        "average_regret": job.average_regret,
-        "test_accuracy": job.test_accuracy,
-        "checkpoint": job.checkpoint,
-        "checkpoint_age_s": job.checkpoint_age_s,
-        "rollbacks": job.rollbacks,
-        "shards": [
-            {
-                "shard": shard.shard,
-                "up": shard.up,
-                "incarnation": shard.stamp.incarnation,
-                "clock": shard.stamp.clock,
-                "pushes": dict(shard.pushes),
-                "waiting": shard.waiting,
-                "state_bytes": shard.state_bytes,
-            }
-            for shard in job.shards
-        ],
-        "staleness": {str(updates): count for updates, count in sorted(job.staleness.items())},
-        "pushers": [{"name": p.name, "seq": p.seq, "pushed_at": p.pushed_at} for p in job.pushers],
-        "events": [
-            {
-                "at": event.at,
-                "kind": event.kind,
-                "shards": list(event.shards),
-                "pusher": event.pusher,
-                "reason": event.reason,
-                "count": event.count,
-            }
-            for event in job.events
-        ],
-    }
+    """A job's state as every `--format json` and `/status.json` write it; NaN and infinity are text."""
+    record: dict[str, Any] = to_plain(job, _json_number)
+    return record | {name: to_plain(getattr(job, name), _json_number) for name in DERIVED}
 
 
-def from_json(found: Mapping[str, Any]) -> JobState:
-    """The state that `as_json` has written."""
-    same = "failed rule rate loss best_loss regret regret_steps test_accuracy checkpoint checkpoint_age_s rollbacks"
-    return JobState(
-        name=found["job"],
-        healthy=found["state"] == "healthy",
-        **{name: found[name] for name in same.split()},
-        shards=tuple(
-            ShardSeen(
-                s["shard"],
-                s["up"],
-                Stamp(s["incarnation"], s["clock"]),
-                s["pushes"],
-                s["waiting"],
-                s["state_bytes"],
-            )
-            for s in found["shards"]
-        ),
-        staleness={int(updates): count for updates, count in found["staleness"].items()},
-        pushers=tuple(PusherStatistics(**pusher) for pusher in found["pushers"]),
-        events=tuple(Event(**{**event, "shards": tuple(event["shards"])}) for event in found["events"]),
-    )
+def from_json(record: Mapping[str, Any]) -> JobState:
+    """The state that `as_json` has written, by this version or another.
+
+    Raises:
+        ValueError, TypeError: it is no such thing.
+    """
+    return from_plain(JobState, record)
+
+
+def _json_number(value: Any) -> Any:
+    """JSON has no number that is not finite; these are the texts that protobuf's JSON has for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

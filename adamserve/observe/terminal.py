@@ -18,7 +18,7 @@ from adamserve.observe.words import (
     histogram,
     number,
     pusher_row,
-    shard_row,
+    shard_rows,
     silent_first,
 )
 
@@ -60,7 +60,7 @@ def _job(job: JobState, curves: Curves, now: float) -> RenderableType:
     from rich.text import Text
 
     parts: list[RenderableType] = [
-        Rule(Text(job.name, "bold"), align="left"),
+        Rule(Text(job.job, "bold"), align="left"),
         Text("  ".join(f"{name} {text}" for name, text in facts(job))),
     ]
     if job.failed:
@@ -75,7 +75,7 @@ def _job(job: JobState, curves: Curves, now: float) -> RenderableType:
     if job.staleness:
         bars = blocks([float(count) for count in histogram(job.staleness)], low=0.0)
         parts.append(Text(f"{'staleness in updates':20} {bars}  0 to {max(job.staleness)}"))
-    parts.append(_table(SHARD_HEAD, [shard_row(shard) for shard in job.shards]))
+    parts.append(_table(SHARD_HEAD, shard_rows(job)))
     pushers = silent_first(job.pushers)
     parts.append(Text(f"\n{counted_pushers(pushers)}"))
     if pushers:

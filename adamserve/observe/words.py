@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from adamserve.observe.state import JobState, ShardSeen
+from adamserve.observe.families import JOB_FAMILIES, OUTCOMES
+from adamserve.observe.state import JobState
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics
-
-OUTCOMES = ("APPLIED", "DUPLICATE", "STALE", "INVALID")
 
 SHARD_HEAD = (
     "shard",
@@ -30,29 +29,34 @@ BARS = 41
 def facts(job: JobState) -> list[tuple[str, str]]:
     """What is known of a job as a whole, by name."""
     age = job.checkpoint_age_s
-    found = [
+    numbers = [
+        (family.word, format(sample, family.form))
+        for family in JOB_FAMILIES
+        if family.word
+        for _, sample in family.read(job)
+    ]
+    named = [
         ("state", job.state),
         ("rule", f"{job.rule} at rate {job.rate:.3g}" if job.rule else ""),
-        ("loss", number(job.loss)),
-        ("best loss", number(job.best_loss)),
-        ("R(T)/T", number(job.average_regret)),
-        ("test accuracy", "" if job.test_accuracy is None else f"{job.test_accuracy:.2%}"),
+        *numbers,
         ("checkpoint", f"{job.checkpoint}, {age:.0f} s ago" if job.checkpoint and age is not None else ""),
-        ("rollbacks", str(job.rollbacks)),
     ]
-    return [(name, text) for name, text in found if text]
+    return [(name, text) for name, text in named if text]
 
 
-def shard_row(shard: ShardSeen) -> list[str]:
+def shard_rows(job: JobState) -> list[list[str]]:
     """Under `SHARD_HEAD`."""
     return [
-        str(shard.shard),
-        "up" if shard.up else "down",
-        str(shard.stamp.incarnation),
-        str(shard.stamp.clock),
-        *(str(shard.pushes.get(outcome, 0)) for outcome in OUTCOMES),
-        str(shard.waiting),
-        f"{shard.state_bytes / 1e6:.1f}",
+        [
+            str(shard.shard),
+            "down" if shard.shard in job.down else "up",
+            str(shard.stamp.incarnation),
+            str(shard.stamp.clock),
+            *(str(shard.pushes.get(outcome, 0)) for outcome in OUTCOMES),
+            str(shard.waiting),
+            f"{shard.state_bytes / 1e6:.1f}",
+        ]
+        for shard in job.shards
     ]
 
 

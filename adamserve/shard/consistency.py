@@ -2,123 +2,24 @@
 
 Three modes: `Async` applies on arrival (and may refuse, down-weight or compensate stale gradients), `SSP`
 lets a pusher run a bounded number of steps ahead of the slowest live one (Ho et al. 2013), `BSP` averages
-one push of every live pusher and steps once. `Leases` says who is live.
+one push of every live pusher and steps once. A further mode is a subclass of `Consistency`, made known by `register`
+or by an entry point of the group `adamserve.modes`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
-from typing import Any, Literal
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, Self
 
-from adamserve.errors import InvalidArgument
+from adamserve.errors import Conflict, InvalidArgument
 from adamserve.values import Config, Stamp
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Async:
-    """Apply every push as it arrives.
-
-    Attributes:
-        max_staleness: refuse a push that is more updates behind than this; None refuses none.
-        staleness_lr: "inverse" divides the rate by max(1, staleness) (Zhang et al. 2016, "Staleness-aware
-            async-SGD for distributed deep learning", equation 5); "none" leaves it.
-        delay_compensation: lambda of g + lambda*g*g*(w - w_pulled), a first-order estimate of the gradient at
-            the present w (Zheng et al. 2017, "Asynchronous stochastic gradient descent with delay
-            compensation", equation 10). 0 switches it off. It keeps one copy of the parameters for each
-            clock that some pusher last pulled at.
-    """
-
-    max_staleness: int | None = None
-    staleness_lr: Literal["none", "inverse"] = "none"
-    delay_compensation: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.max_staleness is not None and not self.max_staleness >= 0:
-            raise InvalidArgument(
-                f"must be at least 0 updates or None, got {self.max_staleness!r}", field="max_staleness"
-            )
-        if self.staleness_lr not in ("none", "inverse"):
-            raise InvalidArgument(
-                f"got {self.staleness_lr!r}", field="staleness_lr", fix="give 'none' or 'inverse'"
-            )
-        if not 0.0 <= self.delay_compensation < float("inf"):
-            raise InvalidArgument(
-                f"must be finite and at least 0, got {self.delay_compensation!r}", field="delay_compensation"
-            )
-
-    def __str__(self) -> str:
-        return "async"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SSP:
-    """Stale synchronous parallel: start a step only while at most `bound` steps ahead of the slowest live pusher.
-
-    Source: Ho et al. 2013, "More effective distributed ML via a stale synchronous parallel parameter server".
-    The training pull waits as the push does, so a gradient never lacks an update that the bound promises it.
-    """
-
-    bound: int
-
-    def __post_init__(self) -> None:
-        if not self.bound >= 0:
-            raise InvalidArgument(f"must be at least 0 steps, got {self.bound!r}", field="ssp bound")
-
-    def __str__(self) -> str:
-        return f"ssp:{self.bound}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BSP:
-    """Bulk synchronous parallel: average one push of every live pusher, then step once."""
-
-    def __str__(self) -> str:
-        return "bsp"
-
-
-Consistency = Async | SSP | BSP
-
-
-def parse(text: str, **async_options: Any) -> Consistency:
-    """Read "async", "ssp:S" or "bsp"; options that are not None belong to async alone.
-
-    Raises:
-        InvalidArgument: names the field `consistency`, or the option that the mode does not take.
-    """
-    given = {name: value for name, value in async_options.items() if value is not None}
-    name, _, bound = text.strip().lower().partition(":")
-    if name == "async" and not bound:
-        return Async(**given)
-    if given:
-        raise InvalidArgument(
-            f"is an option of async, not of {text!r}",
-            field=next(iter(given)),
-            fix="leave it out, or use async",
-        )
-    if name == "bsp" and not bound:
-        return BSP()
-    if name == "ssp" and bound.isdecimal():
-        return SSP(bound=int(bound))
-    raise InvalidArgument(
-        f"{text!r} is not a consistency mode",
-        field="consistency",
-        fix="give async, bsp, or ssp:S with S steps, as in ssp:2",
-    )
-
-
-def to_dict(mode: Consistency) -> dict[str, Any]:
-    """The mode as a JSON object that `from_dict` reads."""
-    return {"mode": type(mode).__name__.lower(), **asdict(mode)}
-
-
-def from_dict(config: Config) -> Consistency:
-    """The mode that `to_dict` wrote."""
-    options = dict(config)
-    kinds: Mapping[str, Callable[..., Consistency]] = {"async": Async, "ssp": SSP, "bsp": BSP}
-    return kinds[options.pop("mode")](**options)
+ENTRY_POINTS = "adamserve.modes"
+"""Group of entry points in which packages name their modes: NAME = "module:Class"."""
 
 
 class Verdict(Enum):
@@ -139,6 +40,187 @@ class Decision:
     lr_scale: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrival:
+    """What a mode decides a push by.
+
+    Attributes:
+        pusher: who pushes; a key of `steps`.
+        clock: the shard's clock, in updates.
+        staleness: updates between the pull and the arrival; never negative.
+        steps: pushes decided so far, for every live pusher.
+        waiting: pushers whose push for the present round is here already.
+    """
+
+    pusher: str
+    clock: int
+    staleness: int
+    steps: Mapping[str, int]
+    waiting: Collection[str] = ()
+
+
+class Consistency(ABC):
+    """A mode: a frozen dataclass, whose fields are its options.
+
+    Attributes:
+        name: what users call it, lower case.
+        gathers: a push that waits is kept, and the one that ends the wait applies the mean of all that are kept.
+        delay_compensation: see `Async`; 0 everywhere else.
+    """
+
+    name: ClassVar[str]
+    gathers: ClassVar[bool] = False
+    delay_compensation: float = 0.0
+
+    @abstractmethod
+    def admit(self, arrival: Arrival) -> Decision:
+        """Decide on a push of the shard's present incarnation: APPLY, WAIT or STALE."""
+
+    def may_start(self, pusher: str, steps: Mapping[str, int]) -> Decision:
+        """Decide whether a pusher may pull for its next step: APPLY or WAIT.
+
+        Args:
+            pusher: who pulls.
+            steps: pushes decided so far, for every live pusher.
+        """
+        return Decision(Verdict.APPLY, "no bound on steps")
+
+    @classmethod
+    def parse(cls, argument: str, options: Mapping[str, Any]) -> Self:
+        """Read what a user wrote after "NAME:".
+
+        Raises:
+            InvalidArgument: the mode takes no argument, or not this one, or not one of the options.
+        """
+        if argument:
+            raise _unknown(f"{cls.name}:{argument}")
+        _no_options(cls.name, options)
+        return cls()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Async(Consistency):
+    """Apply every push as it arrives.
+
+    Attributes:
+        max_staleness: refuse a push that is more updates behind than this; None refuses none.
+        staleness_lr: "inverse" divides the rate by max(1, staleness) (Zhang et al. 2016, "Staleness-aware
+            async-SGD for distributed deep learning", equation 5); "none" leaves it.
+        delay_compensation: lambda of g + lambda*g*g*(w - w_pulled), a first-order estimate of the gradient at
+            the present w (Zheng et al. 2017, "Asynchronous stochastic gradient descent with delay
+            compensation", equation 10). 0 switches it off. It keeps one copy of the parameters for each
+            clock that some pusher last pulled at.
+    """
+
+    name: ClassVar[str] = "async"
+    max_staleness: int | None = None
+    staleness_lr: Literal["none", "inverse"] = "none"
+    delay_compensation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_staleness is not None and not self.max_staleness >= 0:
+            raise InvalidArgument(
+                f"must be at least 0 updates or None, got {self.max_staleness!r}", field="max_staleness"
+            )
+        if self.staleness_lr not in ("none", "inverse"):
+            raise InvalidArgument(
+                f"got {self.staleness_lr!r}", field="staleness_lr", fix="give 'none' or 'inverse'"
+            )
+        if not 0.0 <= self.delay_compensation < float("inf"):
+            raise InvalidArgument(
+                f"must be finite and at least 0, got {self.delay_compensation!r}", field="delay_compensation"
+            )
+
+    @classmethod
+    def parse(cls, argument: str, options: Mapping[str, Any]) -> Self:
+        """As `Consistency.parse`."""
+        if argument:
+            raise _unknown(f"{cls.name}:{argument}")
+        return cls(**options)
+
+    def admit(self, arrival: Arrival) -> Decision:
+        """As `Consistency.admit`."""
+        staleness = arrival.staleness
+        if self.max_staleness is not None and staleness > self.max_staleness:
+            return Decision(
+                Verdict.STALE, f"stale by {staleness} updates, at most {self.max_staleness} are allowed"
+            )
+        scale = 1.0 / max(1, staleness) if self.staleness_lr == "inverse" else 1.0
+        return Decision(Verdict.APPLY, f"stale by {staleness} updates", scale)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSP(Consistency):
+    """Stale synchronous parallel: start a step only while at most `bound` steps ahead of the slowest live pusher.
+
+    Source: Ho et al. 2013, "More effective distributed ML via a stale synchronous parallel parameter server".
+    The training pull waits as the push does, so a gradient never lacks an update that the bound promises it.
+    """
+
+    name: ClassVar[str] = "ssp"
+    bound: int
+
+    def __post_init__(self) -> None:
+        if not self.bound >= 0:
+            raise InvalidArgument(f"must be at least 0 steps, got {self.bound!r}", field="ssp bound")
+
+    @classmethod
+    def parse(cls, argument: str, options: Mapping[str, Any]) -> Self:
+        """As `Consistency.parse`."""
+        if not argument.isdecimal():
+            raise _unknown(f"{cls.name}:{argument}" if argument else cls.name)
+        _no_options(cls.name, options)
+        return cls(bound=int(argument))
+
+    def admit(self, arrival: Arrival) -> Decision:
+        """As `Consistency.admit`."""
+        return self.may_start(arrival.pusher, arrival.steps)
+
+    def may_start(self, pusher: str, steps: Mapping[str, int]) -> Decision:
+        """As `Consistency.may_start`."""
+        if pusher not in steps:
+            return super().may_start(pusher, steps)
+        slowest = min(steps, key=lambda name: (steps[name], name))
+        ahead = steps[pusher] - steps[slowest]
+        if ahead > self.bound:
+            return Decision(
+                Verdict.WAIT,
+                f"{ahead} steps ahead of {slowest} at step {steps[slowest]}, at most {self.bound} are allowed",
+            )
+        return Decision(Verdict.APPLY, f"{ahead} steps ahead of the slowest")
+
+    def __str__(self) -> str:
+        return f"ssp:{self.bound}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BSP(Consistency):
+    """Bulk synchronous parallel: average one push of every live pusher, then step once."""
+
+    name: ClassVar[str] = "bsp"
+    gathers: ClassVar[bool] = True
+
+    def admit(self, arrival: Arrival) -> Decision:
+        """As `Consistency.admit`."""
+        if arrival.staleness > 0:
+            pulled = arrival.clock - arrival.staleness
+            return Decision(Verdict.STALE, f"round {pulled} is over, the shard is at {arrival.clock}")
+        missing = sorted(set(arrival.steps) - set(arrival.waiting) - {arrival.pusher})
+        if missing:
+            return Decision(Verdict.WAIT, f"round {arrival.clock} waits for {', '.join(missing)}")
+        members = len({*arrival.waiting, arrival.pusher})
+        return Decision(Verdict.APPLY, f"mean of {members} push{'es' if members > 1 else ''}")
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def admit(
     mode: Consistency,
     *,
@@ -148,7 +230,7 @@ def admit(
     steps: Mapping[str, int],
     waiting: Collection[str] = (),
 ) -> Decision:
-    """Decide whether a push may be applied now.
+    """Decide whether a push may be applied now: by incarnations, which no mode may overrule, then by the mode.
 
     Args:
         mode: the job's consistency mode.
@@ -156,7 +238,7 @@ def admit(
         now: the shard's stamp at arrival.
         pusher: who pushes; a key of `steps`.
         steps: pushes decided so far, for every live pusher.
-        waiting: pushers whose push for the present round is here already (bsp).
+        waiting: pushers whose push for the present round is here already.
     """
     staleness = now.clock - pulled.clock
     if pulled.incarnation < now.incarnation:
@@ -171,125 +253,103 @@ def admit(
             f"pulled at incarnation {pulled.incarnation} clock {pulled.clock}, but the shard is only at"
             f" incarnation {now.incarnation} clock {now.clock}",
         )
-    match mode:
-        case Async():
-            if mode.max_staleness is not None and staleness > mode.max_staleness:
-                return Decision(
-                    Verdict.STALE, f"stale by {staleness} updates, at most {mode.max_staleness} are allowed"
-                )
-            scale = 1.0 / max(1, staleness) if mode.staleness_lr == "inverse" else 1.0
-            return Decision(Verdict.APPLY, f"stale by {staleness} updates", scale)
-        case SSP():
-            gate = may_start(mode, pusher=pusher, steps=steps)
-            return gate if gate.verdict is Verdict.WAIT else Decision(Verdict.APPLY, gate.reason)
-        case BSP():
-            if staleness > 0:
-                return Decision(Verdict.STALE, f"round {pulled.clock} is over, the shard is at {now.clock}")
-            missing = sorted(set(steps) - set(waiting) - {pusher})
-            if missing:
-                return Decision(Verdict.WAIT, f"round {now.clock} waits for {', '.join(missing)}")
-            members = len(set(waiting) | {pusher})
-            return Decision(Verdict.APPLY, f"mean of {members} push{'es' if members > 1 else ''}")
+    return mode.admit(
+        Arrival(pusher=pusher, clock=now.clock, staleness=staleness, steps=steps, waiting=waiting)
+    )
 
 
-def may_start(mode: Consistency, *, pusher: str, steps: Mapping[str, int]) -> Decision:
-    """Decide whether a pusher may start its next step (ssp; the other modes never hold one back)."""
-    if not isinstance(mode, SSP) or pusher not in steps:
-        return Decision(Verdict.APPLY, "no bound on steps")
-    slowest = min(steps, key=lambda name: (steps[name], name))
-    ahead = steps[pusher] - steps[slowest]
-    if ahead > mode.bound:
-        return Decision(
-            Verdict.WAIT,
-            f"{ahead} steps ahead of {slowest} at step {steps[slowest]}, at most {mode.bound} are allowed",
-        )
-    return Decision(Verdict.APPLY, f"{ahead} steps ahead of the slowest")
+# ---- modes by name
+
+_MODES: dict[str, type[Consistency]] = {}
 
 
-SILENT_S = 600.0
-"""How long a pusher whose lease ran out counts as silent; after that it counts as gone for good."""
+def register(mode: type[Consistency]) -> type[Consistency]:
+    """Make a mode known by its name, in this process. Idempotent; usable as a decorator.
 
-
-def check_lease(lease_s: float) -> None:
-    """Check a lease's length.
+    Processes of a service find a mode by its entry point, so a package that defines one declares it there.
 
     Raises:
-        InvalidArgument: it is not a positive, finite number of seconds.
+        InvalidArgument: it is not a frozen dataclass with a name.
+        Conflict: another class has that name.
     """
-    if not 0.0 < lease_s < float("inf"):
-        raise InvalidArgument(f"must be a positive number of seconds, got {lease_s!r}", field="lease_s")
+    name = getattr(mode, "name", "")
+    if not (is_dataclass(mode) and mode.__dataclass_params__.frozen and name and name == name.lower()):
+        raise InvalidArgument(
+            "is not a mode", field=mode.__qualname__, fix="make it a frozen dataclass with a lower-case name"
+        )
+    known = _MODES.setdefault(name, mode)
+    if known is not mode:
+        raise Conflict(f"{known.__module__}.{known.__qualname__} is called {name!r} already", field=name)
+    return mode
 
 
-class Leases:
-    """Who is live: each pusher's lease, renewed by whatever it does. Not thread-safe.
+for _mode in (Async, SSP, BSP):
+    register(_mode)
 
-    A pusher that falls silent stops counting when its lease runs out, at most `lease_s` seconds later.
+
+def by_name(name: str) -> type[Consistency]:
+    """The mode of that name, from this package or from another's entry point.
+
+    Raises:
+        InvalidArgument: nobody has a mode of that name, or its package cannot be imported.
+    """
+    if name not in _MODES:
+        for point in entry_points(group=ENTRY_POINTS, name=name):
+            try:
+                register(point.load())
+            except Exception as error:
+                package = point.dist.name if point.dist is not None else point.value
+                raise InvalidArgument(
+                    f"mode {name!r} of {package} cannot be loaded: {error}", field="consistency"
+                ) from error
+    if name not in _MODES:
+        raise _unknown(name)
+    return _MODES[name]
+
+
+def parse(text: str, **options: Any) -> Consistency:
+    """Read "async", "ssp:S", "bsp", or "NAME" or "NAME:ARGUMENT" of another package's mode.
 
     Args:
-        now: clock in seconds.
-        ended: told the name of each pusher whose lease has run out, once that is noticed.
+        text: what the user wrote.
+        options: those that are not None belong to the mode (today async alone has any).
+
+    Raises:
+        InvalidArgument: names the field `consistency`, or the option that the mode does not take.
     """
+    name, _, argument = text.strip().lower().partition(":")
+    return by_name(name).parse(argument, {key: value for key, value in options.items() if value is not None})
 
-    def __init__(
-        self, now: Callable[[], float] = time.monotonic, ended: Callable[[str], None] = lambda pusher: None
-    ) -> None:
-        self._now = now
-        self._tell = ended
-        self._ends: dict[str, float] = {}
-        self._length: dict[str, float] = {}
-        self._ended: set[str] = set()
-        self._expiries = 0
 
-    def grant(self, pusher: str, lease_s: float) -> None:
-        """Start (or lengthen) a lease of `lease_s` seconds.
+def to_dict(mode: Consistency) -> dict[str, Any]:
+    """The mode as a JSON object that `from_dict` reads."""
+    return {"mode": mode.name, **asdict(mode)}  # type: ignore[call-overload] # `register` has checked it
 
-        Raises:
-            InvalidArgument: `lease_s` is not a positive, finite number of seconds.
-        """
-        check_lease(lease_s)
-        self._note_ended()
-        self._length[pusher] = lease_s
-        self._ends[pusher] = self._now() + lease_s
-        self._ended.discard(pusher)
 
-    def renew(self, pusher: str) -> None:
-        """Start the pusher's lease anew; one that has none is left without."""
-        if pusher in self._length:
-            self._note_ended()
-            self._ends[pusher] = self._now() + self._length[pusher]
-            self._ended.discard(pusher)
+def from_dict(config: Config) -> Consistency:
+    """The mode that `to_dict` wrote.
 
-    def drop(self, pusher: str) -> None:
-        """End a lease now."""
-        self._note_ended()
-        self._ends.pop(pusher, None)
-        self._length.pop(pusher, None)
-        self._ended.discard(pusher)
+    Raises:
+        InvalidArgument: no mode has that name, or not those options.
+    """
+    options = dict(config)
+    name = options.pop("mode")
+    try:
+        return by_name(name)(**options)
+    except TypeError as error:
+        raise InvalidArgument(f"options of mode {name!r} do not fit: {error}", field="consistency") from None
 
-    def live(self) -> list[str]:
-        """Pushers whose lease runs, by name."""
-        now = self._now()
-        return sorted(name for name, end in self._ends.items() if end > now)
 
-    def silent(self) -> list[str]:
-        """Pushers whose lease ran out in the last `SILENT_S` seconds, and that have neither come back nor left."""
-        now = self._now()
-        return sorted(name for name, end in self._ends.items() if now - SILENT_S < end <= now)
+def _no_options(name: str, options: Mapping[str, Any]) -> None:
+    for option in options:
+        raise InvalidArgument(
+            f"is an option of async, not of {name!r}", field=option, fix="leave it out, or use async"
+        )
 
-    def expiries(self) -> int:
-        """How many leases have run out so far; one that was ended or renewed in time is none."""
-        self._note_ended()
-        return self._expiries
 
-    def _note_ended(self) -> None:
-        now = self._now()
-        fresh = {name for name, end in self._ends.items() if end <= now} - self._ended
-        self._ended |= fresh
-        self._expiries += len(fresh)
-        for pusher in sorted(fresh):
-            self._tell(pusher)
-
-    def next_expiry_s(self) -> float | None:
-        """Seconds until the next running lease ends, or None when none runs."""
-        now = self._now()
-        return min((end - now for end in self._ends.values() if end > now), default=None)
+def _unknown(text: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{text!r} is not a consistency mode",
+        field="consistency",
+        fix="give async, bsp, or ssp:S with S steps, as in ssp:2",
+    )

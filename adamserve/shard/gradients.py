@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from adamserve import optim
 from adamserve.shard import sparse
-from adamserve.values import Array, Span
+from adamserve.shard.checks import not_finite
+from adamserve.values import Array, Span, SparseRows, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,34 @@ class RowGradient:
 
 Loaded = torch.Tensor | RowGradient
 """A gradient of a shard's whole span of a tensor, 1-D, or of some of its rows."""
+
+
+def load_dense(spec: TensorSpec, gradient: Array, device: torch.device, *, finite: bool) -> torch.Tensor:
+    """A checked dense gradient, 1-D, as the kernels take it: of the parameter's dtype or a narrower one.
+
+    On the CPU it is the array's own memory, unless it has to be widened to float64.
+
+    Args:
+        spec: the tensor.
+        gradient: of one of its dtypes, contiguous.
+        device: where the kernels run.
+        finite: all values are known to be finite.
+
+    Raises:
+        NotFinite: one is not.
+    """
+    tensor = borrow(gradient)
+    if not finite and not optim.all_finite(tensor):
+        raise not_finite(spec.name)
+    return (tensor.double() if spec.dtype == "float64" else tensor).to(device)
+
+
+def load_rows(spec: TensorSpec, gradient: SparseRows, device: torch.device) -> RowGradient:
+    """Checked rows as the kernels take them; as `load_dense`."""
+    values = borrow(gradient.values)
+    if values.dtype is torch.float32 and spec.dtype == "float64":
+        values = values.double()
+    return RowGradient(gradient.indices, values.to(device))
 
 
 def mean(pushes: Sequence[Mapping[str, Loaded]], spans: Mapping[str, Span]) -> dict[str, Loaded]:
@@ -63,6 +93,8 @@ def borrow(array: Array) -> torch.Tensor:
     torch.from_numpy warns about a read-only array (and one from Ray's object store is read-only). The tensor is
     only read here, and the caller keeps the array alive.
     """
+    if array.dtype.name == "bfloat16":  # of the package ml_dtypes, which torch does not know
+        return borrow(array.view(np.int16)).view(torch.bfloat16)
     if array.flags.writeable:
         return torch.from_numpy(array)
     if array.size == 0:

@@ -1,7 +1,8 @@
 """A shard with its lock: the waiting that consistency asks for, and pulls that share one copy.
 
-Everything that calls a `Shard` from several threads calls it through a `ShardHost`: the Ray actor here, and
-whatever else brings pushes in. One condition guards the shard; every wait on it has a deadline.
+Everything that calls a `Shard` from several threads calls it through a `ShardHost`. One condition guards the shard;
+every wait on it has a deadline. A push, a pull, or a push and the pull after it are one verb, `push_pull`, which holds
+the condition once.
 """
 
 from __future__ import annotations
@@ -11,28 +12,60 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from adamserve import checkpoint
+import numpy as np
+
 from adamserve.errors import InvalidArgument, Unavailable
-from adamserve.shard.consistency import Verdict
+from adamserve.shard.consistency import Decision, Verdict
 from adamserve.shard.durations import PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch
 from adamserve.shard.geometry import Partition
+from adamserve.shard.ledger import Decided
 from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Deadline, Joined, Narrow, Push, Receipt, Stamp
+from adamserve.values import (
+    Array,
+    Deadline,
+    Joined,
+    Parameters,
+    PullRequest,
+    Push,
+    PusherKind,
+    Receipt,
+    ShardState,
+)
 
 if TYPE_CHECKING:
-    from adamserve.shard.shard import Shard
+    from adamserve.shard.shard import CheckedPush, Shard
 
-Handle = TypeVar("Handle")
-
+Result = TypeVar("Result")
 
 GLANCE_S = 0.02
 """Longest that a scrape waits for a shard's writer."""
 
-Publish = Callable[[Mapping[str, Array]], Handle]
-"""Copies a shard's flat arrays by dtype to where pullers read them, and returns how they find it."""
+
+class Publisher(Protocol):
+    """Makes the copy of a shard's parameters that all pullers of a clock share."""
+
+    def room(self, items: int) -> Array:
+        """Memory for so many uint16, for an update to write its bfloat16 copy to."""
+
+    def copy(self, arrays: Mapping[str, Array], encoding: str) -> Mapping[str, Array]:
+        """Copy flat arrays by dtype, float32 ones in an encoding; bfloat16 has the bits in uint16."""
+
+
+class PlainPublisher:
+    """Copies into new memory; float32 only in its own encoding and in those that numpy has."""
+
+    def room(self, items: int) -> Array:
+        """As `Publisher.room`."""
+        return np.empty(items, "<u2")
+
+    def copy(self, arrays: Mapping[str, Array], encoding: str) -> Mapping[str, Array]:
+        """As `Publisher.copy`."""
+        return {
+            dtype: values.astype(encoding if dtype == "float32" else dtype)
+            for dtype, values in arrays.items()
+        }
 
 
 class ShardHost:
@@ -41,58 +74,63 @@ class ShardHost:
     Args:
         partition: the job's; the shard's spans are in it.
         shard: the state; nobody else may call it.
+        publisher: copies parameters for pullers.
     """
 
-    def __init__(self, partition: Partition, shard: Shard) -> None:
+    def __init__(self, partition: Partition, shard: Shard, publisher: Publisher | None = None) -> None:
         self.partition = partition
         self.index = shard.index
         self._shard = shard
+        self._publisher: Publisher = publisher or PlainPublisher()
         self._changed = threading.Condition()
-        self._published: dict[tuple[Publish[Any], bool], tuple[Stamp, Any]] = {}
+        self._published: dict[tuple[str, bool], Parameters] = {}
         self._waiting = 0
         self._push_seconds = Stopwatch(PUSH_BUCKETS)
         self._queue_seconds = Stopwatch(QUEUE_BUCKETS)
         self._last: ShardStatistics | None = None
 
-    def push(self, push: Push, *, deadline: Deadline, narrow: Narrow | None = None) -> Receipt:
-        """Apply a push, at most once, waiting for its turn until the deadline.
+    def push_pull(self, push: Push, pull: PullRequest, *, deadline: Deadline) -> tuple[Receipt, Parameters]:
+        """Apply a push, at most once, and answer a pull from the moment after it, or from a later one.
 
         The check of the gradients runs outside the lock, beside another push's update.
 
         Args:
             push: what arrived.
-            deadline: for its turn.
-            narrow: a copy for the pull that follows, which the update may write along the way; see `adopt`.
+            pull: what to answer.
+            deadline: for the turns of both.
 
         Raises:
             InvalidArgument, NotFound, BadSequence: as `Shard.check` and `Shard.offer`; nothing changed.
-            Unavailable: its turn did not come in time; the push is forgotten and may be sent again.
+            Unavailable: a turn did not come in time. Send the same push again: if it was applied, its receipt says so.
         """
+        copied = pull.encoding == "bfloat16" and not pull.rows
         began = time.perf_counter()
-        with self.refusing(push.pusher):
-            checked = self._shard.check(push, narrow)
-            arrived = time.perf_counter()
-            with self._changed:
-                queued = time.perf_counter() - arrived
-                self._shard.renew(push.pusher, push.session)
-                answer = self._shard.offer(checked)
-                while not isinstance(answer, Receipt):
-                    if deadline.remaining() == 0.0:
-                        self._shard.withdraw(push.pusher)
-                        self._changed.notify_all()
-                        raise Unavailable(answer.reason, field=push.pusher, fix="send the same push again")
-                    self._waiting += 1
-                    turn = time.perf_counter()
-                    try:
-                        self._wait(deadline)
-                    finally:
-                        self._waiting -= 1
-                        queued += time.perf_counter() - turn
-                    answer = self._shard.receipt(push.pusher, push.seq) or self._shard.offer(checked)
-                self._changed.notify_all()
-                self._queue_seconds.add(queued)
-                self._push_seconds.add(time.perf_counter() - began)
-                return answer
+        checked = self._check(push, copied=copied)
+        arrived = time.perf_counter()
+        with self._changed:
+            receipt = self._apply(checked, began, arrived, deadline, copied=copied)
+            return receipt, self._read(pull, deadline)
+
+    def push(self, push: Push, *, deadline: Deadline) -> Receipt:
+        """As `push_pull`, without a pull."""
+        began = time.perf_counter()
+        checked = self._check(push, copied=False)
+        arrived = time.perf_counter()
+        with self._changed:
+            return self._apply(checked, began, arrived, deadline, copied=False)
+
+    def pull(self, pull: PullRequest, *, deadline: Deadline) -> Parameters:
+        """The parameters, or some rows, and their stamp, from one moment between two updates.
+
+        All pullers of a clock share one copy, which is made while the writer is held, so that a pull never sees half an
+        update.
+
+        Raises:
+            NotFound, InvalidArgument: as `Shard.read_rows`.
+            Unavailable: the clock, or the pusher's turn, did not come in time.
+        """
+        with self._changed:
+            return self._read(pull, deadline)
 
     @contextmanager
     def refusing(self, pusher: str) -> Iterator[None]:
@@ -104,83 +142,22 @@ class ShardHost:
                 self._shard.refuse(pusher, str(error))
             raise
 
-    def pull(
+    def may_push(self, pusher: str, session: str) -> None:
+        """As `Shard.may_push`."""
+        self._shard.may_push(pusher, session)
+
+    def join(
         self,
-        publish: Publish[Handle],
+        pusher: str,
         *,
-        deadline: Deadline,
-        pusher: str | None = None,
+        lease_s: float,
+        last_seq: int = 0,
         session: str = "",
-        training: bool = True,
-        at_least: int = 0,
-    ) -> tuple[Stamp, Handle]:
-        """The parameters and their stamp, from one moment between two updates.
-
-        Args:
-            publish: makes the one copy of the parameters that all pullers of a clock share. It is called while
-                the writer is held, so a pull never sees half an update; the same function each time.
-            pusher: who pulls to compute its next gradient; ssp may hold it back. None only reads.
-            training: return the point where gradients are taken rather than w.
-            at_least: wait until the clock has come this far.
-
-        Raises:
-            Unavailable: the clock, or the pusher's turn, did not come in time.
-        """
-        with self._changed:
-            stamp = self._await_turn(deadline, pusher, session, at_least)
-            self._shard.note_pull(pusher)
-            ahead = training and self._shard.rule.has_lookahead
-            kept = self._published.get((publish, ahead))
-            if kept is None or kept[0] != stamp:
-                kept = (stamp, publish(self._shard.read(training=ahead)))
-                self._published[publish, ahead] = kept
-            return kept
-
-    def adopt(self, publish: Publish[Handle], stamp: Stamp, handle: Handle) -> None:
-        """Take what an update has written along the way for what `publish` would make, unless it is out of date."""
-        with self._changed:
-            if self._shard.stamp == stamp:
-                self._published[publish, self._shard.rule.has_lookahead] = (stamp, handle)
-
-    def pull_rows(
-        self,
-        rows: Mapping[str, Array],
-        *,
-        deadline: Deadline,
-        pusher: str | None = None,
-        session: str = "",
-        training: bool = True,
-        at_least: int = 0,
-    ) -> tuple[Stamp, dict[str, Array]]:
-        """As `pull`, of some rows of some tensors and of the others whole; see `Shard.read_rows`."""
-        with self._changed:
-            stamp = self._await_turn(deadline, pusher, session, at_least)
-            found = self._shard.read_rows(rows, training=training)
-            asked = sum(4 * len(numbers) for numbers in rows.values())
-            self._shard.note_pull(
-                pusher, asked=asked, answered=sum(values.nbytes for values in found.values())
-            )
-            return stamp, found
-
-    def _await_turn(self, deadline: Deadline, pusher: str | None, session: str, at_least: int) -> Stamp:
-        """Wait until a pull may be answered; returns the moment that it is answered from."""
-        if pusher is not None:
-            self._shard.renew(pusher, session)
-        while True:
-            reason = f"clock {at_least}, it is at {self._shard.stamp.clock}"
-            ready = self._shard.stamp.clock >= at_least
-            if ready and pusher is not None:
-                decision = self._shard.may_start(pusher)
-                ready, reason = decision.verdict is Verdict.APPLY, decision.reason
-            if ready:
-                return self._shard.stamp
-            deadline.check(reason)
-            self._wait(deadline)
-
-    def join(self, pusher: str, *, lease_s: float, last_seq: int = 0, session: str = "") -> Joined:
+        kind: PusherKind = "trainer",
+    ) -> Joined:
         """As `Shard.join`."""
         with self._changed:
-            joined = self._shard.join(pusher, lease_s=lease_s, last_seq=last_seq, session=session)
+            joined = self._shard.join(pusher, lease_s=lease_s, last_seq=last_seq, session=session, kind=kind)
             self._changed.notify_all()
             return joined
 
@@ -195,35 +172,111 @@ class ShardHost:
             self._shard.leave(pusher, session)
             self._changed.notify_all()
 
-    def write(self, folder: Path) -> Path:
-        """Write one consistent cut into the page cache, between two updates; returns the unsealed file."""
+    def cut(self, take: Callable[[ShardState], Result]) -> Result:
+        """Hand one consistent cut of the state to `take`, between two updates; nothing moves until it returns."""
         with self._changed:
-            return checkpoint.write_shard(folder, self._shard.state())
+            return take(self._shard.state())
 
     def statistics(self) -> ShardStatistics:
         """As `Shard.statistics`, with the pushes' times and those that wait."""
         with self._changed:
-            found = self._account()
-        return self._looked(found)
+            statistics = self._account()
+        return self._looked(statistics)
 
     def glance(self, patience_s: float = GLANCE_S) -> ShardStatistics:
         """As `statistics`, for a scrape: it asks for a look at the next update, and does not wait for a long one.
 
         While the shard is busy for longer than `patience_s`, these are the statistics that were read last.
         """
-        self._shard.probe.ask()
+        self._shard.store.probe.ask()
         kept = self._last
         if not self._changed.acquire(timeout=patience_s if kept is not None else -1):
             assert kept is not None  # for without one the wait has no end
             return self._looked(kept)
         try:
-            found = self._account()
+            statistics = self._account()
         finally:
             self._changed.release()
-        return self._looked(found)
+        return self._looked(statistics)
+
+    def _check(self, push: Push, *, copied: bool) -> CheckedPush:
+        with self.refusing(push.pusher):
+            return self._shard.check(push, copied=copied)
+
+    # ---- while the condition is held
+
+    def _apply(
+        self, checked: CheckedPush, began: float, arrived: float, deadline: Deadline, *, copied: bool
+    ) -> Receipt:
+        """Offer a push until it is decided; a copy that its update has written is published."""
+        push, room = checked.push, self._publisher.room if copied else None
+        queued = time.perf_counter() - arrived
+        try:
+            self._shard.renew(push.pusher, push.session)
+            answer = self._shard.offer(checked, room)
+            while isinstance(answer, Decision):
+                queued += self._await_round(push, answer, deadline)
+                receipt = self._shard.receipt(push.pusher, push.seq)
+                answer = Decided(receipt) if receipt is not None else self._shard.offer(checked, room)
+        except InvalidArgument as error:
+            self._shard.refuse(push.pusher, str(error))
+            raise
+        if answer.bfloat16 is not None:
+            key = ("bfloat16", self._shard.rule.has_lookahead)
+            self._published[key] = Parameters(self._shard.stamp, {"float32": answer.bfloat16})
+        self._changed.notify_all()
+        self._queue_seconds.add(queued)
+        self._push_seconds.add(time.perf_counter() - began)
+        return answer.receipt
+
+    def _await_round(self, push: Push, decision: Decision, deadline: Deadline) -> float:
+        """Wait until a push may have its turn; returns for how long, in seconds."""
+        if deadline.remaining() == 0.0:
+            self._shard.withdraw(push.pusher)
+            self._changed.notify_all()
+            raise Unavailable(decision.reason, field=push.pusher, fix="send the same push again")
+        began = time.perf_counter()
+        self._waiting += 1
+        try:
+            self._wait(deadline)
+        finally:
+            self._waiting -= 1
+        return time.perf_counter() - began
+
+    def _read(self, pull: PullRequest, deadline: Deadline) -> Parameters:
+        """Answer a pull when its turn has come."""
+        self._await_turn(pull, deadline)
+        stamp, shard = self._shard.stamp, self._shard
+        if pull.rows:
+            rows = shard.read_rows(pull.rows, training=pull.training)
+            asked = sum(4 * len(numbers) for numbers in pull.rows.values())
+            shard.note_pull(pull.pusher, asked=asked, answered=sum(a.nbytes for a in rows.values()))
+            return Parameters(stamp, rows)
+        shard.note_pull(pull.pusher)
+        key = (pull.encoding, pull.training and shard.rule.has_lookahead)
+        kept = self._published.get(key)
+        if kept is None or kept.stamp != stamp:
+            arrays = self._publisher.copy(shard.read(training=key[1]), pull.encoding)
+            kept = self._published[key] = Parameters(stamp, arrays)
+        return kept
+
+    def _await_turn(self, pull: PullRequest, deadline: Deadline) -> None:
+        """Wait until a pull may be answered."""
+        if pull.pusher:
+            self._shard.renew(pull.pusher, pull.session)
+        while True:
+            clock = self._shard.stamp.clock
+            ready, reason = clock >= pull.at_least, f"clock {pull.at_least}, it is at {clock}"
+            if ready and pull.pusher:
+                decision = self._shard.may_start(pull.pusher)
+                ready, reason = decision.verdict is Verdict.APPLY, decision.reason
+            if ready:
+                return
+            deadline.check(reason)
+            self._wait(deadline)
 
     def _account(self) -> ShardStatistics:
-        """What happens while the writer is held: copies of a few counters."""
+        """Copies of a few counters."""
         return replace(
             self._shard.statistics(),
             waiting=self._waiting,
@@ -231,13 +284,15 @@ class ShardHost:
             queue_seconds=self._queue_seconds.read(),
         )
 
-    def _looked(self, found: ShardStatistics) -> ShardStatistics:
-        """With the last look at an update, worked out beside the writer; kept for a scrape that cannot wait."""
-        self._last = replace(found, seen=self._shard.probe.seen())
-        return self._last
-
     def _wait(self, deadline: Deadline) -> None:
         """Wait until something changes, a lease ends, or the deadline passes."""
         expiry = self._shard.next_expiry_s()
         seconds = deadline.remaining()
         self._changed.wait(seconds if expiry is None else min(seconds, expiry + 0.001))
+
+    # ---- beside it
+
+    def _looked(self, statistics: ShardStatistics) -> ShardStatistics:
+        """Add the last look at an update, worked out beside the writer; kept for a scrape that cannot wait."""
+        self._last = replace(statistics, seen=self._shard.store.probe.seen())
+        return self._last

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from adamserve.errors import InvalidArgument, NotFinite, NotFound
+from adamserve.errors import InvalidArgument, NotFound
+from adamserve.shard.checks import check_dtype, not_finite
 from adamserve.shard.geometry import BLOCK_BYTES
-from adamserve.values import GRADIENT_DTYPES, ITEM_BYTES, Array, Gradient, Span, SparseRows, TensorSpec
+from adamserve.values import ITEM_BYTES, Array, Gradient, Span, SparseRows, TensorSpec
 
 
 def as_rows(name: str, gradient: Any) -> SparseRows | None:
@@ -70,12 +71,7 @@ def checked(
     rows, values = gradient.indices, gradient.values
     total = check_table(spec)
     stop = total if stop is None else stop
-    if str(values.dtype) not in GRADIENT_DTYPES[spec.dtype]:
-        raise InvalidArgument(
-            f"a gradient of dtype {values.dtype} for a {spec.dtype} parameter",
-            field=spec.name,
-            fix="send " + " or ".join(GRADIENT_DTYPES[spec.dtype]),
-        )
+    check_dtype(spec, values.dtype)
     rows = check_indices(spec, rows, first, stop)
     if values.shape not in ((len(rows), *spec.shape[1:]), (len(rows), spec.width)):
         raise InvalidArgument(
@@ -95,14 +91,12 @@ def checked(
         new[0], new[1:] = True, rows[1:] != rows[:-1]
         if not new.all():
             starts = np.flatnonzero(new)
-            wide = values if values.dtype != np.float16 else values.astype(np.float32)
+            wide = values if values.itemsize > 2 else values.astype(np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
                 values = np.add.reduceat(wide, starts, axis=0)
             rows, finite = rows[starts], False
     if not finite and not np.isfinite(values).all():
-        raise NotFinite(
-            "the gradient holds NaN or infinity", field=spec.name, fix="skip this batch, or clip the gradient"
-        )
+        raise not_finite(spec.name)
     return SparseRows(rows, values)
 
 

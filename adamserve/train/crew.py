@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from functools import partial
 from typing import Any
 
 import torch
 
-from adamserve.cluster.pool import Pool, WorkerGone, WorkerHandle, gather
+from adamserve.cluster.placement import ProcessGone
+from adamserve.cluster.pool import Pool, WorkerHandle
 from adamserve.errors import Unavailable
 from adamserve.observe.discovery import Directory
+from adamserve.regret import Loss
 from adamserve.shard.consistency import BSP
 from adamserve.train.bound import Bound
 from adamserve.train.config import TrainConfig
@@ -61,19 +62,19 @@ class Crew:
         self._bound = bound
         self._directory = directory
         self.restarts = 0
-        threads = max(1, torch.get_num_threads() // config.workers)
-        self._pool = Pool(partial(Worker, threads, config.log), gpus=config.gpus_per_worker)
+        self._threads = max(1, torch.get_num_threads() // config.workers)
+        self._pool = Pool(Worker, gpus=config.gpus_per_worker)
         self._task = self._pool.share(task)
-        self._workers = [self._pool.start() for _ in range(config.workers)]
+        self._workers = [self._start() for _ in range(config.workers)]
         self._started([self._take(rank) for rank in range(config.workers)])
 
-    def work(self, log: Log, stop: threading.Event, look: Callable[[str], None]) -> bool:
+    def work(self, log: Log, stop: threading.Event, look: Callable[[Sequence[Loss], str], None]) -> bool:
         """Run every worker to its end. All have joined before any begins, so that the first round is whole.
 
         Args:
             log: takes the workers' reports.
             stop: set it to end after the steps under way.
-            look: called whenever reports have come, with a note of what has happened.
+            look: called a few times a second with the losses reported since, and a note of what has happened.
 
         Returns:
             Whether `stop` ended it early.
@@ -84,7 +85,7 @@ class Crew:
         """
         self._started([worker.call("join") for worker in self._workers])
         self._directory.put("worker", self._each("metrics"))
-        runs = {worker.work("run"): rank for rank, worker in enumerate(self._workers)}
+        runs = {worker.call("run", loop=True): rank for rank, worker in enumerate(self._workers)}
         stopping = False
         note = ""
         while runs:
@@ -96,7 +97,7 @@ class Crew:
                 rank = runs.pop(ended)
                 try:
                     ended.result()
-                except WorkerGone:
+                except ProcessGone:
                     self._directory.drop("worker", rank)
                     self._bound.keep(rank)
                     if stopping:
@@ -104,12 +105,15 @@ class Crew:
                         continue
                     note = f"worker {rank} died and was started again"
                     runs[self._replace(rank)] = rank
-            log.add(self._reports())
+            losses = log.add(self._reports())
             if self._bound.due():
                 self._bound.take(self._each("meter"))
-            look(note)
-        log.add(self._reports())
+            look(losses, note)
+        look(log.add(self._reports()), note)
         return stopping
+
+    def _start(self) -> WorkerHandle:
+        return self._pool.start(self._threads, self._config.log)
 
     def _take(self, rank: int) -> Future[Any]:
         return self._workers[rank].call("take", self._assignment, self._task, self._config.loop(rank))
@@ -119,12 +123,11 @@ class Crew:
         self.restarts += 1
         if self.restarts > WORKER_RESTARTS:
             raise Unavailable(f"worker {rank} died, after {WORKER_RESTARTS} restarts", field=f"worker {rank}")
-        worker: WorkerHandle = self._pool.start()
-        self._workers[rank] = worker
+        worker = self._workers[rank] = self._start()
         self._started([self._take(rank)])
         self._started([worker.call("join")])
         self._directory.put("worker", self._each("metrics"))
-        return worker.work("run")
+        return worker.call("run", loop=True)
 
     def _stop_together(self) -> None:
         """Stop every worker after the step under way; in bsp all after the same one, so that no round is cut."""
@@ -144,17 +147,17 @@ class Crew:
         for rank, answer in enumerate([worker.call(method) for worker in self._workers]):
             try:
                 answers[rank] = answer.result(timeout=STOP_TIMEOUT_S)
-            except WorkerGone:
+            except ProcessGone:
                 continue
         return answers
 
     def _started(self, answers: Sequence[Future[Any]]) -> None:
         """Wait for workers that have to be placed first."""
-        try:
-            gather(answers, START_TIMEOUT_S)
-        except TimeoutError:
+        if wait(answers, START_TIMEOUT_S).not_done:
             raise Unavailable(
                 f"{len(answers)} workers have not started within {START_TIMEOUT_S:.0f} s",
                 field="workers",
                 fix="ask for fewer, or for a cluster with a free CPU (and its GPUs) for each",
-            ) from None
+            )
+        for answer in answers:
+            answer.result()

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from adamserve.regret import Account
+from adamserve.observe.state import JobState
+from adamserve.regret import Loss
 from adamserve.train.loop import EpochReport, Report, StepReport
 
 RECENT = 50
@@ -51,36 +52,37 @@ class Log:
     def __init__(self) -> None:
         self.steps: list[StepReport] = []
         self.epochs: list[EpochReport] = []
-        self.account = Account()
 
     @property
     def numbers(self) -> Mapping[str, float]:
         """What the task measured last."""
         return self.epochs[-1].numbers if self.epochs else {}
 
-    def add(self, reports: Sequence[Report]) -> None:
-        """Take reports in, in the order of their times."""
+    def add(self, reports: Sequence[Report]) -> list[Loss]:
+        """Take reports in, in the order of their times; returns the losses among them."""
+        losses = []
         for report in reports:
             if isinstance(report, StepReport):
                 self.steps.append(report)
                 known = not math.isnan(report.comparator_loss)
-                self.account.add(report.loss, report.comparator_loss if known else None)
+                losses.append(Loss(report.loss, report.comparator_loss if known else None))
             else:
                 self.epochs.append(report)
+        return losses
 
-    def progress(self, *, epochs: int, rollbacks: int, note: str) -> Progress:
-        """How far the run is."""
+    def progress(self, state: JobState | None, *, epochs: int, note: str) -> Progress:
+        """How far the run is, with the job's state where there is a job."""
         recent = self.steps[-RECENT:]
         window = [step for step in self.steps[-2000:] if step.at > time.time() - WINDOW_S]
         span = max(s.at for s in window) - min(s.at for s in window) if len(window) > 1 else 0.0
         return Progress(
             epoch=max((step.epoch for step in recent), default=0.0),
             epochs=epochs,
-            loss=math.nan if self.account.loss is None else self.account.loss,
+            loss=math.nan if state is None or state.loss is None else state.loss,
             pushes_per_s=len(window) / span if span > 0 else 0.0,
             staleness=float(np.mean([step.staleness for step in recent])) if recent else 0.0,
-            average_regret=self.account.average,
-            rollbacks=rollbacks,
+            average_regret=state.average_regret if state else None,
+            rollbacks=len(state.rollbacks) if state else 0,
             note=note,
             numbers=self.numbers,
         )

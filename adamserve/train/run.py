@@ -10,8 +10,7 @@ import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -23,18 +22,21 @@ from ray.exceptions import RayTaskError
 
 import adamserve
 from adamserve import optim
-from adamserve.cluster.actors import own_error
 from adamserve.cluster.cluster_client import ClusterClient
-from adamserve.cluster.controller import SHARD_CPUS, JobStatus, ServiceConfig, initial_parts
+from adamserve.cluster.config import SHARD_CPUS, ServiceConfig
 from adamserve.cluster.exporting import node_address
-from adamserve.cluster.ray_runtime import connected, launch
+from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.ray_calls import own_error
+from adamserve.cluster.ray_runtime import connected
+from adamserve.cluster.service import launch
 from adamserve.errors import Conflict
 from adamserve.job import JobConfig, host_port
 from adamserve.observe.discovery import Directory
-from adamserve.observe.exporter import Exporter, Observed
+from adamserve.observe.exporter import Exporter
 from adamserve.observe.news import News
 from adamserve.observe.page import Board, pages
-from adamserve.observe.summary import state_of
+from adamserve.observe.state import JobState
+from adamserve.regret import Loss
 from adamserve.shard import consistency
 from adamserve.train.bound import Bound
 from adamserve.train.config import JOB, TrainConfig
@@ -72,7 +74,7 @@ def train(config: TrainConfig, *, on_progress: OnProgress, stop: threading.Event
     log = Log()
 
     def say(note: str) -> None:
-        on_progress(log.progress(epochs=config.epochs, rollbacks=0, note=note))
+        on_progress(log.progress(None, epochs=config.epochs, note=note))
 
     task = config.recipe.load(say)
     model = initial_model(task, config.seed)
@@ -83,15 +85,14 @@ def train(config: TrainConfig, *, on_progress: OnProgress, stop: threading.Event
         exporter = Exporter.serve(
             config.metrics_host, config.metrics_port, pages(board), open_pages={"/sd": directory.page}
         )
-        directory.put("controller", {0: host_port(node_address(config.metrics_host), exporter.port)})
+        directory.put("driver", {0: host_port(node_address(config.metrics_host), exporter.port)})
         where = f"http://{host_port(config.metrics_host, exporter.port)}"
         say(f"status at {where}/, metrics at {where}/metrics")
 
-    def show(observed: Observed) -> None:
-        state = state_of(observed)
+    def show(state: JobState) -> None:
         news.show(state)
         if exporter is not None:
-            exporter.show(observed)
+            exporter.show(state)
             board.show(state)
 
     local_cpus = config.workers + math.ceil(config.shards * SHARD_CPUS) + 1
@@ -135,14 +136,14 @@ def _train(
     log: Log,
     on_progress: OnProgress,
     stop: threading.Event,
-    show: Callable[[Observed], None],
+    show: Callable[[JobState], None],
     directory: Directory,
 ) -> dict[str, Any]:
     """The part of a run that has a service: job, workers, last checkpoint, last evaluation."""
     _open_job(config, controller, task, model)
     comparator = None
     if config.recipe.counts_regret:
-        on_progress(log.progress(epochs=config.epochs, rollbacks=0, note="looking for the best parameters"))
+        on_progress(log.progress(None, epochs=config.epochs, note="looking for the best parameters"))
         comparator = task.comparator()
     bound = Bound(config.theorem, comparator)
     assignment = Assignment(
@@ -155,21 +156,14 @@ def _train(
     )
     crew = Crew(config, task, assignment, bound, directory)
 
-    def look(note: str) -> None:
-        statuses = ray.get(controller.status.remote(), timeout=STOP_TIMEOUT_S)
-        status: JobStatus | None = statuses[0] if statuses else None
-        rollbacks = len(status.rollbacks) if status else 0
-        on_progress(log.progress(epochs=config.epochs, rollbacks=rollbacks, note=note))
+    def look(losses: Sequence[Loss], note: str) -> None:
+        known = {**log.numbers, "average_regret_bound": bound.average}
+        numbers = {name: n for name, n in known.items() if n is not None and math.isfinite(n)}
+        ray.get(controller.report.remote(JOB, losses, numbers), timeout=STOP_TIMEOUT_S)
+        [state] = ray.get(controller.status.remote(), timeout=STOP_TIMEOUT_S)
+        on_progress(log.progress(state, epochs=config.epochs, note=note))
         directory.put("shard", ray.get(controller.metrics.remote(), timeout=STOP_TIMEOUT_S))
-        show(
-            Observed(
-                job=JOB,
-                status=status,
-                account=deepcopy(log.account),  # it goes on changing while the metrics are scraped
-                test_accuracy=log.numbers.get("test_accuracy"),
-                regret_bound=bound.average,
-            )
-        )
+        show(state)
 
     began = time.time()
     stopped_early = crew.work(log, stop, look)
@@ -204,12 +198,13 @@ def _train(
             "numpy": np.__version__,
         },
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "kernels": list(status.kernels),
-        "shards": ray.get(controller.processes.remote(), timeout=STOP_TIMEOUT_S),
+        "kernels": [shard.kernel for shard in status.shards],
+        "shards": [asdict(info) for info in ray.get(controller.processes.remote(), timeout=STOP_TIMEOUT_S)],
         **measured(task.summary, model),
         "steps": len(log.steps),
-        "regret": regret and {**regret, "live": _live(log)},
-        "best_loss": log.account.best,
+        "regret": regret
+        and {**regret, "live": {"regret": status.regret, "average_regret": status.average_regret}},
+        "best_loss": status.best_loss,
         "clocks": [stamp.clock for stamp in clocks],
         "incarnations": [stamp.incarnation for stamp in clocks],
         "pushes": {
@@ -223,15 +218,10 @@ def _train(
         "staleness": {f"p{q}": float(np.percentile(staleness, q)) for q in (50, 90, 99, 100)},
         "rollbacks": [asdict(rollback) for rollback in status.rollbacks],
         "worker_restarts": crew.restarts,
-        "checkpoints": status.checkpoints,
+        "checkpoints": status.checkpoint,
         "seconds": {"training": round(seconds, 3)},
         "run_dir": str(config.run_dir),
     }
-
-
-def _live(log: Log) -> dict[str, Any]:
-    """The regret as it was counted while the run went on, against the task's comparator."""
-    return {"regret": log.account.regret, "average_regret": log.account.average}
 
 
 def _open_job(config: TrainConfig, controller: Any, task: Task[Any], model: torch.nn.Module) -> None:

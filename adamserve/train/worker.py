@@ -13,7 +13,7 @@ import torch
 from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.cluster.exporting import expose
 from adamserve.observe.exporter import Reading
-from adamserve.observe.families import WORKER_FAMILIES, WorkerSeen
+from adamserve.observe.families import WORKER_FAMILIES, WorkerOfJob
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
@@ -81,7 +81,7 @@ class Worker:
         self._watched = Watched(assignment.theorem) if assignment.theorem is not None else None
         if assignment.metrics_host is not None and not self._metrics:
             _, self._metrics = expose(
-                assignment.metrics_host, "worker", [Reading(WORKER_FAMILIES, lambda: [self._seen()])]
+                assignment.metrics_host, "worker", [Reading(WORKER_FAMILIES, lambda: [self._of_job()])]
             )
         self._reports = []
         self._begun = 0
@@ -147,9 +147,8 @@ class Worker:
             self._begun = self._client.seq + 1
             return False
 
-    def _seen(self) -> WorkerSeen:
-        timed = self._timed
-        return WorkerSeen(self._assignment.job, self._config.rank, timed.steps, dict(timed.seconds))
+    def _of_job(self) -> WorkerOfJob:
+        return self._assignment.job, self._config.rank, self._timed
 
     def _keep(self, report: Report) -> None:
         with self._changed:

@@ -70,6 +70,11 @@ class ControlServiceStub(object):
                 request_serializer=adamserve_dot_v1_dot_control__pb2.CheckpointRequest.SerializeToString,
                 response_deserializer=adamserve_dot_v1_dot_control__pb2.CheckpointResponse.FromString,
                 _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/adamserve.v1.ControlService/DeleteJob',
+                request_serializer=adamserve_dot_v1_dot_control__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=adamserve_dot_v1_dot_control__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer(object):
@@ -107,7 +112,7 @@ class ControlServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Report(self, request, context):
-        """Reports a training loss, for the metrics.
+        """Reports training losses and other numbers, for the metrics.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +127,13 @@ class ControlServiceServicer(object):
 
     def Checkpoint(self, request, context):
         """Writes a checkpoint now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Deletes a job. Its name can be used again afterwards. A job that is not there is not an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,6 +176,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.Checkpoint,
                     request_deserializer=adamserve_dot_v1_dot_control__pb2.CheckpointRequest.FromString,
                     response_serializer=adamserve_dot_v1_dot_control__pb2.CheckpointResponse.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=adamserve_dot_v1_dot_control__pb2.DeleteJobRequest.FromString,
+                    response_serializer=adamserve_dot_v1_dot_control__pb2.DeleteJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -356,6 +373,33 @@ class ControlService(object):
             '/adamserve.v1.ControlService/Checkpoint',
             adamserve_dot_v1_dot_control__pb2.CheckpointRequest.SerializeToString,
             adamserve_dot_v1_dot_control__pb2.CheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adamserve.v1.ControlService/DeleteJob',
+            adamserve_dot_v1_dot_control__pb2.DeleteJobRequest.SerializeToString,
+            adamserve_dot_v1_dot_control__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

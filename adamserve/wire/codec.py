@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adamserve.errors import InvalidArgument
-from adamserve.values import BFLOAT16, Array
+from adamserve.values import Array
 from adamserve.wire import chunks, native
 
 CHUNK_BYTES = 1 << 20
@@ -240,7 +240,7 @@ def decode(chunk: chunks.Chunk, out: Array) -> bool:
 
     Args:
         chunk: of any encoding.
-        out: float32 or float64; or, for bfloat16 and float16, the items themselves (`BFLOAT16`, float16).
+        out: float32 or float64; or, for bfloat16 and float16, the items themselves (ml_dtypes' bfloat16, float16).
 
     Returns:
         Whether every element is finite.
@@ -270,17 +270,17 @@ def decode(chunk: chunks.Chunk, out: Array) -> bool:
 
 
 _TAKES = {
-    ("float32", np.dtype(np.float32)): "take_float32",
-    ("bfloat16", np.dtype(np.float32)): "take_bfloat16",
-    ("bfloat16", BFLOAT16): "keep_bfloat16",
-    ("float16", np.dtype(np.float16)): "keep_float16",
+    ("float32", "float32"): "take_float32",
+    ("bfloat16", "float32"): "take_bfloat16",
+    ("bfloat16", "bfloat16"): "keep_bfloat16",
+    ("float16", "float16"): "keep_float16",
 }
 """The compiled loop for an encoding and what it is written to."""
 
 
 def _take(name: str, data: memoryview, out: Array) -> tuple[int, bool]:
     """Write elements into `out`; returns the bytes' `sum32`, and whether every element is finite."""
-    loops, loop = _loops(len(data)), _TAKES.get((name, out.dtype))
+    loops, loop = _loops(len(data)), _TAKES.get((name, out.dtype.name))
     if loops and loop:
         good = ctypes.c_int(1)
         source = np.frombuffer(data, np.uint8)

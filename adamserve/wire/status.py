@@ -8,7 +8,7 @@
     Conflict          FAILED_PRECONDITION
 
 The class, the field and the fix travel in the trailer `grpc-status-details-bin` as google.rpc.ErrorInfo and
-google.rpc.BadRequest. They are a few text fields, read and written here, so that a client needs no package for them.
+google.rpc.BadRequest.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 
 from adamserve import errors
 from adamserve.errors import AdamServeError
-from adamserve.wire import chunks
 
 DOMAIN = "adamserve"
 
@@ -56,9 +57,6 @@ BY_CODE: Mapping[grpc.StatusCode, type[AdamServeError]] = {
 BUSY = "Concurrent RPC limit exceeded!"
 """What grpcio says, as RESOURCE_EXHAUSTED, while as many calls are under way as a server takes."""
 
-_ERROR_INFO = b"type.googleapis.com/google.rpc.ErrorInfo"
-_BAD_REQUEST = b"type.googleapis.com/google.rpc.BadRequest"
-
 
 def code_of(error: AdamServeError) -> grpc.StatusCode:
     """The status of an error."""
@@ -67,21 +65,17 @@ def code_of(error: AdamServeError) -> grpc.StatusCode:
 
 def details(error: AdamServeError) -> bytes:
     """An error as a google.rpc.Status."""
-    problem, field, fix = (value[:LONGEST].encode() for value in (error.problem, error.field, error.fix))
-    info = chunks.text(1, type(error).__name__.encode()) + chunks.text(2, DOMAIN.encode())
-    for key, value in ((b"problem", problem), (b"field", field), (b"fix", fix)):
-        info += chunks.text(3, chunks.text(1, key) + chunks.text(2, value))
-    found = [chunks.text(1, _ERROR_INFO) + chunks.text(2, info)]
+    problem, field, fix = (text[:LONGEST] for text in (error.problem, error.field, error.fix))
+    number: int = code_of(error).value[0]
+    answer = status_pb2.Status(code=number, message=problem)
+    said = {"problem": problem, "field": field, "fix": fix}
+    info = error_details_pb2.ErrorInfo(reason=type(error).__name__, domain=DOMAIN, metadata=said)
+    answer.details.add().Pack(info)
     if field:
-        violation = chunks.text(1, chunks.text(1, field) + chunks.text(2, problem))
-        found.append(chunks.text(1, _BAD_REQUEST) + chunks.text(2, violation))
-    code: int = code_of(error).value[0]
-    return (
-        b"\x08"
-        + chunks.varint(code)
-        + chunks.text(2, problem)
-        + b"".join(chunks.text(3, any_) for any_ in found)
-    )
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
+        answer.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    packed: bytes = answer.SerializeToString()
+    return packed
 
 
 def error_of(call: Any) -> AdamServeError:
@@ -100,24 +94,19 @@ def error_of(call: Any) -> AdamServeError:
 
 def from_details(status: bytes) -> AdamServeError | None:
     """The error in a google.rpc.Status; None where it holds none of ours."""
+    info = error_details_pb2.ErrorInfo()
     try:
-        for any_ in _all(status, 3):
-            if _ERROR_INFO not in _all(any_, 1):
-                continue
-            [info] = _all(any_, 2)
-            [reason], [domain] = _all(info, 1), _all(info, 2)
-            if domain.decode() != DOMAIN or reason.decode() not in KINDS:
-                return None
-            pairs = [(_all(entry, 1), _all(entry, 2)) for entry in _all(info, 3)]
-            said = {key.decode(): value.decode(errors="replace") for [key], [value] in pairs}
-            return KINDS[reason.decode()](said["problem"], field=said["field"], fix=said["fix"])
-    except (ValueError, KeyError):
-        pass
-    return None
-
-
-def _all(message: bytes, field: int) -> list[bytes]:
-    return [content for number, content in chunks.texts(message) if number == field]
+        packed = next(
+            (d for d in status_pb2.Status.FromString(status).details if d.Is(info.DESCRIPTOR)), None
+        )
+        if packed is None or not packed.Unpack(info):
+            return None
+    except DecodeError:
+        return None
+    said, kind = info.metadata, KINDS.get(info.reason)
+    if info.domain != DOMAIN or kind is None or not {"problem", "field", "fix"} <= said.keys():
+        return None
+    return kind(said["problem"], field=said["field"], fix=said["fix"])
 
 
 def metadata(error: AdamServeError) -> Iterable[tuple[str, bytes]]:

@@ -17,10 +17,21 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from adamserve import checkpoint
-from adamserve.checkpoint import Manifest
+from adamserve.checkpoint import Manifest, files
+from adamserve.checkpoint import folder as folder_module
+from adamserve.checkpoint.manifest import body_checksum
 from adamserve.errors import CheckpointError, NotFound
 from adamserve.shard.geometry import partition
-from adamserve.values import Array, PusherState, Segment, ShardState, Stamp, TensorSpec
+from adamserve.values import (
+    Array,
+    Outcome,
+    PusherState,
+    Receipt,
+    Segment,
+    ShardState,
+    Stamp,
+    TensorSpec,
+)
 
 TENSORS = [
     TensorSpec("layer/0.weight", (30, 7)),
@@ -43,7 +54,15 @@ def states(
             arrays["w"][span.tensor] = np.arange(span.start, span.stop, dtype=dtype) + seed
             arrays["m"][span.tensor] = -np.arange(span.start, span.stop, dtype=dtype)
         segments = tuple(Segment(s.tensor, s.start, s.stop, updates + index) for s in spans)
-        pushers = {"a": PusherState(10 + index, 9), "b": PusherState(1, 20 - index)}
+        receipts = {
+            9: Receipt(Outcome.APPLIED, Stamp(1, 4 + index), 2, "stale by 2 updates"),
+            10: Receipt(Outcome.STALE if index else Outcome.APPLIED, Stamp(2, 5), 3, "“é”"),
+            10 + index: Receipt(Outcome.STALE, Stamp(2, 5 + index), 0, "round 4 is over"),
+        }
+        pushers = {
+            "a": PusherState(10 + index, 9, "session", "worker", receipts),
+            "b": PusherState(1, 20 - index),
+        }
         found.append(ShardState(index, Stamp(2, 5 + index), segments, arrays, pushers))
     return found
 
@@ -128,7 +147,13 @@ def test_another_partition_takes_the_largest_clock_and_seqs(tmp_path: Path) -> N
     [spans] = partition(TENSORS, 1).shards
     loaded = checkpoint.load_shard(folder, checkpoint.verify(folder), shard=0, spans=spans, incarnation=3)
     assert loaded.stamp == Stamp(3, 6)
-    assert loaded.pushers == {"a": PusherState(11, 9), "b": PusherState(1, 20)}
+    a = loaded.pushers.pop("a")  # type: ignore[attr-defined] # a dict
+    assert loaded.pushers == {"b": PusherState(1, 20)}
+    assert (a.last_seq, a.steps, a.session, a.kind) == (11, 9, "session", "worker")
+    assert {seq: receipt.outcome for seq, receipt in a.receipts.items()} == {
+        9: Outcome.APPLIED,
+        10: Outcome.STALE,
+    }, "a seq that only one shard decided is not known to the whole"
 
 
 def test_whole_tensors_have_their_shapes(tmp_path: Path) -> None:
@@ -166,7 +191,7 @@ def _drop_shard(path: Path) -> None:
     body = json.loads(path.read_text())
     body.pop("sha256")
     body["shards"] = body["shards"][:1]
-    path.write_text(json.dumps({**body, "sha256": checkpoint._checksum(body)}))
+    path.write_text(json.dumps({**body, "sha256": body_checksum(body)}))
 
 
 SHARD = "shard-00001.safetensors"
@@ -208,14 +233,14 @@ def test_a_file_that_the_disk_does_not_give_back_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = write(tmp_path, 1), write(tmp_path, 2)
-    hashed = checkpoint._hash
+    hashed = files.file_hash
 
     def failing(path: Path) -> str:
         if bad in path.parents:
             raise OSError(errno.EIO, "Input/output error")
         return hashed(path)
 
-    monkeypatch.setattr(checkpoint, "_hash", failing)
+    monkeypatch.setattr(folder_module, "file_hash", failing)
     skipped: list[str] = []
     assert checkpoint.newest(tmp_path, on_skip=lambda _, reason: skipped.append(reason))[0] == good
     assert len(skipped) == 1

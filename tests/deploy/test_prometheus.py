@@ -153,8 +153,8 @@ def targets(port: int) -> list[tuple[str, str, str]]:
 
 
 EVERYTHING = [
-    ("controller", "", "up"),
-    ("controller", "", "up"),
+    ("driver", "", "up"),
+    ("driver", "", "up"),
     ("shard", "0", "up"),
     ("shard", "0", "up"),
     ("shard", "1", "up"),
@@ -216,7 +216,7 @@ def was(port: int, name: str, state: str) -> bool:
     ("title", "process", "alert"),
     [
         ("ray::ShardActor", "shard", "AdamserveShardDown"),
-        ("ray::WorkerActor", "worker", "AdamservePusherSilent"),
+        ("ray::Worker", "worker", "AdamservePusherSilent"),
     ],
 )
 def test_a_kill_is_an_alert_and_what_comes_back_ends_it(

@@ -13,14 +13,14 @@ import pytest
 import yaml
 
 from adamserve.observe import alerts, dashboards
-from adamserve.observe.exporter import Exporter, Observed
+from adamserve.observe.exporter import Exporter
 from adamserve.observe.families import FAMILIES, PROCESSES, Process
 from adamserve.observe.files import DEPLOY, files
+from adamserve.observe.state import JobState
 from adamserve.observe.usage import usages
-from adamserve.regret import Account
 from tests.deploy.alerts import CASES, document
 from tests.deploy.prometheus import ROOT, promtool
-from tests.observe.test_exporter import OBSERVED, exporter, text_of
+from tests.observe.test_exporter import JOB, exporter, text_of
 
 RULES = DEPLOY / "prometheus" / "rules.yml"
 PANELS: list[tuple[dashboards.Dashboard, dashboards.Panel]] = [
@@ -56,8 +56,8 @@ def test_promtool_finds_planted_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("process", PROCESSES)
 def test_promtool_likes_the_metrics_names(process: Process) -> None:
     with exporter(process) as made:
-        if process == "controller":
-            made.show(OBSERVED)
+        if process == "driver":
+            made.show(JOB)
         text = text_of(made.port)
     assert all(family.name in text for family in FAMILIES if process in family.processes)
     done = promtool("check", "metrics", stdin=text)
@@ -67,15 +67,20 @@ def test_promtool_likes_the_metrics_names(process: Process) -> None:
     assert promtool("check", "metrics", stdin=wrong).returncode != 0
 
 
-def test_a_job_without_a_status_has_its_losses_only() -> None:
+def test_a_job_that_has_not_begun_has_its_counts_only() -> None:
     made = Exporter.serve("127.0.0.1", 0)
     try:
-        made.show(Observed(job="job", status=None, account=Account(), test_accuracy=None))
+        made.show(JobState(job="job"))
         text = text_of(made.port)
     finally:
         made.close()
     names = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
-    assert names == {"adamserve_build_info", "adamserve_jobs", "adamserve_losses_not_finite_total"}
+    assert names == {
+        "adamserve_build_info",
+        "adamserve_jobs",
+        "adamserve_losses_not_finite_total",
+        "adamserve_rollbacks_total",
+    }
 
 
 def test_every_metric_is_looked_at_and_named_in_the_readme() -> None:
@@ -112,13 +117,13 @@ def test_metrics_list_says_who_looks(tmp_path: Path) -> None:
         "panels": ["shards and gRPC: Clocks"],
         "alerts": [],
     }
-    assert listed["adamserve_rpc_started_total"]["processes"] == ["controller", "shard"]
+    assert listed["adamserve_rpc_started_total"]["processes"] == ["driver", "shard"]
     assert listed["adamserve_staleness_updates"]["alerts"] == [
         "AdamserveStalenessHigh"
     ]  # through a recording
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "adamserve_shard_up  gauge  job, shard\n    1 while" in text
-    assert "    from: controller\n" in text
+    assert "    from: driver\n" in text
     assert "    alerts: AdamserveShardDown\n" in text
 
 

@@ -21,11 +21,11 @@ from adamserve import checkpoint, optim
 from adamserve.client import session as session_module
 from adamserve.client.client import Client
 from adamserve.client.link import Credentials
-from adamserve.cluster.actors import own_error
-from adamserve.cluster.controller import JobStatus
+from adamserve.cluster.ray_calls import own_error
 from adamserve.cluster.ray_runtime import NAMESPACE
 from adamserve.cluster.serving import Ready, ServeConfig, serving
 from adamserve.errors import RolledBack, Unavailable
+from adamserve.observe.state import JobState
 from adamserve.values import Outcome, Receipt, Stamp
 from tests.faults.proxy import FAULTS, Proxy
 
@@ -140,7 +140,7 @@ def process_of(controller: Any, shard: int) -> int:
     deadline = time.monotonic() + 60
     while True:
         try:
-            return int(ray.get(controller.processes.remote(), timeout=60)[shard]["pid"])
+            return int(ray.get(controller.processes.remote(), timeout=60)[shard].pid)
         except RayTaskError as error:
             if not isinstance(own_error(error), Unavailable) or time.monotonic() > deadline:
                 raise
@@ -201,7 +201,7 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
         thread.join()
     assert not failed, failed
     jobs: Any = ray.get(controller.status_now.remote(), timeout=60)
-    status: JobStatus = next(job for job in jobs if job.name == "sum")
+    status: JobState = next(job for job in jobs if job.job == "sum")
     assert len(status.rollbacks) == kills
     assert rolled, "a rollback was said to no trainer"
     for said in rolled:

@@ -39,7 +39,7 @@ def test_64_trainers_come_and_go(local_ray: None) -> None:
     with serving(ServeConfig(name=name, port=0, shards=2, grace_s=1.0)) as (ready, _):
         controller = ray.get_actor(name, namespace=NAMESPACE)
         processes: Any = ray.get(controller.processes.remote(), timeout=60)
-        pids = [process["pid"] for process in processes]
+        pids = [process.pid for process in processes]
         with Client(ready.target, "soak", pusher="first") as first:
             first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
         ends = time.monotonic() + SECONDS
@@ -72,7 +72,7 @@ def test_64_trainers_come_and_go(local_ray: None) -> None:
         assert not failed, failed[:3]
         with Client(ready.target, "soak") as reader:
             arrays, clock = reader.pull(training=False)
-            assert reader.status().live == ()
+            assert reader.status().pushers == ()
         grown = memory(pids) / halfway[0] - 1
     assert {stamp.clock for stamp in clock} == {int(counts.sum())}
     np.testing.assert_array_equal(arrays["w"], -float(counts.sum()))

@@ -18,11 +18,11 @@ from tests.deploy.prometheus import promtool
 def test_the_document_is_that_of_the_prometheus_docs() -> None:
     directory = Directory()
     assert json.loads(directory.page()[1]) == []
-    directory.put("controller", {0: "10.0.0.1:9464"})
+    directory.put("driver", {0: "10.0.0.1:9464"})
     directory.put("shard", {1: "10.0.0.3:4001", 0: "10.0.0.2:4000"})
     directory.put("worker", {0: "10.0.0.2:4002"})
     assert json.loads(directory.page()[1]) == [
-        {"targets": ["10.0.0.1:9464"], "labels": {"process": "controller"}},
+        {"targets": ["10.0.0.1:9464"], "labels": {"process": "driver"}},
         {"targets": ["10.0.0.2:4000"], "labels": {"process": "shard", "shard": "0"}},
         {"targets": ["10.0.0.3:4001"], "labels": {"process": "shard", "shard": "1"}},
         {"targets": ["10.0.0.2:4002"], "labels": {"process": "worker", "worker": "0"}},
@@ -31,7 +31,7 @@ def test_the_document_is_that_of_the_prometheus_docs() -> None:
 
 def test_over_http_it_is_json_in_utf8_and_open_to_all() -> None:
     directory = Directory()
-    directory.put("controller", {0: "127.0.0.1:1"})
+    directory.put("driver", {0: "127.0.0.1:1"})
     exporter = Exporter.serve(
         "127.0.0.1",
         0,
@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_kept_is_refused_at_once_and_later_only_logged(
 
 def test_promtool_reads_the_file(tmp_path: Path) -> None:
     directory = Directory(tmp_path / "targets.json")
-    directory.put("controller", {0: "127.0.0.1:9464"})
+    directory.put("driver", {0: "127.0.0.1:9464"})
     directory.put("shard", {0: "127.0.0.1:4000"})
     config = tmp_path / "prometheus.yml"
     config.write_text("scrape_configs: [{job_name: adamserve, file_sd_configs: [{files: [targets.json]}]}]\n")
@@ -124,6 +124,6 @@ def test_promtool_reads_the_file(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
     shown = {each["labels"]["instance"]: each["labels"] for each in json.loads(found.stdout)}  # in any order
     assert {address: (labels["process"], labels.get("shard")) for address, labels in shown.items()} == {
-        "127.0.0.1:9464": ("controller", None),
+        "127.0.0.1:9464": ("driver", None),
         "127.0.0.1:4000": ("shard", "0"),
     }

@@ -9,15 +9,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from adamserve import __version__
-from adamserve.cluster.controller import JobStatus, Rollback
 from adamserve.errors import Unavailable
-from adamserve.observe.exporter import THREADS, Exporter, Observed, Reading
+from adamserve.observe.exporter import THREADS, Exporter, Reading
 from adamserve.observe.families import (
     FAMILIES,
     JOB_FAMILIES,
@@ -26,16 +25,14 @@ from adamserve.observe.families import (
     SHARD_FAMILIES,
     WORKER_FAMILIES,
     Process,
-    ShardSeen,
-    WorkerSeen,
     cumulative,
 )
 from adamserve.observe.rpc_counts import METHODS_KNOWN, Calls
-from adamserve.regret import RECENT, Account
+from adamserve.observe.state import JobState, Rollback
 from adamserve.shard.durations import APPLY_BUCKETS, PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch, Times
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics, Seen, ShardStatistics
-from adamserve.values import Clocks, Stamp
+from adamserve.values import Stamp
 
 
 def times(bounds: tuple[float, ...], first: int, above: int, total: float) -> Times:
@@ -62,46 +59,57 @@ SHARD = ShardStatistics(
     queue_seconds=times(QUEUE_BUCKETS, 8, 1, 130.5),
     pushers=(PusherStatistics("a", 39, 98.5), PusherStatistics("b", 0, None)),
 )
-STATUS = JobStatus(
-    name="job",
-    clocks=Clocks([SHARD.stamp]),
-    incarnations=(2,),
-    healthy=True,
-    failed="",
-    kernels=("compiled",),
-    shards=(SHARD,),
-    rollbacks=(Rollback(1, 2, 12, 9, 3, 0.5, "killed"),),
-    checkpoints=3,
-    checkpoint_age_s=4.5,
+ROLLBACK = Rollback(
+    shard=1, incarnation=2, clock_before=12, clock_after=9, checkpoint=3, seconds=0.5, reason="killed"
+)
+JOB = JobState(
+    job="job",
+    consistency="ssp:3",
     rule="Adam",
     rate=0.125,
-    down=(3,),
+    loss=0.75,
+    best_loss=0.25,
+    losses_not_finite=2,
+    regret=6.25,
+    regret_steps=50,
+    numbers={"test_accuracy": 0.9, "average_regret_bound": 64.0},
+    checkpoint=3,
+    checkpoint_age_s=4.5,
     checkpoint_seconds=0.75,
-    skew=6,
-    lag=11,
+    unsaved_updates=11,
+    clock_skew=6,
+    updates_per_s=12.5,
+    down=(3,),
+    rollbacks=(ROLLBACK,),
+    shards=(SHARD,),
     events=(
         Event(50.0, "invalid", (1,), "a", "w: the gradient holds NaN or infinity", 7),
         Event(60.0, "rollback", (1,), "", "restored from checkpoint 3: killed"),
     ),
 )
-ACCOUNT = Account()
-for _ in range(RECENT):
-    ACCOUNT.add(0.25, 0.125)
-for _ in range(RECENT):
-    ACCOUNT.add(0.75)
-OBSERVED = Observed(job="job", status=STATUS, account=ACCOUNT, test_accuracy=0.9, regret_bound=64.0)
-WORKER = WorkerSeen("job", 2, 30, {"pull": 1.5, "compute": 2.5, "push": 3.5})
+
+
+@dataclass
+class Gauge:
+    """A worker's."""
+
+    steps: int
+    seconds: dict[str, float]
+
+
+GAUGE = Gauge(30, {"pull": 1.5, "compute": 2.5, "push": 3.5})
 CALLS = Calls()
 for code in ("OK", "OK", "NOT_FOUND"):
     CALLS.started("Push")
     CALLS.handled("Push", code)
 CALLS.started("Pull", carrier="direct")
 
-CONTROLLER = {
-    ("adamserve_build_info", f"controller {__version__}"): 1,
+DRIVER = {
+    ("adamserve_build_info", f"driver {__version__}"): 1,
     ("adamserve_jobs", ""): 1,
     ("adamserve_shard_up", "1"): 1,
     ("adamserve_shard_up", "3"): 0,
+    ("adamserve_updates_per_second", ""): 12.5,
     ("adamserve_clock_skew_updates", ""): 6,
     ("adamserve_durability_lag_updates", ""): 11,
     ("adamserve_rollbacks_total", ""): 1,
@@ -110,8 +118,8 @@ CONTROLLER = {
     ("adamserve_learning_rate", "Adam"): 0.125,
     ("adamserve_loss", ""): 0.75,
     ("adamserve_best_loss", ""): 0.25,
-    ("adamserve_losses_not_finite_total", ""): 0,
-    ("adamserve_regret", ""): 0.125 * RECENT,
+    ("adamserve_losses_not_finite_total", ""): 2,
+    ("adamserve_regret", ""): 6.25,
     ("adamserve_average_regret", ""): 0.125,
     ("adamserve_average_regret_bound", ""): 64,
     ("adamserve_test_accuracy_ratio", ""): 0.9,
@@ -175,9 +183,9 @@ def exporter(process: Process, shard: ShardStatistics = SHARD) -> Iterator[Expor
     """A process's endpoint, with everything that such a process has."""
     rpc = Reading(RPC_FAMILIES, lambda: [CALLS])
     collect = {
-        "controller": [rpc],
-        "shard": [Reading(SHARD_FAMILIES, lambda: [ShardSeen("job", shard)]), rpc],
-        "worker": [Reading(WORKER_FAMILIES, lambda: [WORKER])],
+        "driver": [rpc],
+        "shard": [Reading(SHARD_FAMILIES, lambda: [("job", shard)]), rpc],
+        "worker": [Reading(WORKER_FAMILIES, lambda: [("job", 2, GAUGE)])],
     }
     made = Exporter.serve("127.0.0.1", 0, process=process, collect=collect[process])
     try:
@@ -205,15 +213,15 @@ def scrape(port: int) -> dict[tuple[str, str], float]:
 
 @pytest.mark.parametrize(
     ("process", "expected"),
-    [("controller", CONTROLLER | RPC), ("shard", OF_SHARD | RPC), ("worker", OF_WORKER)],
+    [("driver", DRIVER | RPC), ("shard", OF_SHARD | RPC), ("worker", OF_WORKER)],
 )
 def test_every_family_of_a_process_is_exported_and_no_other(
     process: Process, expected: dict[tuple[str, str], float]
 ) -> None:
     with exporter(process) as made:
-        if process == "controller":
+        if process == "driver":
             assert {name for name, _ in scrape(made.port)} & {f.name for f in JOB_FAMILIES} == set()
-            made.show(OBSERVED)
+            made.show(JOB)
         found = scrape(made.port)
     assert {key: found.get(key) for key in expected} == expected
     names = {name.removesuffix(suffix) for name, _ in found for suffix in ("_bucket", "_count", "_sum")}
@@ -242,7 +250,7 @@ def test_labels_have_few_values() -> None:
         calls.started(f"method-{number}")
     made = Exporter.serve("127.0.0.1", 0, collect=[Reading(RPC_FAMILIES, lambda: [calls])])
     try:
-        made.show(*(replace(OBSERVED, job=f"job-{number:03}") for number in range(JOBS_SHOWN + 100)))
+        made.show(*(replace(JOB, job=f"job-{number:03}") for number in range(JOBS_SHOWN + 100)))
         text = text_of(made.port)
     finally:
         made.close()
@@ -258,8 +266,8 @@ def test_labels_have_few_values() -> None:
 
 
 def test_a_job_s_name_cannot_write_samples() -> None:
-    with exporter("controller") as made:
-        made.show(replace(OBSERVED, job='a"} 1\nadamserve_evil{job="b'))
+    with exporter("driver") as made:
+        made.show(replace(JOB, job='a"} 1\nadamserve_evil{job="b'))
         assert ("adamserve_evil", "") not in scrape(made.port)
 
 

@@ -153,7 +153,7 @@ def test_news_are_told_once() -> None:
     stream = written(LogConfig("json"))
     news = News()
     stale = Event(10.0, "stale", (0, 1), "p", "stale by 9 updates", 3)
-    job = JobState(name="a", healthy=True, rule="Adam", events=(stale,))
+    job = JobState(job="a", rule="Adam", events=(stale,))
     for one in (
         job,
         job,

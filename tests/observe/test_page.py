@@ -15,21 +15,17 @@ import pytest
 
 from adamserve.cluster.serving import may_look
 from adamserve.edge.security import Tokens, _digest
-from adamserve.observe.exporter import Exporter, Observed
+from adamserve.observe.exporter import Exporter
 from adamserve.observe.page import NAMES_SHOWN, POINTS, Board, pages
-from adamserve.observe.state import from_json
-from adamserve.observe.summary import state_of
-from adamserve.regret import Account
+from adamserve.observe.state import JobState, from_json
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics
-from tests.observe.test_exporter import ACCOUNT, SHARD, STATUS
-
-OBSERVED = Observed(job="job", status=STATUS, account=ACCOUNT, test_accuracy=0.9)
+from tests.observe.test_exporter import JOB, SHARD
 
 
-def board(*observed: Observed) -> Board:
+def board(*jobs: JobState) -> Board:
     made = Board(now=lambda: 100.0)
-    made.show(*map(state_of, observed))
+    made.show(*jobs)
     return made
 
 
@@ -54,13 +50,14 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_whole_and_has_the_numbers() -> None:
-    html = board(OBSERVED).html()
+    html = board(JOB).html()
     tags = Tags()
     tags.feed(html)
     assert tags.open == []
     assert tags.outside == ["data:,"]
     for text in (
         "Adam at rate 0.125",
+        "updates/s <b>12.5</b>",
         "<b>0.75</b>",
         "<b>0.25</b>",
         "<b>90.00%</b>",
@@ -77,42 +74,41 @@ def test_the_page_is_whole_and_has_the_numbers() -> None:
 
 def test_names_cannot_write_html() -> None:
     nasty = "<script>alert(1)</script>"
-    status = replace(
-        STATUS,
+    job = replace(
+        JOB,
+        job=nasty,
         shards=(replace(SHARD, pushers=(PusherStatistics(nasty, 1, 99.0),)),),
         rule=nasty,
         failed=nasty,
         events=(Event(50.0, "stale", (0,), nasty, nasty),),
     )
-    html = board(replace(OBSERVED, job=nasty, status=status)).html()
+    html = board(job).html()
     assert nasty not in html
     assert html.count("<script>") == 1
 
 
 def test_json_has_the_same_numbers() -> None:
-    [found] = json.loads(board(OBSERVED).json())
+    [found] = json.loads(board(JOB).json())
     assert (found["loss"], found["best_loss"], found["average_regret"]) == (0.75, 0.25, 0.125)
-    assert found["shards"][0]["clock"] == 40
-    assert found["shards"][0]["up"] is True
+    assert found["shards"][0]["stamp"] == {"incarnation": 2, "clock": 40}
+    assert (found["state"], found["down"]) == ("restoring", [3])
     assert found["curves"]["loss"] == [[100.0, 0.75]]
     assert found["staleness"] == {"0": 30, "1": 7, "5": 2, "700": 1}
     assert found["pushers"][0] == {"name": "a", "seq": 39, "pushed_at": 98.5}
     assert found["events"][0]["reason"] == "w: the gradient holds NaN or infinity"
-    assert from_json(found) == state_of(OBSERVED)
+    assert from_json(found) == JOB
 
 
 def test_a_job_that_has_not_begun_and_no_job() -> None:
     assert "No job yet." in board().html()
-    html = board(Observed(job="new", status=None, account=Account(), test_accuracy=None)).html()
+    html = board(JobState(job="new")).html()
     assert "<h2>new</h2>" in html
 
 
 def test_curves_keep_their_ends_in_little_room() -> None:
     made = Board(now=lambda: float(clock))
     for clock in range(10 * POINTS):
-        account = Account()
-        account.add(1.0 + clock)
-        made.show(state_of(Observed(job="job", status=None, account=account, test_accuracy=None)))
+        made.show(JobState(job="job", loss=1.0 + clock))
     [found] = json.loads(made.json())
     points = found["curves"]["loss"]
     assert len(points) <= POINTS + 1
@@ -126,9 +122,7 @@ def test_many_pushers_are_counted_and_the_silent_ones_are_named() -> None:
     seen = [PusherStatistics(f"p{i:03}", 1, 90.0 - i / 10) for i in range(199)] + [
         PusherStatistics("new", 0, None)
     ]
-    html = board(
-        replace(OBSERVED, status=replace(STATUS, shards=(replace(SHARD, pushers=tuple(seen)),)))
-    ).html()
+    html = board(replace(JOB, shards=(replace(SHARD, pushers=tuple(seen)),))).html()
     assert "<h3>200 pushers</h3>" in html
     named = re.findall(r"<tr><td>(p\d+|new)</td><td>([^<]*)</td>", html)
     assert [name for name, _ in named] == ["new", *(f"p{i:03}" for i in range(198, 149, -1))]
@@ -175,7 +169,7 @@ def get(port: int, path: str, **headers: str) -> tuple[int, str, Any]:
 
 
 def test_routes_and_their_guard() -> None:
-    exporter = Exporter.serve("127.0.0.1", 0, pages(board(OBSERVED)), lambda given: may_look(TOKENS, given))
+    exporter = Exporter.serve("127.0.0.1", 0, pages(board(JOB)), lambda given: may_look(TOKENS, given))
     try:
         port = exporter.port
         assert get(port, "/metrics")[0] == 200

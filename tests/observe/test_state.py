@@ -1,21 +1,18 @@
-"""Events are few and bounded, whatever happens; a job's state survives JSON and the wire."""
+"""Events are few and bounded, whatever happens; what a job's state derives from its shards."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import pytest
 
-from adamserve.observe.exporter import Observed
-from adamserve.observe.state import JobState, as_json, from_json
-from adamserve.observe.summary import state_of
+from adamserve.observe.state import JobState
 from adamserve.observe.terminal import blocks, sparkline
 from adamserve.shard.events import EVENTS_KEPT, Event, Events, merged
-from adamserve.wire.states import received, sent
-from tests.observe.test_exporter import ACCOUNT, STATUS
-
-FULL = state_of(Observed(job="job", status=STATUS, account=ACCOUNT, test_accuracy=None))
+from adamserve.shard.statistics import PusherStatistics, ShardStatistics
+from tests.observe.test_exporter import JOB, SHARD
 
 
 def test_events_alike_are_one_and_the_newest_are_kept() -> None:
@@ -51,23 +48,33 @@ def test_what_a_pusher_met_on_several_shards_is_one() -> None:
     )
 
 
-@pytest.mark.parametrize("job", [FULL, JobState(name="new", healthy=False)], ids=["full", "new"])
-def test_a_state_survives_json_and_the_wire(job: JobState) -> None:
-    assert from_json(json.loads(json.dumps(as_json(job)))) == job
-    assert received(type(sent(job)).FromString(sent(job).SerializeToString())) == job
-
-
 @pytest.mark.parametrize(
-    ("fields", "state"),
+    ("changes", "state"),
     [
-        ({}, "starting"),
-        ({"shards": FULL.shards}, "healthy"),
-        ({"shards": FULL.shards, "healthy": False}, "restoring"),
-        ({"shards": FULL.shards, "healthy": False, "failed": "no checkpoints"}, "failed"),
+        ({"shards": (), "down": ()}, "starting"),
+        ({"down": ()}, "healthy"),
+        ({}, "restoring"),
+        ({"failed": "no checkpoints"}, "failed"),
     ],
 )
-def test_a_state_is_one_word(fields: dict[str, object], state: str) -> None:
-    assert JobState(name="job", **fields).state == state  # type: ignore[arg-type] # fields of several types
+def test_a_state_is_one_word(changes: dict[str, Any], state: str) -> None:
+    assert replace(JOB, **changes).state == state
+
+
+def test_pushers_are_as_the_shard_that_saw_most_has_them() -> None:
+    def shard(number: int, *pushers: PusherStatistics) -> ShardStatistics:
+        return replace(SHARD, shard=number, pushers=pushers)
+
+    b = PusherStatistics("b", 3, 7.0)
+    shards = (
+        shard(0, b, PusherStatistics("a", 0, None)),
+        shard(1, replace(b, seq=2), PusherStatistics("a", 0, 5.0)),
+    )
+    job = replace(JOB, shards=shards)
+    assert job.pushers == (PusherStatistics("a", 0, 5.0), b)
+    assert job.staleness == {0: 60, 1: 14, 5: 4, 700: 2}
+    assert job.average_regret == 0.125
+    assert JobState(job="new").average_regret is None
 
 
 def test_curves_of_characters() -> None:

@@ -388,9 +388,28 @@ CONTROL: dict[str, tuple[Callable[[Raw], Any], Code, str]] = {
         "job",
     ),
     "infinite loss": (
-        lambda r: r.control.Report(control_pb2.ReportRequest(job=r.job, loss=float("inf"))),
+        lambda r: r.control.Report(
+            control_pb2.ReportRequest(job=r.job, losses=[control_pb2.Loss(loss=float("inf"))])
+        ),
         Code.INVALID_ARGUMENT,
         "loss",
+    ),
+    "number that is none": (
+        lambda r: r.control.Report(control_pb2.ReportRequest(job=r.job, numbers={"x": float("nan")})),
+        Code.INVALID_ARGUMENT,
+        "x",
+    ),
+    "nameless number": (
+        lambda r: r.control.Report(control_pb2.ReportRequest(job=r.job, numbers={"": 1.0})),
+        Code.INVALID_ARGUMENT,
+        "numbers",
+    ),
+    "too many numbers": (
+        lambda r: r.control.Report(
+            control_pb2.ReportRequest(job=r.job, numbers={str(i): 1.0 for i in range(65)})
+        ),
+        Code.RESOURCE_EXHAUSTED,
+        "numbers",
     ),
 }
 

@@ -281,7 +281,7 @@ def test_status_report_and_checkpoint(counting: Client) -> None:
     counting.report(2.0)
     counting.report(1.0)
     status = counting.status()
-    assert (status.healthy, status.loss, status.live) == (True, 1.5, ("a",))
+    assert (status.state, status.loss, [p.name for p in status.pushers]) == ("healthy", 1.5, ["a"])
     assert [stamp.clock for stamp in status.clocks] == [1, 1]
     assert counting.checkpoint() == status.checkpoint + 1
     with pytest.raises(InvalidArgument, match="loss: must be finite"):
@@ -308,7 +308,7 @@ def test_a_reader_needs_no_name_and_can_wait_for_a_clock(connect: Connect, count
     assert float(arrays["large"][0, 0]) == -1.0
     assert [stamp.clock for stamp in seen] == [1, 1]
     handle.result()
-    assert reader.status().live == ("a",)
+    assert [pusher.name for pusher in reader.status().pushers] == ["a"]
 
 
 def test_asyncio(service: Ready, counting: Client) -> None:

@@ -43,7 +43,7 @@ from adamserve.shard.geometry import partition
 from adamserve.shard.host import ShardHost
 from adamserve.shard.shard import Shard
 from adamserve.v1 import direct_pb2, shard_pb2, types_pb2
-from adamserve.values import Deadline, ShardState, Stamp, TensorSpec
+from adamserve.values import Deadline, PullRequest, ShardState, Stamp, TensorSpec
 from adamserve.wire import chunks, codec, status
 from adamserve.wire.frames import CALL, END, MESSAGE, PREFACE, STATUS, Frames
 from tests.rpc.test_security import Authority
@@ -103,7 +103,7 @@ class Live:
         yield [COMMIT]
 
     def parameters(self) -> Any:
-        return self.host.pull(_copied, deadline=_soon())[1]
+        return self.host.pull(PullRequest(), deadline=_soon()).arrays["float32"]
 
     @property
     def clock(self) -> int:
@@ -112,10 +112,6 @@ class Live:
 
 COMMIT = shard_pb2.PushRequest(commit=shard_pb2.PushCommit()).SerializeToString()
 PULL = shard_pb2.PullRequest(job="job").SerializeToString()
-
-
-def _copied(arrays: Any) -> Any:
-    return arrays["float32"].copy()
 
 
 def _soon() -> Deadline:

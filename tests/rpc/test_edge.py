@@ -36,7 +36,7 @@ def opened() -> Iterator[tuple[Live, ShardEndpoint]]:
     """As a shard's process opens it: before its jobs are restored."""
     with ExitStack() as stack:
         live = Live(stack, Security(), Async())
-        endpoint = ShardEdge("127.0.0.1", Security()).open(live.find, Calls())
+        endpoint = ShardEdge(Security()).open(live.find, Calls(), "127.0.0.1")
         stack.callback(endpoint.drain, 0.0)
         yield live, endpoint
 
@@ -62,7 +62,7 @@ def test_callers_without_a_token_leave_threads_for_others() -> None:
     security = Security(limits=Limits(streams=20, stall_s=1.0))
     with ExitStack() as stack:
         live = Live(stack, security, Async())
-        endpoint = ShardEdge("127.0.0.1", security).open(live.find, Calls())
+        endpoint = ShardEdge(security).open(live.find, Calls(), "127.0.0.1")
         stack.callback(endpoint.drain, 0.0)
         endpoint.serve()
         channel = stack.enter_context(grpc.insecure_channel(endpoint.address))

@@ -116,7 +116,7 @@ def test_a_service_logs_the_same_form_everywhere_and_no_secret(ray_folder: Path,
         assert process["shard"] == 0
         [shard] = descendants(served.process.pid, "ray::ShardActor")
         os.kill(shard, signal.SIGKILL)
-        wait_for(lambda: client.status().rollbacks == 1)
+        wait_for(lambda: len(client.status().rollbacks) == 1)
     served.process.send_signal(signal.SIGTERM)
     out, err = served.process.communicate(timeout=60)
     assert served.process.returncode == 0, err

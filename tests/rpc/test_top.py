@@ -118,7 +118,7 @@ def test_lines_of_json_come_one_a_look(service: Ready, pushing: Client, by: str)
     first = json.loads(process.stdout.readline())
     clock = push(pushing)
     later = first
-    while not any(shard["clock"] >= clock for shard in later["jobs"][0]["shards"]):
+    while not any(shard["stamp"]["clock"] >= clock for shard in later["jobs"][0]["shards"]):
         later = json.loads(process.stdout.readline())
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)

@@ -11,10 +11,10 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 
 from adamserve.errors import AdamServeError, InvalidArgument
 from adamserve.v1 import shard_pb2, types_pb2
-from adamserve.values import BFLOAT16
 from adamserve.wire import chunks, codec, native, status
 
 NAMES = st.text(max_size=20)
@@ -187,7 +187,7 @@ def test_garbled_details_fall_back_to_the_status(trailer: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("float32", "<f4"), ("bfloat16", "<f4"), ("bfloat16", BFLOAT16), ("float16", "<f2")]
+    ("name", "dtype"), [("float32", "<f4"), ("bfloat16", "<f4"), ("bfloat16", bfloat16), ("float16", "<f2")]
 )
 @pytest.mark.parametrize("size", [1024, 2049, 4096, 4097, 100_003, 131_072, 140_001])
 @pytest.mark.parametrize("special", [None, 0, -1], ids=["finite", "first", "last"])

@@ -12,8 +12,9 @@ import pytest
 import ray
 
 from adamserve import optim
-from adamserve.cluster.controller import ServiceConfig, initial_parts
-from adamserve.cluster.ray_runtime import launch
+from adamserve.cluster.config import ServiceConfig
+from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.service import launch
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
 from adamserve.shard.consistency import Consistency

@@ -14,16 +14,14 @@ from adamserve.errors import InvalidArgument
 from adamserve.shard import consistency
 from adamserve.shard.consistency import (
     BSP,
-    SILENT_S,
     SSP,
     Async,
     Consistency,
-    Leases,
     Verdict,
     admit,
-    may_start,
     parse,
 )
+from adamserve.shard.leases import SILENT_S, Leases
 from adamserve.values import Stamp
 
 MODES: list[Consistency] = [Async(), Async(max_staleness=2), SSP(bound=1), BSP()]
@@ -95,14 +93,14 @@ def test_ssp_holds_back_the_one_that_runs_ahead(
 ) -> None:
     mode = SSP(bound=bound)
     pushed = admit(mode, pulled=Stamp(1, 0), now=Stamp(1, 50), pusher="a", steps=steps)
-    started = may_start(mode, pusher="a", steps=steps)
+    started = mode.may_start("a", steps)
     assert pushed.verdict is started.verdict is verdict
     assert pushed.reason == started.reason
 
 
 @pytest.mark.parametrize("mode", [Async(), BSP()], ids=str)
 def test_only_ssp_holds_a_start_back(mode: Consistency) -> None:
-    assert may_start(mode, pusher="a", steps={"a": 99, "b": 0}).verdict is Verdict.APPLY
+    assert mode.may_start("a", {"a": 99, "b": 0}).verdict is Verdict.APPLY
 
 
 @pytest.mark.parametrize(

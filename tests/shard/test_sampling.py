@@ -106,7 +106,7 @@ def test_of_a_large_shard_a_sample_is_looked_at(shapes: list[tuple[int, ...]]) -
     assert found.gradient_norm == pytest.approx(math.sqrt(elements), rel=0.1)
     assert found.step is not None
     assert 0.5 * 2.0 < found.step <= 0.5 * max(float(np.abs(g).max()) for g in gradients.values())
-    look = shard.probe._last
+    look = shard.store.probe._last
     assert look is not None
     assert look.after is not None
     assert BLOCKS <= len(look.after) <= BLOCKS * BLOCK

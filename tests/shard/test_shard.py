@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 
 from adamserve import optim
-from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, NotFound
+from adamserve.errors import (
+    AdamServeError,
+    BadSequence,
+    Conflict,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+)
 from adamserve.shard.consistency import BSP, SSP, Async, Consistency, Decision
 from adamserve.shard.events import Event
 from adamserve.shard.geometry import partition
 from adamserve.shard.gradients import borrow
-from adamserve.shard.shard import RECEIPTS_KEPT, Shard
+from adamserve.shard.ledger import RECEIPTS_KEPT
+from adamserve.shard.shard import Shard
 from adamserve.shard.statistics import PusherStatistics
 from adamserve.values import (
-    BFLOAT16,
     Array,
     Gradient,
-    Narrow,
     Outcome,
     Push,
     PusherState,
@@ -56,6 +64,7 @@ def make(
     incarnation: int = 1,
     state: ShardState | None = None,
     pushers: Sequence[str] = ("a",),
+    **options: Any,
 ) -> Shard:
     """One shard that owns everything, its parameters counting up from 0."""
     initial = {spec.name: np.arange(spec.numel, dtype=spec.dtype) for spec in tensors}
@@ -66,6 +75,7 @@ def make(
         consistency=consistency or Async(),
         now=now or ManualClock(),
         wall=wall or ManualClock(),
+        **options,
     )
     for pusher in pushers:
         shard.join(pusher, lease_s=LEASE_S)
@@ -81,7 +91,8 @@ def offer(
 ) -> Receipt | Decision:
     pulled = Stamp(fields.pop("incarnation", shard.stamp.incarnation), clock)
     push = Push(fields.pop("pusher", "a"), seq, pulled, gradients, **fields)
-    return shard.offer(shard.check(push))
+    answer = shard.offer(shard.check(push))
+    return answer if isinstance(answer, Decision) else answer.receipt
 
 
 def contents(shard: Shard) -> dict[str, bytes]:
@@ -114,7 +125,7 @@ def test_a_gradient_in_bfloat16_is_the_numbers_that_it_stands_for(consistency: C
         wide = {name: (b.astype("<u4") << 16).view("<f4") for name, b in bits.items()}
         wide["d"] = wide["d"].astype("<f8")
         for shard, gradients in zip(
-            shards, ({name: b.view(BFLOAT16) for name, b in bits.items()}, wide), strict=True
+            shards, ({name: b.view(bfloat16) for name, b in bits.items()}, wide), strict=True
         ):
             clock = shard.stamp.clock
             for pusher in "ab":
@@ -137,10 +148,10 @@ def test_an_update_fills_a_narrow_copy_where_it_writes_everything() -> None:
             if spec.name in (names or ("w", "b"))
         }
 
-    def pushed(shard: Shard, seq: int, gradients: Mapping[str, Gradient], pusher: str = "a") -> Narrow:
-        narrow = Narrow(lambda size: np.full(size, 0x7FC0, "<u2"))
-        shard.offer(shard.check(Push(pusher, seq, shard.stamp, gradients), narrow))
-        return narrow
+    def pushed(shard: Shard, seq: int, gradients: Mapping[str, Gradient], pusher: str = "a") -> Array | None:
+        checked = shard.check(Push(pusher, seq, shard.stamp, gradients), copied=True)
+        answer = shard.offer(checked, lambda size: np.full(size, 0x7FC0, "<u2"))
+        return None if isinstance(answer, Decision) else answer.bfloat16
 
     def expected(shard: Shard) -> Array:
         read = torch.from_numpy(shard.read(training=True)["float32"])
@@ -148,29 +159,27 @@ def test_an_update_fills_a_narrow_copy_where_it_writes_everything() -> None:
 
     shard = make(rule=optim.Nesterov(lr=0.1), tensors=tensors, consistency=BSP(), pushers="ab")
     first, last = pushed(shard, 1, drawn()), pushed(shard, 1, drawn("w", "b", "none"), "b")
-    assert first.items is None
-    assert first.stamp is None
-    assert last.stamp == shard.stamp == Stamp(1, 1)
-    np.testing.assert_array_equal(last.items, expected(shard))
+    assert first is None
+    assert last is not None
+    assert shard.stamp == Stamp(1, 1)
+    np.testing.assert_array_equal(last, expected(shard))
     w = torch.cat([torch.from_numpy(values) for values in shard.state().arrays["w"].values()])
     assert not np.array_equal(expected(shard), w.bfloat16().view(torch.int16).numpy().view("<u2"))
-    assert pushed(shard, 1, drawn()).stamp is None, "a duplicate writes nothing"
+    assert pushed(shard, 1, drawn()) is None, "a duplicate writes nothing"
 
     shard = make(rule=optim.Adam(lr=0.1), tensors=tensors)
-    halves = {name: (g.view("<u4") >> 16).astype("<u2").view(BFLOAT16) for name, g in drawn().items()}
+    halves = {name: (g.view("<u4") >> 16).astype("<u2").view(bfloat16) for name, g in drawn().items()}
     filled = pushed(shard, 1, halves)
-    assert filled.stamp == Stamp(1, 1)
-    np.testing.assert_array_equal(filled.items, expected(shard))
+    assert filled is not None
+    np.testing.assert_array_equal(filled, expected(shard))
     rows = SparseRows(np.array([1]), np.ones((1, 4), np.float32))
     partly: list[Mapping[str, Gradient]] = [drawn("w"), {**drawn(), "w": rows}, {}]
     for seq, gradients in enumerate(partly, start=2):
-        narrow = pushed(shard, seq, gradients)
+        assert pushed(shard, seq, gradients) is None, "some elements would be missing"
         assert shard.stamp == Stamp(1, seq)
-        assert narrow.items is None, "some elements would be missing"
-        assert narrow.stamp is None
 
     mixed = make(pushers="a")
-    assert pushed(mixed, 1, ones()).stamp is None, "float64 parameters do not travel narrow"
+    assert pushed(mixed, 1, ones()) is None, "float64 parameters do not travel narrow"
 
 
 def test_a_tensor_left_out_does_not_move_and_keeps_its_own_count() -> None:
@@ -220,10 +229,8 @@ def test_a_push_that_waits_is_given_up_when_its_pusher_joins_again(how: str) -> 
     else:
         assert shard.join("a", lease_s=LEASE_S, session="first", last_seq=1).last_seq == 1
         session, seq = "first", 2
-        late = offer(shard, 1, 0, ones(100.0), session="first")
-        assert isinstance(late, Receipt)
-        assert late.outcome is Outcome.DUPLICATE
-        assert "given up" in late.reason
+        with pytest.raises(BadSequence, match="given up before, and its outcome is no longer known"):
+            offer(shard, 1, 0, ones(100.0), session="first")
     assert isinstance(offer(shard, 1, 0, ones(2.0), pusher="b"), Decision), "it waits for a's next push"
     receipt = offer(shard, seq, 0, ones(4.0), session=session)
     assert isinstance(receipt, Receipt)
@@ -261,15 +268,57 @@ def test_a_repeated_seq_is_answered_with_its_first_receipt(seqs: list[int]) -> N
     assert shard.stamp.clock == len(set(seqs))
 
 
-def test_a_duplicate_is_known_even_when_its_receipt_is_forgotten() -> None:
+def test_an_outcome_that_is_no_longer_known_is_never_said_to_be_applied() -> None:
     shard = make()
     for seq in range(1, RECEIPTS_KEPT + 3):
         offer(shard, seq, 0, {})
     before = contents(shard)
-    answer = offer(shard, 1, 0, ones())
+    with pytest.raises(BadSequence, match="its outcome is no longer known") as error:
+        offer(shard, 2, 0, ones())
+    assert (error.value.field, contents(shard)) == ("seq", before)
+    kept = offer(shard, 3, 0, ones())
+    assert isinstance(kept, Receipt)
+    assert (kept.outcome, kept.clock) == (Outcome.DUPLICATE, 3)
+
+
+def test_a_retry_gets_the_first_outcome_across_a_restore() -> None:
+    """A refused push, sent again after a restore from a later checkpoint, must not pass for an applied one."""
+    shard = make(consistency=Async(max_staleness=0), pushers=())
+    for pusher in "ab":
+        shard.join(pusher, lease_s=LEASE_S, session=f"of {pusher}", kind="worker")
+    send = {"session": "of a", "incarnation": 1}
+    offer(shard, 1, 0, ones(), pusher="b", session="of b")
+    refused = offer(shard, 1, 0, ones(), **send)
+    applied = offer(shard, 2, 1, ones(), **send)
+    shard.join("a", lease_s=LEASE_S, last_seq=3, session="of a")  # push 3 was given up
+    assert isinstance(refused, Receipt)
+    assert isinstance(applied, Receipt)
+    assert (refused.outcome, applied.outcome) == (Outcome.STALE, Outcome.APPLIED)
+
+    restored = make(state=replace(shard.state(), stamp=Stamp(2, 2)), pushers=())
+    assert offer(restored, 1, 0, ones(), **send) == refused
+    assert offer(restored, 2, 1, ones(), **send) == replace(applied, outcome=Outcome.DUPLICATE)
+    with pytest.raises(BadSequence, match="push 3 was decided or given up before"):
+        offer(restored, 3, 1, ones(), **send)
+    with pytest.raises(Conflict, match="another client's session"):
+        offer(restored, 1, 0, ones(), session="of b", incarnation=1)
+    assert restored.stamp == Stamp(2, 2)
+
+
+def test_gradients_that_wait_for_their_round_are_bounded_in_memory() -> None:
+    tensors = [TensorSpec("w", (100,))]
+    shard = make(consistency=BSP(), tensors=tensors, pushers="abc", waiting_bytes=400)
+    gradients = ones(tensors=tensors)
+    for _ in range(2):
+        assert isinstance(offer(shard, 1, 0, gradients, pusher="a"), Decision), "sent again, it takes no more"
+    with pytest.raises(
+        LimitExceeded, match="800 bytes of gradients would wait for their round, at most 400 may"
+    ):
+        offer(shard, 1, 0, gradients, pusher="b")
+    shard.leave("b")
+    answer = offer(shard, 1, 0, gradients, pusher="c")
     assert isinstance(answer, Receipt)
-    assert answer.outcome is Outcome.DUPLICATE
-    assert contents(shard) == before
+    assert (answer.outcome, answer.reason) == (Outcome.APPLIED, "mean of 2 pushes")
 
 
 @given(order=st.lists(st.integers(1, 6), max_size=40))
@@ -298,7 +347,7 @@ BAD_PUSHES: list[tuple[str, dict[str, Any], type[AdamServeError], str]] = [
     ("infinity", {"gradients": {"scalar": np.array([math.inf], np.float32)}}, InvalidArgument, "scalar"),
     ("minus infinity", {"gradients": {"d": np.full(5, -math.inf)}}, InvalidArgument, "d"),
     ("half NaN", {"gradients": {"w": np.full(12, math.nan, np.float16)}}, InvalidArgument, "w"),
-    ("bfloat16 NaN", {"gradients": {"w": np.full(12, 0x7FC0, "<u2").view(BFLOAT16)}}, InvalidArgument, "w"),
+    ("bfloat16 NaN", {"gradients": {"w": np.full(12, 0x7FC0, "<u2").view(bfloat16)}}, InvalidArgument, "w"),
     ("seq 0", {"seq": 0}, BadSequence, "seq"),
     ("negative seq", {"seq": -3}, BadSequence, "seq"),
     ("skipped seq", {"seq": 4}, BadSequence, "seq"),
@@ -409,7 +458,7 @@ def test_a_pusher_whose_lease_ran_out_no_longer_holds_a_round_up() -> None:
     assert isinstance(shard.offer(gradients), Decision)
     clock.seconds += LEASE_S
     shard.renew("a")
-    assert isinstance(shard.offer(gradients), Receipt)
+    assert not isinstance(shard.offer(gradients), Decision)
 
 
 def test_a_withdrawn_push_is_no_part_of_the_round() -> None:

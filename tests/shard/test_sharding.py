@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from adamserve import optim
-from adamserve.shard.consistency import BSP, Async, Consistency
+from adamserve.shard.consistency import BSP, Async, Consistency, Decision
 from adamserve.shard.geometry import partition
 from adamserve.shard.shard import Shard
-from adamserve.values import Array, Push, Receipt, ShardState, Stamp, TensorSpec
+from adamserve.values import Array, Push, ShardState, Stamp, TensorSpec
 
 TENSORS = [
     TensorSpec("a", (40, 30)),
@@ -50,9 +50,9 @@ def train(rule: optim.Rule, mode: Consistency, num_shards: int, steps: int = 15)
             gradients = {s.name: rng.normal(size=s.numel).astype(s.dtype) for s in TENSORS}
             for shard, spans in zip(shards, parts.shards, strict=True):
                 own = {span.tensor: gradients[span.tensor][span.start : span.stop] for span in spans}
-                clock = step - 1 if isinstance(mode, BSP) else 0
+                clock = step - 1 if mode.gathers else 0
                 answer = shard.offer(shard.check(Push(pusher, step, Stamp(1, clock), own)))
-                assert isinstance(answer, Receipt) or (isinstance(mode, BSP) and pusher == "a")
+                assert isinstance(answer, Decision) == (mode.gathers and pusher == "a")
     pieces: dict[str, bytes] = dict.fromkeys((s.name for s in TENSORS), b"")
     for shard, spans in zip(shards, parts.shards, strict=True):
         arrays = shard.state().arrays["w"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adamserve import SparseRows, optim
 from adamserve.errors import InvalidArgument, NotFound
 from adamserve.shard import sparse
-from adamserve.shard.consistency import BSP, Async, Consistency
+from adamserve.shard.consistency import BSP, Async, Consistency, Decision
 from adamserve.shard.geometry import partition
 from adamserve.shard.shard import Shard
 from adamserve.values import Array, Gradient, Push, Receipt, ShardState, Stamp, TensorSpec
@@ -202,7 +202,8 @@ def push(
 ) -> Any:
     clock = shard.stamp.clock if pulled is None else pulled
     at = Stamp(shard.stamp.incarnation, clock)
-    return shard.offer(shard.check(Push(pusher, seq, at, gradients, **fields)))
+    answer = shard.offer(shard.check(Push(pusher, seq, at, gradients, **fields)))
+    return answer if isinstance(answer, Decision) else answer.receipt
 
 
 def everywhere(shards: list[Shard], seq: int, gradients: dict[str, Gradient], **fields: Any) -> list[Any]:

@@ -251,11 +251,11 @@ class RegretStudy:
         stream = Quadratic()
         best = stream.best(steps)
         least = [stream.loss(t, best) for t in range(1, steps + 1)]
-        points, account = _follow(lab, stream, optim.Adam(lr=0.5, lr_schedule="inverse_sqrt"), least)
+        points, counted = _follow(lab, stream, optim.Adam(lr=0.5, lr_schedule="inverse_sqrt"), least)
         # By hand, of all losses at once: a sum of squares is least at the mean, where it is the targets' variance.
         targets = np.array([stream.target(t) for t in range(1, steps + 1)])
         met = 0.5 * np.square(np.array(points) - targets) @ stream.curvatures
-        return account.regret, float(met.sum() - 0.5 * steps * stream.curvatures @ targets.var(axis=0))
+        return counted, float(met.sum() - 0.5 * steps * stream.curvatures @ targets.var(axis=0))
 
     def _boxed(self, lab: Lab) -> bool:
         """Whether a job with a box goes where the rule goes by itself."""
@@ -396,16 +396,14 @@ def boxed(*, amsgrad: bool) -> optim.Adam:
     )
 
 
-def _follow(
-    lab: Lab, stream: Stream, rule: optim.Rule, least: Sequence[float]
-) -> tuple[list[Array], regret.Account]:
+def _follow(lab: Lab, stream: Stream, rule: optim.Rule, least: Sequence[float]) -> tuple[list[Array], float]:
     """Train on a stream through the service, one update a loss.
 
     Args:
         least: the losses at W*, reported beside those met.
 
     Returns:
-        The parameters that each loss was met at, and the service's account of them.
+        The parameters that each loss was met at, and R(T) as the service counts it.
     """
     spec = TensorSpec("w", (stream.elements,), "float64")
     job = lab.create([spec], {"w": stream.start}, rule, Async())
@@ -418,12 +416,13 @@ def _follow(
             w = np.array(pulled["w"])
             points.append(w)
             client.push({"w": stream.gradient(t, w)}, clock)
-            reported.append(lab.controller.report.remote(job, stream.loss(t, w), comparator))
+            reported.append(lab.controller.report.remote(job, [regret.Loss(stream.loss(t, w), comparator)]))
     ray.get(reported, timeout=CALL_S)
     statuses = ray.get(lab.controller.status.remote(), timeout=CALL_S)
-    [account] = [status.account for status in statuses if status.name == job]
+    [state] = [status for status in statuses if status.job == job]
     lab.drop(job)
-    return points, account
+    assert state.regret is not None
+    return points, state.regret
 
 
 def _locally(stream: Stream, rule: optim.Rule, steps: int) -> Iterator[Array]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,9 +19,12 @@ import ray
 
 from adamserve import optim
 from adamserve.cluster.cluster_client import ClusterClient
-from adamserve.cluster.controller import ServiceConfig, initial_parts
-from adamserve.cluster.pool import Pool, WorkerHandle, gather
-from adamserve.cluster.ray_runtime import connected, launch
+from adamserve.cluster.config import ServiceConfig
+from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.placement import gather
+from adamserve.cluster.pool import Pool, WorkerHandle
+from adamserve.cluster.ray_runtime import connected
+from adamserve.cluster.service import launch
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
@@ -147,7 +149,7 @@ class Lab:
         self._address = address
         self.progress = progress
         self._open = ExitStack()
-        self._pool = Pool(partial(Worker, 1))
+        self._pool = Pool(Worker)
         self._idle: list[WorkerHandle] = []
         self._data: dict[Data, Dataset] = {}
         self._shared: dict[tuple[Data, str, float, str], Any] = {}
@@ -305,7 +307,7 @@ class Lab:
     def hire(self, workers: int) -> list[WorkerHandle]:
         """So many workers, old ones first."""
         while len(self._idle) < workers:
-            self._idle.append(self._pool.start())
+            self._idle.append(self._pool.start(1))
         hired, self._idle = self._idle[:workers], self._idle[workers:]
         return hired
 
@@ -336,14 +338,15 @@ class _Run:
                 worker.call("take", assignment, task, part)
                 for worker, part in zip(self._workers, parts, strict=True)
             ],
+            "workers to take up a job",
             CALL_S,
         )
-        gather([worker.call("join") for worker in self._workers], CALL_S)
+        gather([worker.call("join") for worker in self._workers], "workers to join", CALL_S)
         self._steps: list[StepReport] = []
         self._diverged = False
         self._began = time.perf_counter()
         self._seconds = 0.0
-        self.pending = [worker.work("run") for worker in self._workers]
+        self.pending = [worker.call("run", loop=True) for worker in self._workers]
 
     def look(self) -> None:
         """Take in what the workers report, and those that have ended."""
@@ -355,7 +358,7 @@ class _Run:
             if not isinstance(error, NotFinite):
                 raise error
             self._diverged = True
-            gather([worker.call("stop_at", 0) for worker in self._workers], CALL_S)
+            gather([worker.call("stop_at", 0) for worker in self._workers], "workers to stop", CALL_S)
         self._seconds = time.perf_counter() - self._began
         self._take_reports()
 
@@ -384,7 +387,8 @@ class _Run:
         return f"{type(rule).__name__} lr {rule.lr:g} seed {self.trial.seed}: {where}"
 
     def _take_reports(self) -> None:
-        gathered: list[list[Report]] = gather([worker.call("reports") for worker in self._workers], CALL_S)
+        asked = [worker.call("reports") for worker in self._workers]
+        gathered: list[list[Report]] = gather(asked, "workers' reports", CALL_S)
         self._steps += [r for reports in gathered for r in reports if isinstance(r, StepReport)]
 
     def _regret(self) -> float:

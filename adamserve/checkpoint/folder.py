@@ -1,0 +1,174 @@
+"""A job's checkpoints in its folder: which there are, which verify, which go, and its incarnations."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adamserve.checkpoint.cuts import shard_header
+from adamserve.checkpoint.files import file_hash, naming, sync_folder
+from adamserve.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from adamserve.errors import CheckpointError, NotFound
+
+INCARNATION = "incarnation"
+"""File in a job's folder with the largest incarnation that was handed out."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """A checkpoint's folder, as `list_checkpoints` finds it; `problem` is empty where the manifest reads well."""
+
+    number: int
+    folder: Path
+    complete: bool
+    problem: str
+    job: str = ""
+    created: str = ""
+    clocks: tuple[int, ...] = ()
+    nbytes: int = 0
+
+
+def new_incarnation(root: Path, at_least: int) -> int:
+    """An incarnation that no shard of the job has been in, in this life of the service or an earlier one.
+
+    What was handed out is on disk before it is used: a crash between a restore and the next checkpoint would otherwise
+    make two histories that look alike to their pushers.
+
+    Args:
+        root: the job's folder.
+        at_least: one more than the incarnations that are known.
+
+    Raises:
+        CheckpointError: the record cannot be read or written; names it.
+    """
+    path = root / INCARNATION
+    if not path.exists() and (root / "epoch").exists():  # as format 1 called it
+        path = root / "epoch"
+    try:
+        last = int(path.read_text())
+    except FileNotFoundError:
+        last = 0
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot be read: {error}", field=str(path), fix="write the largest incarnation in use into it"
+        ) from None
+    incarnation = max(at_least, last + 1)
+    path = root / INCARNATION
+    temporary = root / f"{INCARNATION}.tmp"
+    with naming(path):
+        with temporary.open("w") as file:
+            file.write(f"{incarnation}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        sync_folder(root)
+    return incarnation
+
+
+def list_checkpoints(root: Path) -> list[CheckpointInfo]:
+    """Every checkpoint below a job's folder, oldest first, unfinished and unreadable ones too."""
+    found = []
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if not (folder.is_dir() and folder.name.isdecimal()):
+            continue
+        number = int(folder.name)
+        if not (folder / MANIFEST).exists():
+            found.append(CheckpointInfo(number, folder, False, "unfinished: it has no manifest"))
+            continue
+        try:
+            manifest = read_manifest(folder)
+        except CheckpointError as error:
+            found.append(CheckpointInfo(number, folder, False, str(error)))
+            continue
+        clocks = tuple(entry.stamp.clock for entry in manifest.shards)
+        nbytes = sum(entry.nbytes for entry in manifest.shards)
+        found.append(CheckpointInfo(number, folder, True, "", manifest.job, manifest.created, clocks, nbytes))
+    return found
+
+
+def list_jobs(root: Path) -> list[str]:
+    """Every job with a checkpoint below a service's folder; one whose first was cut short has none yet."""
+    jobs = sorted(root.iterdir()) if root.is_dir() else []
+    return [job.name for job in jobs if job.is_dir() and any(info.complete for info in list_checkpoints(job))]
+
+
+def next_number(root: Path) -> int:
+    """One more than the largest number there is, finished or not."""
+    return max((info.number for info in list_checkpoints(root)), default=0) + 1
+
+
+def newest(root: Path, *, on_skip: Callable[[Path, str], None] | None = None) -> tuple[Path, Manifest]:
+    """The newest checkpoint that verifies; one that does not is passed over, and `on_skip` is told why.
+
+    Raises:
+        NotFound: no checkpoint under `root` verifies.
+    """
+    reasons = []
+    for info in reversed(list_checkpoints(root)):
+        try:
+            return info.folder, verify(info.folder)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            if on_skip is not None:
+                on_skip(info.folder, str(error))
+    raise NotFound(
+        "there is no checkpoint that verifies" + (f": {'; '.join(reasons)}" if reasons else ""),
+        field=str(root),
+    )
+
+
+def prune(root: Path, *, keep: int) -> None:
+    """Delete the oldest complete checkpoints beyond `keep`, and unfinished ones older than the newest complete one."""
+    infos = list_checkpoints(root)
+    complete = [info for info in infos if info.complete]
+    if not complete:
+        return
+    stale = complete[:-keep] + [i for i in infos if not i.complete and i.number < complete[-1].number]
+    for info in stale:
+        # The manifest goes first, so that a half-deleted folder is never taken for a checkpoint.
+        (info.folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(info.folder)
+
+
+def verify(folder: Path) -> Manifest:
+    """Check a whole checkpoint: manifest, size and checksum of every file, every element of every tensor once.
+
+    Raises:
+        CheckpointError: names the first file that is wrong, and how.
+    """
+    manifest = read_manifest(folder)
+    spans: dict[str, list[tuple[int, int]]] = {spec.name: [] for spec in manifest.tensors}
+    for entry in manifest.shards:
+        path = folder / entry.file
+        try:
+            if not path.is_file():
+                raise CheckpointError("is missing", field=str(path))
+            if path.stat().st_size != entry.nbytes:
+                raise CheckpointError(
+                    f"has {path.stat().st_size} bytes, expected {entry.nbytes}", field=str(path)
+                )
+            if file_hash(path) != entry.sha256:
+                raise CheckpointError("was altered: its checksum does not fit", field=str(path))
+        except OSError as error:
+            raise CheckpointError(f"cannot be read: {error.strerror or error}", field=str(path)) from None
+        shard, _ = shard_header(path)
+        if shard.shard != entry.shard:
+            raise CheckpointError(f"holds shard {shard.shard}, expected {entry.shard}", field=str(path))
+        for segment in shard.segments:
+            spans.setdefault(segment.tensor, []).append((segment.start, segment.stop))
+    for spec in manifest.tensors:
+        reached = 0
+        for start, stop in sorted(spans[spec.name]):
+            if start != reached:
+                raise CheckpointError(
+                    f"elements {reached} to {start} of {spec.name!r} are not held once", field=str(folder)
+                )
+            reached = stop
+        if reached != spec.numel:
+            raise CheckpointError(
+                f"{spec.name!r} ends at element {reached} of {spec.numel}", field=str(folder)
+            )
+    return manifest

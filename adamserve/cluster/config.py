@@ -1,0 +1,62 @@
+"""How a service runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adamserve.edge.security import Security
+from adamserve.edge.shard_edge import Ports
+from adamserve.errors import InvalidArgument
+from adamserve.observe.logs import LogConfig
+
+CALL_TIMEOUT_S = 120.0
+"""Longest that opening, restoring or writing a shard may take."""
+
+SHARD_CPUS = 0.1
+"""CPUs that Ray reserves for a shard where nobody says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceConfig:
+    """How a service runs.
+
+    Attributes:
+        name: of the controller's actor in Ray; the shards' begin with it.
+        shards: shard processes.
+        gpus_per_shard: GPUs (or a fraction) that Ray reserves for each; above 0 the buffers live on CUDA.
+        cpus_per_shard: CPUs that Ray reserves for each; above 0, for Ray spreads only what needs something.
+        threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
+        checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot
+            be restored. On several nodes it is a folder that all of them share.
+        host, port: where ControlService listens; 0 takes any free port.
+        shard_host: where shards listen; None for each node's own address.
+        shard_ports: on which ports; None for any free ones.
+        security: who may call, and how.
+        secret: what the service's own processes show when they call. It travels through Ray only.
+        metrics_host: where each shard serves its metrics, on any free port: a loopback address, or any other for its
+            node's own; None serves none.
+        log: how the controller's and the shards' processes log; None leaves that to them.
+    """
+
+    name: str = "adamserve"
+    shards: int = 1
+    gpus_per_shard: float = 0.0
+    cpus_per_shard: float = SHARD_CPUS
+    threads_per_shard: int = 0
+    checkpoint_dir: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    shard_host: str | None = "127.0.0.1"
+    shard_ports: Ports | None = None
+    secret: str = field(default="", repr=False)
+    security: Security = field(default_factory=Security)
+    metrics_host: str | None = None
+    log: LogConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not self.shards >= 1:
+            raise InvalidArgument(f"must be at least 1, got {self.shards}", field="shards")
+        for name in ("gpus_per_shard", "cpus_per_shard", "threads_per_shard"):
+            if not getattr(self, name) >= 0:
+                raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)

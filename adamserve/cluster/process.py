@@ -1,0 +1,197 @@
+"""One shard process: it hosts one shard of every job of a service. Plain Python; Ray's shell around it is `actors`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from adamserve import checkpoint, optim
+from adamserve.edge.publishing import EncodedPublisher
+from adamserve.edge.shard_edge import ShardEdge
+from adamserve.errors import NotFound
+from adamserve.job import JobConfig, host_port
+from adamserve.observe import logs
+from adamserve.observe.exporter import Exporter, Reading
+from adamserve.observe.families import JOBS_SHOWN, RPC_FAMILIES, SHARD_FAMILIES, ShardOfJob
+from adamserve.observe.rpc_counts import Calls
+from adamserve.shard import consistency
+from adamserve.shard.geometry import partition
+from adamserve.shard.host import GLANCE_S, ShardHost
+from adamserve.shard.statistics import ShardStatistics
+from adamserve.values import Array, ShardState, Stamp
+
+log = logging.getLogger("adamserve.shard")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """Who a shard's process is.
+
+    Attributes:
+        pid: on its node.
+        node: name of the node that it runs on.
+        endpoint: host:port of its gRPC services.
+        direct: host:port for bare connections.
+        metrics: host:port of its metrics; empty where it serves none.
+    """
+
+    pid: int
+    node: str
+    endpoint: str
+    direct: str
+    metrics: str
+
+
+class ShardProcess:
+    """Shard `index` of every job of a service of `shards` shards. Thread-safe.
+
+    Args:
+        host: address to listen on, of this node.
+        edge: how to listen.
+        node: name of this node.
+        device: where the buffers live, "cpu" or "cuda".
+        metrics_host: address to serve this process's metrics on; None serves none.
+
+    Raises:
+        Unavailable: there is no free port.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        shards: int,
+        *,
+        host: str,
+        edge: ShardEdge,
+        node: str = "",
+        device: str = "cpu",
+        metrics_host: str | None = None,
+    ) -> None:
+        from adamserve.shard.shard import Shard  # with torch, which a service's other processes do without
+
+        self._shard = Shard
+        self._index = index
+        self._shards = shards
+        self._device = device
+        self._hosts: dict[str, ShardHost] = {}
+        self._calls = Calls()
+        self._publisher = EncodedPublisher()
+        self._endpoint = edge.open(self.host, self._calls, host)
+        self._exporter: Exporter | None = None
+        if metrics_host is not None:
+            collect = [Reading(SHARD_FAMILIES, self._glance), Reading(RPC_FAMILIES, lambda: [self._calls])]
+            self._exporter = Exporter.serve(metrics_host, 0, process="shard", collect=collect)
+        self._info = ProcessInfo(
+            os.getpid(),
+            node,
+            self._endpoint.address,
+            self._endpoint.direct_address,
+            host_port(metrics_host, self._exporter.port) if metrics_host and self._exporter else "",
+        )
+        log.info(
+            "shard has started",
+            extra=logs.fields(shard=index, device=device, endpoint=self._endpoint.address),
+        )
+
+    def host(self, job: str) -> ShardHost:
+        """The shard of one job.
+
+        Raises:
+            NotFound: there is no such job here.
+        """
+        try:
+            return self._hosts[job]
+        except KeyError:
+            raise NotFound(
+                f"no job {job!r} on shard {self._index}", field="job", fix="create it first"
+            ) from None
+
+    def open(
+        self,
+        config: JobConfig,
+        incarnation: int,
+        initial: Mapping[str, Array] | None = None,
+        folder: Path | None = None,
+    ) -> Stamp:
+        """Take up a job: from `initial` (this shard's spans by tensor), or from a checkpoint's folder.
+
+        Returns:
+            The stamp that the shard stands at.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read.
+        """
+        parts = partition(config.tensors, self._shards)
+        if folder is not None:
+            state = checkpoint.load_shard(
+                folder,
+                checkpoint.read_manifest(folder),
+                shard=self._index,
+                spans=parts.shards[self._index],
+                incarnation=incarnation,
+            )
+        else:
+            state = ShardState(self._index, Stamp(incarnation, 0), (), {"w": dict(initial or {})})
+        rule, tensor_rules = optim.rules_of(config.rule, config.tensor_rules)
+        shard = self._shard(
+            partition=parts,
+            state=state,
+            rule=rule,
+            tensor_rules=tensor_rules,
+            consistency=consistency.from_dict(config.consistency),
+            exact=config.sparse == "exact",
+            device=self._device,
+        )
+        self._hosts[config.name] = ShardHost(parts, shard, self._publisher)
+        kernels = shard.store.kernels
+        log.info(
+            "job is open",
+            extra=logs.fields(
+                job=config.name,
+                shard=self._index,
+                incarnation=shard.stamp.incarnation,
+                clock=shard.stamp.clock,
+                kernel=f"{kernels[0].executor}: {kernels[0].reason}" if kernels else "no elements",
+            ),
+        )
+        return shard.stamp
+
+    def drop(self, job: str) -> None:
+        """Forget a job. Idempotent."""
+        self._hosts.pop(job, None)
+
+    def write(self, job: str, folder: Path) -> checkpoint.ShardEntry:
+        """Write one consistent cut and seal it; pushes wait for the first half only."""
+        return checkpoint.seal_shard(self.host(job).cut(partial(checkpoint.write_shard, folder)))
+
+    def statistics(self) -> Mapping[str, ShardStatistics]:
+        """How the shard of each job stands."""
+        return {job: host.statistics() for job, host in list(self._hosts.items())}
+
+    def info(self) -> ProcessInfo:
+        """Who this process is."""
+        return self._info
+
+    def serve(self) -> None:
+        """Say at the endpoint that the shard is ready."""
+        self._endpoint.serve()
+
+    def drain(self, grace_s: float) -> None:
+        """Take no new calls, and let the running ones end within `grace_s` seconds."""
+        self._endpoint.drain(grace_s)
+
+    def cut(self) -> None:
+        """End every connection at once and forget every job, as the process's death would."""
+        self._hosts.clear()
+        self._endpoint.cut()
+        if self._exporter is not None:
+            self._exporter.close()
+
+    def _glance(self) -> list[ShardOfJob]:
+        """For a scrape: what `statistics` returns, of the jobs that are shown."""
+        hosts = sorted(self._hosts.items())[:JOBS_SHOWN]
+        return [(job, host.glance(GLANCE_S / len(hosts))) for job, host in hosts]

@@ -1,0 +1,124 @@
+"""Shard processes as Ray's actors; the controller's only calls of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from adamserve.checkpoint import ShardEntry
+from adamserve.cluster.config import CALL_TIMEOUT_S, ServiceConfig
+from adamserve.cluster.process import ProcessInfo
+from adamserve.cluster.ray_calls import as_future
+from adamserve.errors import Unavailable
+from adamserve.job import JobConfig
+from adamserve.shard.statistics import ShardStatistics
+from adamserve.values import Array, Joined, Stamp
+
+Answer = TypeVar("Answer")
+
+
+class RayHandle:
+    """A shard's actor (`placement.ShardHandle`)."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def open(
+        self,
+        config: JobConfig,
+        incarnation: int,
+        initial: Mapping[str, Array] | Any = None,
+        folder: Path | None = None,
+    ) -> Future[Stamp]:
+        """As `ShardProcess.open`; `initial` may be a reference to what it takes."""
+        return as_future(self.actor.open.remote(config, incarnation, initial, folder))
+
+    def drop(self, job: str) -> Future[None]:
+        """As `ShardProcess.drop`."""
+        return as_future(self.actor.drop.remote(job))
+
+    def write(self, job: str, folder: Path) -> Future[ShardEntry]:
+        """As `ShardProcess.write`."""
+        return as_future(self.actor.write.remote(job, folder))
+
+    def join(self, job: str, pusher: str, *, lease_s: float, last_seq: int, session: str) -> Future[Joined]:
+        """As `ShardHost.join`."""
+        return as_future(self.actor.join.remote(job, pusher, lease_s, last_seq, session))
+
+    def leave(self, job: str, pusher: str, session: str) -> Future[None]:
+        """As `ShardHost.leave`."""
+        return as_future(self.actor.leave.remote(job, pusher, session))
+
+    def statistics(self) -> Future[Mapping[str, ShardStatistics]]:
+        """As `ShardProcess.statistics`."""
+        return as_future(self.actor.statistics.remote())
+
+    def info(self) -> Future[ProcessInfo]:
+        """As `ShardProcess.info`."""
+        return as_future(self.actor.info.remote())
+
+    def serve(self) -> Future[None]:
+        """As `ShardProcess.serve`."""
+        return as_future(self.actor.serve.remote())
+
+    def drain(self, grace_s: float) -> Future[None]:
+        """As `ShardProcess.drain`."""
+        return as_future(self.actor.drain.remote(grace_s))
+
+    def kill(self) -> None:
+        """End the process at once."""
+        ray.kill(self.actor)
+
+
+class RayPlacement:
+    """Places shards' actors (`placement.Placement`).
+
+    What they need is reserved from the start, in a placement group that lives as long as this process, so that nobody
+    else's tasks can take the place of a shard that is being restarted.
+
+    Args:
+        config: what each shard reserves, and how its process runs.
+        actor: the class of the actors, as `ray.remote` made it.
+
+    Raises:
+        Unavailable: the cluster has no room for the shards.
+    """
+
+    def __init__(self, config: ServiceConfig, actor: Any) -> None:
+        self._config = config
+        self._actor = actor
+        self._placed = 0
+        needs = {"CPU": config.cpus_per_shard, "GPU": config.gpus_per_shard}
+        bundle = {name: amount for name, amount in needs.items() if amount}
+        self._group = placement_group([bundle] * config.shards, strategy="SPREAD") if bundle else None
+        if self._group is not None and not self._group.wait(CALL_TIMEOUT_S):
+            remove_placement_group(self._group)
+            raise Unavailable(
+                f"the cluster has had no room for {config.shards} shards of {bundle} in {CALL_TIMEOUT_S:.0f} s",
+                field="shards",
+                fix="ask for fewer, or add nodes",
+            )
+
+    def start(self, index: int) -> RayHandle:
+        """Place an actor; no name comes twice."""
+        config = self._config
+        self._placed += 1
+        return RayHandle(
+            self._actor.options(
+                name=f"{config.name}.shard-{index}.{self._placed}",
+                num_cpus=config.cpus_per_shard,
+                num_gpus=config.gpus_per_shard,
+                scheduling_strategy=(
+                    PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+                    if self._group is not None
+                    else "SPREAD"
+                ),
+                max_restarts=0,
+            ).remote(index, config)
+        )

@@ -1,0 +1,293 @@
+"""A service inside the test's own process: real shards, controller, gRPC and direct endpoints over loopback; no Ray.
+
+    with testing.Service(shards=2, checkpoint_dir=tmp_path) as service, service.client("job") as client:
+        client.create({"w": np.zeros(3, np.float32)}, optim.SGD(lr=1.0))
+        ...
+        service.kill(1)     # as kill -9 would: connections end, what the shard held is gone
+
+It is the service that `adamserve serve` runs but for Ray, so clients cannot tell the two apart. It starts in
+milliseconds. By default a thread watches the shards and heals the dead within moments. With `watch_every_s=None`
+nothing happens until `service.controller.step()` is called, and with a `ManualClock` no time passes until the test says
+so.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from adamserve.checkpoint import ShardEntry
+from adamserve.client.client import Client
+from adamserve.client.link import Credentials
+from adamserve.cluster.controller import Controller
+from adamserve.cluster.placement import ProcessGone
+from adamserve.cluster.process import ProcessInfo, ShardProcess
+from adamserve.edge.control_service import open_control
+from adamserve.edge.security import Security
+from adamserve.edge.shard_edge import ShardEdge
+from adamserve.job import JobConfig
+from adamserve.observe.rpc_counts import Calls
+from adamserve.observe.state import JobState
+from adamserve.shard.statistics import ShardStatistics
+from adamserve.values import Array, Joined, Stamp
+
+__all__ = ["LocalPlacement", "LocalShard", "ManualClock", "Service"]
+
+Answer = TypeVar("Answer")
+
+HOST = "127.0.0.1"
+
+WATCH_EVERY_S = 0.05
+"""How often the shards are looked at; a killed one is noticed within about this time."""
+
+
+class ManualClock:
+    """A clock that stands still until it is told to move."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
+
+    def __call__(self) -> float:
+        """Seconds since its beginning."""
+        return self._seconds
+
+    def advance(self, seconds: float) -> None:
+        """Move on."""
+        self._seconds += seconds
+
+
+class LocalShard:
+    """A shard process that is a few threads of this one (`adamserve.cluster.placement.ShardHandle`)."""
+
+    def __init__(self, process: ShardProcess, index: int) -> None:
+        self._process = process
+        self._index = index
+        self._dead = False
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix=f"adamserve-shard-{index}")
+
+    def open(
+        self,
+        config: JobConfig,
+        incarnation: int,
+        initial: Mapping[str, Array] | Any = None,
+        folder: Path | None = None,
+    ) -> Future[Stamp]:
+        """As `ShardProcess.open`."""
+        return self._call(lambda process: process.open(config, incarnation, initial, folder))
+
+    def drop(self, job: str) -> Future[None]:
+        """As `ShardProcess.drop`."""
+        return self._call(lambda process: process.drop(job))
+
+    def write(self, job: str, folder: Path) -> Future[ShardEntry]:
+        """As `ShardProcess.write`."""
+        return self._call(lambda process: process.write(job, folder))
+
+    def join(self, job: str, pusher: str, *, lease_s: float, last_seq: int, session: str) -> Future[Joined]:
+        """As `ShardHost.join`."""
+        return self._call(
+            lambda process: process.host(job).join(
+                pusher, lease_s=lease_s, last_seq=last_seq, session=session
+            )
+        )
+
+    def leave(self, job: str, pusher: str, session: str) -> Future[None]:
+        """As `ShardHost.leave`."""
+        return self._call(lambda process: process.host(job).leave(pusher, session))
+
+    def statistics(self) -> Future[Mapping[str, ShardStatistics]]:
+        """As `ShardProcess.statistics`."""
+        return self._call(lambda process: process.statistics())
+
+    def info(self) -> Future[ProcessInfo]:
+        """As `ShardProcess.info`."""
+        return self._call(lambda process: process.info())
+
+    def serve(self) -> Future[None]:
+        """As `ShardProcess.serve`."""
+        return self._call(lambda process: process.serve())
+
+    def drain(self, grace_s: float) -> Future[None]:
+        """As `ShardProcess.drain`."""
+        return self._call(lambda process: process.drain(grace_s))
+
+    def kill(self) -> None:
+        """End it as a crash would: its connections end, its state is gone, and no call of it is answered any more."""
+        with self._lock:
+            if self._dead:
+                return
+            self._dead = True
+            self._pool.shutdown(wait=False)
+        self._process.cut()
+
+    def _call(self, call: Callable[[ShardProcess], Answer]) -> Future[Answer]:
+        def answer() -> Answer:
+            try:
+                result = call(self._process)
+            except Exception:
+                self._check_alive()
+                raise
+            self._check_alive()
+            return result
+
+        with self._lock:
+            if not self._dead:
+                return self._pool.submit(answer)
+        refused: Future[Answer] = Future()
+        refused.set_exception(self._gone())
+        return refused
+
+    def _check_alive(self) -> None:
+        if self._dead:
+            raise self._gone()
+
+    def _gone(self) -> ProcessGone:
+        return ProcessGone(f"shard {self._index} was killed")
+
+
+class LocalPlacement:
+    """Starts shards in this process (`adamserve.cluster.placement.Placement`).
+
+    Args:
+        shards: how many the service has.
+        security: how their endpoints listen.
+        metrics: whether each serves its metrics.
+    """
+
+    def __init__(self, shards: int, security: Security, *, metrics: bool = False) -> None:
+        self._shards = shards
+        self._edge = ShardEdge(security)
+        self._metrics = metrics
+        self._started: dict[int, LocalShard] = {}
+
+    def start(self, index: int) -> LocalShard:
+        """Start a shard."""
+        process = ShardProcess(
+            index,
+            self._shards,
+            host=HOST,
+            edge=self._edge,
+            node="local",
+            metrics_host=HOST if self._metrics else None,
+        )
+        self._started[index] = LocalShard(process, index)
+        return self._started[index]
+
+    def kill(self, index: int) -> None:
+        """End the process of a shard; the one that replaces it is another."""
+        self._started[index].kill()
+
+
+class Service:
+    """A service in this process; a context manager that stops it.
+
+    Args:
+        shards: how many.
+        checkpoint_dir: where checkpoints go; None keeps none, and a shard that is killed cannot be restored.
+        security: as for `adamserve serve`: TLS, tokens and limits.
+        metrics: whether the shards serve their metrics.
+        watch_every_s: how often a thread looks after the shards; None for no thread, so that only
+            `controller.step()` does.
+        now: the clock that checkpoints and retries go by, in seconds.
+
+    Attributes:
+        controller: the service's controller.
+        calls: counts of the calls of its ControlService.
+    """
+
+    def __init__(
+        self,
+        *,
+        shards: int = 1,
+        checkpoint_dir: Path | None = None,
+        security: Security | None = None,
+        metrics: bool = False,
+        watch_every_s: float | None = WATCH_EVERY_S,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        security, secret = security or Security(), secrets.token_urlsafe()
+        security = replace(security, tokens=security.tokens.beside(secret, required=False))
+        self._credentials = Credentials(token=secret, ca=security.cert)
+        self._placement = LocalPlacement(shards, security, metrics=metrics)
+        self.calls = Calls()
+        self.controller = Controller(
+            self._placement,
+            shards=shards,
+            checkpoint_dir=checkpoint_dir,
+            watch_every_s=watch_every_s,
+            now=now,
+        )
+        try:
+            self._endpoint = open_control(self.controller, security, HOST, 0, self.calls)
+        except Exception:
+            self.controller.stop()
+            raise
+        self._endpoint.serve()
+
+    @property
+    def target(self) -> str:
+        """host:port of its ControlService, for `adamserve.connect`."""
+        return self._endpoint.address
+
+    @property
+    def credentials(self) -> Credentials:
+        """Those of the service's own workers."""
+        return self._credentials
+
+    def client(self, job: str, **options: Any) -> Client:
+        """A client of a job, as one of the service's own workers; options as for `adamserve.connect`."""
+        transport = options.pop("transport", "auto")
+        return Client(
+            self.target, job, credentials=replace(self._credentials, transport=transport), **options
+        )
+
+    def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool:
+        """As `Controller.create`."""
+        return self.controller.create(config, parameters)
+
+    def resume(self, job: str, changes: Mapping[str, Any] | None = None) -> None:
+        """As `Controller.resume`."""
+        self.controller.resume(job, changes)
+
+    def status(self) -> list[JobState]:
+        """How every job stands."""
+        return self.controller.status_now()
+
+    def checkpoint(self, job: str) -> int:
+        """As `Controller.checkpoint`."""
+        return self.controller.checkpoint(job)
+
+    def delete(self, job: str, *, purge: bool = False) -> bool:
+        """As `Controller.delete`."""
+        return self.controller.delete(job, purge=purge)
+
+    def processes(self) -> list[ProcessInfo]:
+        """Who each shard is."""
+        return self.controller.processes()
+
+    def kill(self, shard: int) -> None:
+        """End a shard as a crash would."""
+        self._placement.kill(shard)
+
+    def drain(self, grace_s: float = 0.0) -> None:
+        """Let running calls end, and write a last checkpoint of every job."""
+        self._endpoint.drain(grace_s)
+        self.controller.drain(grace_s)
+
+    def stop(self) -> None:
+        """End everything at once; without `drain` first, updates since the last checkpoint are lost."""
+        self._endpoint.cut()
+        self.controller.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()

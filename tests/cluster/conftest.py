@@ -1,0 +1,34 @@
+"""Services in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamserve import testing
+
+Start = Callable[..., testing.Service]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts services over one folder for checkpoints; all of them are stopped at the end."""
+    with ExitStack() as stack:
+
+        def begin(**options: Any) -> testing.Service:
+            options.setdefault("checkpoint_dir", tmp_path)
+            return stack.enter_context(testing.Service(**options))
+
+        yield begin
+
+
+def until(true: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+    """Wait for something that another thread brings about."""
+    ends = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < ends, what
