@@ -1,6 +1,7 @@
 """The networks of the Adam paper, in plain torch.
 
-A further network is one function that makes it, one that counts its parameters, and one row in `NETWORKS`.
+A further network is one function that makes it, one that counts its parameters, one row in `NETWORKS`, and a recipe in
+`workers.task` that an entry point in pyproject.toml names.
 """
 
 from __future__ import annotations
