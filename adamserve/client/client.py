@@ -336,6 +336,19 @@ class Client:
         number: int = self._session.call(self._session.control.Checkpoint, request).number
         return number
 
+    def delete(self, *, purge: bool = False) -> bool:
+        """Delete the job; its name can be used again.
+
+        Args:
+            purge: remove its checkpoints too, instead of moving them to the trash.
+
+        Returns:
+            Whether there was one.
+        """
+        request = control_pb2.DeleteJobRequest(job=self.job, purge=purge)
+        deleted: bool = self._session.call(self._session.control.DeleteJob, request).deleted
+        return deleted
+
     def close(self) -> None:
         """Wait for the pushes under way, stop counting as live, and disconnect. Never raises what a push has raised."""
         if self._session.closed:

@@ -181,7 +181,7 @@ class ServiceController:
 
     def credentials(self) -> Credentials:
         """Those of the service's own processes."""
-        return Credentials(token=self._config.secret, ca=self._config.security.trusted)
+        return self._config.security.credentials(self._config.secret)
 
     def calls(self) -> Calls:
         """Counts of ControlService's calls."""

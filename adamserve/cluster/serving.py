@@ -15,6 +15,7 @@ from typing import Any
 from adamserve import checkpoint
 from adamserve.cluster.config import ServiceConfig
 from adamserve.cluster.exporting import node_address
+from adamserve.cluster.ray_runtime import connected
 from adamserve.cluster.service import Service
 from adamserve.edge.security import Security, Tokens, check_bind
 from adamserve.edge.shard_edge import Ports
@@ -119,7 +120,7 @@ def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
     if config.log is not None:
         set_up(config.log)
     # While Ray starts, Ctrl-C still ends the process at once.
-    with serving(config) as (ready, observe), _signals(stopping):
+    with connected(config.address), _signals(stopping), serving(config) as (ready, observe):
         on_ready(ready)
         log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))
         while not stopping.wait(OBSERVE_EVERY_S):
@@ -139,7 +140,7 @@ def _attempt(observe: Callable[[], None]) -> None:
 
 @contextmanager
 def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
-    """A service, drained and stopped at the end.
+    """A service, drained and stopped at the end, on the Ray that this process is connected to, or else at its address.
 
     Yields:
         How to reach it, and a function that shows the metrics anew.
