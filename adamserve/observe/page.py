@@ -159,7 +159,7 @@ def _histogram(name: str, counts: Mapping[int, int]) -> _Figure:
 
 
 def pages(board: Board) -> dict[str, Callable[[], tuple[str, str]]]:
-    """The board's pages by path, for `adamserve.metrics.Exporter`."""
+    """The board's pages by path, for `Exporter`."""
     return {
         "/": lambda: ("text/html; charset=utf-8", board.html()),
         "/status.json": lambda: ("application/json", board.json()),
