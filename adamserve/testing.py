@@ -262,6 +262,14 @@ class Service:
         """How every job stands."""
         return self.controller.status_now()
 
+    def seen(self) -> list[JobState]:
+        """How every job stood when the controller last looked."""
+        return self.controller.status()
+
+    def metrics(self) -> dict[int, str]:
+        """As `Controller.metrics`."""
+        return self.controller.metrics()
+
     def checkpoint(self, job: str) -> int:
         """As `Controller.checkpoint`."""
         return self.controller.checkpoint(job)

@@ -81,6 +81,9 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {
         "adamserve.observe": row(lazily="jinja2 matplotlib rich", siblings="adamserve.observe.exporter"),
         "adamserve.observe.exporter": row("prometheus_client", siblings="adamserve.observe"),
+        "adamserve.observe.monitor": row(
+            "prometheus_client", siblings="adamserve.observe adamserve.observe.exporter"
+        ),
     },
     {"adamserve.v1": row("google grpc")},
     {"adamserve.wire": row("google grpc numpy")},
