@@ -18,13 +18,14 @@ from adamserve import optim
 from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.cluster.ray_calls import own_error
 from adamserve.errors import NotFound
+from adamserve.train.batches import indices
+from adamserve.train.config import TrainConfig
 from tests.conftest import Refused
 from tests.optim.oracle import oracle
 from tests.service.conftest import create
 from tests.service.test_train import record_of, run
 from workers.data import load
-from workers.data.batches import indices
-from workers.train import TrainConfig
+from workers.task import NetworkRecipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -113,7 +114,7 @@ def test_what_cannot_be_counted_is_refused(
     ("change", "bounded"),
     [
         ({}, True),
-        ({"regret": False}, False),
+        ({"recipe": NetworkRecipe(network="logreg", l2=L2)}, False),
         ({"resume": True}, False),
         ({"rule": optim.Adam()}, False),
         ({"rule": replace(RULE, eps=1e-8)}, False),
@@ -121,9 +122,8 @@ def test_what_cannot_be_counted_is_refused(
     ],
 )
 def test_the_bound_is_shown_where_the_theorem_is_about_the_run(change: dict[str, Any], bounded: bool) -> None:
-    config = TrainConfig(
-        network="logreg", l2=L2, run_dir=Path("x"), **{"regret": True, "rule": RULE, **change}
-    )
+    counting = NetworkRecipe(network="logreg", l2=L2, regret=True)
+    config = TrainConfig(run_dir=Path("x"), **{"recipe": counting, "rule": RULE, **change})
     assert (config.theorem == RULE) is bounded
     assert (config.theorem is None) is not bounded
 
