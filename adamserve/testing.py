@@ -192,6 +192,7 @@ class Service:
         shards: how many.
         checkpoint_dir: where checkpoints go; None keeps none, and a shard that is killed cannot be restored.
         security: as for `adamserve serve`: TLS, tokens and limits.
+        closed: refuse clients without a token even where users have none, as a service on several nodes does.
         metrics: whether the shards serve their metrics.
         watch_every_s: how often a thread looks after the shards; None for no thread, so that only
             `controller.step()` does.
@@ -208,13 +209,14 @@ class Service:
         shards: int = 1,
         checkpoint_dir: Path | None = None,
         security: Security | None = None,
+        closed: bool = False,
         metrics: bool = False,
         watch_every_s: float | None = WATCH_EVERY_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         security, secret = security or Security(), secrets.token_urlsafe()
-        security = replace(security, tokens=security.tokens.beside(secret, required=False))
-        self._credentials = Credentials(token=secret, ca=security.cert)
+        security = replace(security, tokens=security.tokens.beside(secret, required=closed))
+        self._credentials = security.credentials(secret)
         self._placement = LocalPlacement(shards, security, metrics=metrics)
         self.calls = Calls()
         self.controller = Controller(
@@ -259,6 +261,14 @@ class Service:
     def status(self) -> list[JobState]:
         """How every job stands."""
         return self.controller.status_now()
+
+    def seen(self) -> list[JobState]:
+        """How every job stood when the controller last looked."""
+        return self.controller.status()
+
+    def metrics(self) -> dict[int, str]:
+        """As `Controller.metrics`."""
+        return self.controller.metrics()
 
     def checkpoint(self, job: str) -> int:
         """As `Controller.checkpoint`."""

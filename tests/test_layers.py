@@ -40,6 +40,10 @@ def row(packages: str = "", *, lazily: str = "", siblings: str = "", eager_below
     return Row(**dict(zip(("packages", "lazily", "siblings"), words, strict=True)), eager_below=eager_below)
 
 
+CLUSTER = "adamserve.cluster " + " ".join(
+    f"adamserve.cluster.{name}" for name in ("actors", "exporting", "ray_placement", "ray_runtime", "service")
+)
+
 LAYERS: tuple[dict[str, Row], ...] = (
     {
         "adamserve.errors": row(),
@@ -77,6 +81,9 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {
         "adamserve.observe": row(lazily="jinja2 matplotlib rich", siblings="adamserve.observe.exporter"),
         "adamserve.observe.exporter": row("prometheus_client", siblings="adamserve.observe"),
+        "adamserve.observe.monitor": row(
+            "prometheus_client", siblings="adamserve.observe adamserve.observe.exporter"
+        ),
     },
     {"adamserve.v1": row("google grpc")},
     {"adamserve.wire": row("google grpc numpy")},
@@ -85,7 +92,18 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.client.remote_optimizer": row("torch", siblings="adamserve.client"),
     },
     {"adamserve.edge": row("google grpc grpc_health grpc_reflection ml_dtypes numpy")},
-    {"adamserve.cluster": row("numpy prometheus_client ray torch", lazily="packaging")},
+    {
+        "adamserve.cluster": row("numpy", lazily="packaging torch"),
+        # Ray's shells; what they are around knows nothing of it.
+        "adamserve.cluster.actors": row("ray", siblings=CLUSTER),
+        "adamserve.cluster.cluster_client": row("numpy ray torch", siblings=CLUSTER),
+        "adamserve.cluster.exporting": row("prometheus_client ray", siblings="adamserve.cluster"),
+        "adamserve.cluster.ray_placement": row("ray", siblings=CLUSTER),
+        "adamserve.cluster.ray_runtime": row("ray", siblings=CLUSTER),
+        "adamserve.cluster.service": row("ray", siblings=CLUSTER),
+        "adamserve.cluster.serving": row(siblings=CLUSTER),
+        "adamserve.cluster.submit": row("ray", siblings="adamserve.cluster"),
+    },
     {"adamserve.testing": row()},
     {
         # The face: what it shows of the upper layers is loaded on first use.

@@ -12,6 +12,7 @@ from adamserve import __version__
 from adamserve.cli.checkpoint import app as checkpoint_app
 from adamserve.cli.dashboard import app as dashboard_app
 from adamserve.cli.dashboard import render
+from adamserve.cli.delete import delete
 from adamserve.cli.doctor import doctor
 from adamserve.cli.metrics import app as metrics_app
 from adamserve.cli.reproduce import reproduce
@@ -41,6 +42,7 @@ app.command(context_settings={"allow_interspersed_args": False})(submit)
 app.command()(reproduce)
 app.command()(status)
 app.command()(top)
+app.command()(delete)
 app.command()(doctor)
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(metrics_app, name="metrics")
@@ -88,7 +90,7 @@ def _as_typed(error: AdamServeError) -> AdamServeError:
         return type(error)(error.problem, field="NETWORK", fix=error.fix)
     if error.field == "rule":
         return type(error)(error.problem, field="--optimizer", fix=error.fix)
-    commands = (train, serve, reproduce, status, top, render, submit)
+    commands = (train, serve, reproduce, status, top, delete, render, submit)
     if any(error.field in inspect.signature(command).parameters for command in commands):
         return type(error)(error.problem, field=f"--{error.field.replace('_', '-')}", fix=error.fix)
     return error

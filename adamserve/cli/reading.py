@@ -23,6 +23,7 @@ from adamserve.errors import (
 )
 
 if TYPE_CHECKING:
+    from adamserve.client.client import Client
     from adamserve.observe.state import JobState
 
 Read = Callable[[], "Sequence[JobState]"]
@@ -67,24 +68,46 @@ def reading(
         context = _context(tls_ca, tls_cert, tls_key)
         yield lambda: _of_page(target, job, _token(token_file), context, timeout_s)
         return
+    with connecting(
+        target,
+        job or "",
+        token_file=token_file,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        timeout_s=timeout_s,
+    ) as client:
+        yield client.jobs
+
+
+@contextmanager
+def connecting(
+    target: str,
+    job: str,
+    *,
+    token_file: Path | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    timeout_s: float,
+) -> Iterator[Client]:
+    """A client of one job, by the options that commands share; nothing is sent yet.
+
+    Raises:
+        InvalidArgument: an option is wrong, or its file cannot be read; names it.
+    """
     from adamserve.client.connect import connect
 
     try:
         client = connect(
-            target,
-            job or "",
-            token_file=token_file,
-            ca=tls_ca,
-            cert=tls_cert,
-            key=tls_key,
-            timeout_s=timeout_s,
+            target, job, token_file=token_file, ca=tls_ca, cert=tls_cert, key=tls_key, timeout_s=timeout_s
         )
     except InvalidArgument as error:
         if error.field in ("ca", "cert", "key"):
             raise InvalidArgument(error.problem, field=f"tls_{error.field}", fix=error.fix) from None
         raise
     try:
-        yield client.jobs
+        yield client
     finally:
         client.close()
 

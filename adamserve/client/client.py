@@ -131,6 +131,11 @@ class Client:
         """The last seq used; the number of pushes that this pusher has made."""
         return self._session.seq
 
+    def join(self) -> int:
+        """Become live on every shard now; returns the last seq used."""
+        self._session.open(self._session.deadline(), join=True)
+        return self.seq
+
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The job's tensors, in order."""
@@ -335,6 +340,19 @@ class Client:
         request = control_pb2.CheckpointRequest(job=self.job)
         number: int = self._session.call(self._session.control.Checkpoint, request).number
         return number
+
+    def delete(self, *, purge: bool = False) -> bool:
+        """Delete the job; its name can be used again.
+
+        Args:
+            purge: remove its checkpoints too, instead of moving them to the trash.
+
+        Returns:
+            Whether there was one.
+        """
+        request = control_pb2.DeleteJobRequest(job=self.job, purge=purge)
+        deleted: bool = self._session.call(self._session.control.DeleteJob, request).deleted
+        return deleted
 
     def close(self) -> None:
         """Wait for the pushes under way, stop counting as live, and disconnect. Never raises what a push has raised."""

@@ -8,13 +8,48 @@ from pathlib import Path
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
 from adamserve.errors import InvalidArgument
+from adamserve.job import is_loopback
 from adamserve.observe.logs import LogConfig
+
+LOOPBACK = "127.0.0.1"
 
 CALL_TIMEOUT_S = 120.0
 """Longest that opening, restoring or writing a shard may take."""
 
 SHARD_CPUS = 0.1
 """CPUs that Ray reserves for a shard where nobody says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a service's processes listen, and whom they answer.
+
+    Attributes:
+        host: of ControlService, on the driver's node; None for that node's own address.
+        shard_host: of each shard; None for its node's own address.
+        closed: a call needs a token or the service's secret even where users have no tokens.
+        reason: why, in words.
+    """
+
+    host: str | None
+    shard_host: str | None
+    closed: bool
+    reason: str
+
+
+def listening(host: str | None, *, alone: bool, insecure: bool) -> Listening:
+    """Decide where to listen.
+
+    Args:
+        host: what was asked for; None for whatever serves the cluster.
+        alone: the cluster has one node.
+        insecure: take calls without a token from anywhere.
+    """
+    if alone and (host is None or is_loopback(host)):
+        host = host or LOOPBACK
+        return Listening(host, host, False, "the cluster is one node, so loopback reaches everything")
+    where = "the cluster has several nodes" if not alone else f"{host} can be reached from other machines"
+    return Listening(host, None, not insecure, f"{where}, so shards listen on their nodes' own addresses")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,9 +10,10 @@ is fetched in `Service._ask`.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from adamserve.client.client import Client
 from adamserve.client.link import Credentials
 from adamserve.cluster.actors import ControllerActor
-from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig
+from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig, listening
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.lifecycle import initial_parts
 from adamserve.cluster.process import ProcessInfo
@@ -34,13 +35,14 @@ from adamserve.cluster.ray_runtime import NAMESPACE, connected
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
-from adamserve.job import JobConfig, Topology, is_loopback
+from adamserve.job import JobConfig, Topology
 from adamserve.observe.logs import LogConfig
 from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
+from adamserve.regret import Loss
 from adamserve.values import Array
 
-LOOPBACK = "127.0.0.1"
+log = logging.getLogger("adamserve.service")
 
 
 class Service:
@@ -88,8 +90,8 @@ class Service:
 
         Args:
             shards: shard processes.
-            address: of a running Ray cluster, as "host:port" or "auto"; None uses the Ray that this process is
-                connected to, or starts one.
+            address: of a running Ray cluster, as "host:port" or "auto"; None starts one. Ignored where this process is
+                connected to one.
             name: of the service on its cluster.
             checkpoint_dir: where checkpoints go, one folder a job; None keeps none. On several nodes it is a folder
                 that all of them share.
@@ -123,7 +125,7 @@ class Service:
             log=log,
         )
         with ExitStack() as stack:
-            if address is not None or not ray.is_initialized():
+            if not ray.is_initialized():
                 stack.enter_context(connected(address, num_cpus=num_cpus, num_gpus=num_gpus))
             controller = launch(_secured(config, security or Security(), host, insecure=insecure))
             return cls(controller, stack.pop_all(), owned=True, grace_s=grace_s)
@@ -200,6 +202,14 @@ class Service:
         """How every job stood when the controller last looked."""
         answer: list[JobState] = self._ask("status")
         return answer
+
+    def report(self, job: str, losses: Sequence[Loss], numbers: Mapping[str, float] | None = None) -> None:
+        """Note training losses, and the latest value of each of some other numbers.
+
+        Raises:
+            InvalidArgument: one of them is not finite; the others are noted.
+        """
+        self._ask("report", job, losses, numbers or {})
 
     def checkpoint(self, job: str) -> int:
         """Write a checkpoint now; returns its number, 0 where none are kept."""
@@ -307,21 +317,17 @@ def ask(ref: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
 
 
 def _secured(config: ServiceConfig, security: Security, host: str | None, *, insecure: bool) -> ServiceConfig:
-    """Where the service's processes listen, and who may call them there."""
+    """With where its processes listen, TLS, and a secret of their own."""
     alone = sum(node["Alive"] for node in ray.nodes()) == 1  # type: ignore[no-untyped-call]
-    shard_host = host if host is not None and is_loopback(host) and alone else None
-    if host is None:
-        shard_host = LOOPBACK if alone else None
-        host = node_address(shard_host)
-    secret = secrets.token_urlsafe()
-    if shard_host is None:
+    where = listening(host, alone=alone, insecure=insecure)
+    log.debug("%s", where.reason)
+    if where.shard_host is None:
         security = security.as_ray(os.environ)
+    secret = secrets.token_urlsafe()
     return replace(
         config,
-        host=host,
-        shard_host=shard_host,
+        host=where.host or node_address(None),
+        shard_host=where.shard_host,
         secret=secret,
-        security=replace(
-            security, tokens=security.tokens.beside(secret, required=shard_host is None and not insecure)
-        ),
+        security=replace(security, tokens=security.tokens.beside(secret, required=where.closed)),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 
+from adamserve.client.link import Credentials
 from adamserve.errors import DataError, InvalidArgument, Unauthenticated
 from adamserve.job import host_port
 from adamserve.job import is_loopback as is_loopback
@@ -126,20 +127,25 @@ class Security:
     tokens: Tokens = Tokens()
     limits: Limits = Limits()
 
-    @property
-    def trusted(self) -> bytes:
-        """What the service's own processes trust; empty for plain text."""
-        return self.authority or self.cert
-
     def as_ray(self, environ: Mapping[str, str]) -> Security:
         """With TLS as Ray's own processes have it, where they have it and no certificate was given.
 
         Raises:
-            InvalidArgument: the files that Ray's variables name cannot be read.
+            InvalidArgument: the file that RAY_TLS_CA_CERT names cannot be read.
         """
         if self.cert or environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
             return self
-        return replace(self, node_tls=True).on_this_node(environ)
+        return replace(self, node_tls=True, authority=_read(environ, "RAY_TLS_CA_CERT"))
+
+    def credentials(self, secret: str) -> Credentials:
+        """Those of the service's own processes, which show this secret."""
+        mutual = bool(self.client_ca)
+        return Credentials(
+            token=secret,
+            ca=self.authority or self.cert,
+            cert=self.cert if mutual else b"",
+            key=self.key if mutual else b"",
+        )
 
     def on_this_node(self, environ: Mapping[str, str]) -> Security:
         """With this node's certificate and key, where every node has its own.
@@ -149,10 +155,8 @@ class Security:
         """
         if not self.node_tls:
             return self
-        cert, key, authority = (
-            _read(environ, f"RAY_TLS_{name}") for name in ("SERVER_CERT", "SERVER_KEY", "CA_CERT")
-        )
-        return replace(self, cert=cert, key=key, authority=authority)
+        cert, key = (_read(environ, f"RAY_TLS_SERVER_{name}") for name in ("CERT", "KEY"))
+        return replace(self, cert=cert, key=key)
 
     def bind(self, server: grpc.Server, host: str, port: int) -> int:
         """Listen on host:port (0: any free one); returns the port."""

@@ -11,11 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adamserve.observe.state import JobState, as_json
+from adamserve.observe.templates import filled
 from adamserve.observe.words import (
     EVENT_HEAD,
     PUSHER_HEAD,
@@ -29,9 +27,6 @@ from adamserve.observe.words import (
     shard_rows,
     silent_first,
 )
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 POINTS = 400
 """Points of a curve kept: beyond these every other one is dropped, and the next ones come half as often."""
@@ -100,22 +95,11 @@ class Board:
         """The page."""
         now = self.now()
         jobs = [_section(job, curves, now) for job, curves in self.jobs()]
-        return _template().render(time=clock_time(now), jobs=jobs, refresh_ms=round(1000 * REFRESH_S))
+        return filled("page.html.j2", time=clock_time(now), jobs=jobs, refresh_ms=round(1000 * REFRESH_S))
 
     def json(self) -> str:
         """The same numbers for programs."""
         return json.dumps([{**as_json(job), "curves": curves} for job, curves in self.jobs()])
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html.j2")
 
 
 def _section(job: JobState, curves: Curves, now: float) -> dict[str, object]:
@@ -175,7 +159,7 @@ def _histogram(name: str, counts: Mapping[int, int]) -> _Figure:
 
 
 def pages(board: Board) -> dict[str, Callable[[], tuple[str, str]]]:
-    """The board's pages by path, for `adamserve.metrics.Exporter`."""
+    """The board's pages by path, for `Exporter`."""
     return {
         "/": lambda: ("text/html; charset=utf-8", board.html()),
         "/status.json": lambda: ("application/json", board.json()),

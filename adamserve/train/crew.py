@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from typing import Any
 
 import torch
 
 from adamserve.cluster.placement import ProcessGone
-from adamserve.cluster.pool import Pool, WorkerHandle
+from adamserve.cluster.pool import Pool, WorkerHandle, gather
 from adamserve.errors import Unavailable
-from adamserve.observe.discovery import Directory
+from adamserve.observe.monitor import Monitor
 from adamserve.regret import Loss
-from adamserve.shard.consistency import BSP
 from adamserve.train.bound import Bound
 from adamserve.train.config import TrainConfig
 from adamserve.train.loop import Report
@@ -43,7 +43,7 @@ class Crew:
         task: what is trained.
         assignment: what the workers have in common.
         bound: told what the workers measure for the theorem.
-        directory: told where the workers' metrics are.
+        monitor: told where the workers' metrics are.
 
     Raises:
         Unavailable: the workers did not start in time.
@@ -55,17 +55,17 @@ class Crew:
         task: Task[Any],
         assignment: Assignment,
         bound: Bound,
-        directory: Directory,
+        monitor: Monitor,
     ) -> None:
         self._config = config
         self._assignment = assignment
         self._bound = bound
-        self._directory = directory
+        self._monitor = monitor
         self.restarts = 0
-        self._threads = max(1, torch.get_num_threads() // config.workers)
-        self._pool = Pool(Worker, gpus=config.gpus_per_worker)
+        threads = max(1, torch.get_num_threads() // config.workers)
+        self._pool = Pool(partial(Worker, threads, config.log), gpus=config.gpus_per_worker)
         self._task = self._pool.share(task)
-        self._workers = [self._start() for _ in range(config.workers)]
+        self._workers = [self._pool.start() for _ in range(config.workers)]
         self._started([self._take(rank) for rank in range(config.workers)])
 
     def work(self, log: Log, stop: threading.Event, look: Callable[[Sequence[Loss], str], None]) -> bool:
@@ -74,7 +74,7 @@ class Crew:
         Args:
             log: takes the workers' reports.
             stop: set it to end after the steps under way.
-            look: called a few times a second with the losses reported since, and a note of what has happened.
+            look: called after every round of questions, with the losses reported and a note of what has happened.
 
         Returns:
             Whether `stop` ended it early.
@@ -84,8 +84,8 @@ class Crew:
             AdamServeError: what a worker raised.
         """
         self._started([worker.call("join") for worker in self._workers])
-        self._directory.put("worker", self._each("metrics"))
-        runs = {worker.call("run", loop=True): rank for rank, worker in enumerate(self._workers)}
+        self._monitor.put("worker", self._each("metrics"))
+        runs = {worker.work("run"): rank for rank, worker in enumerate(self._workers)}
         stopping = False
         note = ""
         while runs:
@@ -98,7 +98,7 @@ class Crew:
                 try:
                     ended.result()
                 except ProcessGone:
-                    self._directory.drop("worker", rank)
+                    self._monitor.drop("worker", rank)
                     self._bound.keep(rank)
                     if stopping:
                         note = f"stopping; worker {rank} died"
@@ -112,9 +112,6 @@ class Crew:
         look(log.add(self._reports()), note)
         return stopping
 
-    def _start(self) -> WorkerHandle:
-        return self._pool.start(self._threads, self._config.log)
-
     def _take(self, rank: int) -> Future[Any]:
         return self._workers[rank].call("take", self._assignment, self._task, self._config.loop(rank))
 
@@ -123,17 +120,18 @@ class Crew:
         self.restarts += 1
         if self.restarts > WORKER_RESTARTS:
             raise Unavailable(f"worker {rank} died, after {WORKER_RESTARTS} restarts", field=f"worker {rank}")
-        worker = self._workers[rank] = self._start()
+        worker: WorkerHandle = self._pool.start()
+        self._workers[rank] = worker
         self._started([self._take(rank)])
         self._started([worker.call("join")])
-        self._directory.put("worker", self._each("metrics"))
-        return worker.call("run", loop=True)
+        self._monitor.put("worker", self._each("metrics"))
+        return worker.work("run")
 
     def _stop_together(self) -> None:
         """Stop every worker after the step under way; in bsp all after the same one, so that no round is cut."""
         begun = self._each("hold")
         last = max(begun.values(), default=0)
-        together = isinstance(self._config.consistency, BSP)
+        together = self._config.consistency.gathers
         for rank, step in begun.items():
             self._workers[rank].call("stop_at", last if together else step)
 
@@ -153,11 +151,11 @@ class Crew:
 
     def _started(self, answers: Sequence[Future[Any]]) -> None:
         """Wait for workers that have to be placed first."""
-        if wait(answers, START_TIMEOUT_S).not_done:
+        try:
+            gather(answers, START_TIMEOUT_S)
+        except TimeoutError:
             raise Unavailable(
                 f"{len(answers)} workers have not started within {START_TIMEOUT_S:.0f} s",
                 field="workers",
                 fix="ask for fewer, or for a cluster with a free CPU (and its GPUs) for each",
-            )
-        for answer in answers:
-            answer.result()
+            ) from None

@@ -59,19 +59,17 @@ class Log:
         return self.epochs[-1].numbers if self.epochs else {}
 
     def add(self, reports: Sequence[Report]) -> list[Loss]:
-        """Take reports in, in the order of their times; returns the losses among them."""
-        losses = []
-        for report in reports:
-            if isinstance(report, StepReport):
-                self.steps.append(report)
-                known = not math.isnan(report.comparator_loss)
-                losses.append(Loss(report.loss, report.comparator_loss if known else None))
-            else:
-                self.epochs.append(report)
-        return losses
+        """Take reports in, in the order of their times; returns their losses."""
+        steps = [report for report in reports if isinstance(report, StepReport)]
+        self.steps += steps
+        self.epochs += [report for report in reports if isinstance(report, EpochReport)]
+        return [
+            Loss(step.loss, None if math.isnan(step.comparator_loss) else step.comparator_loss)
+            for step in steps
+        ]
 
     def progress(self, state: JobState | None, *, epochs: int, note: str) -> Progress:
-        """How far the run is, with the job's state where there is a job."""
+        """How far the run is; `state` is None before there is a job."""
         recent = self.steps[-RECENT:]
         window = [step for step in self.steps[-2000:] if step.at > time.time() - WINDOW_S]
         span = max(s.at for s in window) - min(s.at for s in window) if len(window) > 1 else 0.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from adamserve.cluster.cluster_client import ClusterClient
+from adamserve.client.client import Client
+from adamserve.client.link import Credentials
 from adamserve.cluster.exporting import expose
 from adamserve.observe.exporter import Reading
 from adamserve.observe.families import WORKER_FAMILIES, WorkerOfJob
@@ -30,7 +31,8 @@ class Assignment:
     """What all workers of a job have in common, beside the task.
 
     Attributes:
-        controller: handle of the service's controller.
+        target: host:port of the service.
+        credentials: those of the service's own workers.
         job: the job's name.
         lease_s: the pushers' lease.
         comparator: parameters to count regret against.
@@ -38,7 +40,8 @@ class Assignment:
         metrics_host: where the worker serves its metrics, as for `ServiceConfig`; None serves none.
     """
 
-    controller: Any
+    target: str
+    credentials: Credentials = field(repr=False)
     job: str
     lease_s: float = 10.0
     comparator: Mapping[str, Array] | None = None
@@ -74,8 +77,12 @@ class Worker:
         self._task = task
         self._config = config
         self._model = initial_model(task, config.seed)
-        self._client = ClusterClient(
-            assignment.controller, assignment.job, f"worker-{config.rank}", lease_s=assignment.lease_s
+        self._client = Client(
+            assignment.target,
+            assignment.job,
+            pusher=f"worker-{config.rank}",
+            credentials=assignment.credentials,
+            lease_s=assignment.lease_s,
         )
         self._timed = Timed(self._client)
         self._watched = Watched(assignment.theorem) if assignment.theorem is not None else None

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from adamserve import checkpoint
+from adamserve.cli import main
 from adamserve.cluster import trash
 from adamserve.errors import CheckpointError, InvalidArgument, NotFound, Unavailable
-from adamserve.v1 import control_pb2, control_pb2_grpc
 from tests.cluster.conftest import Start
 from tests.cluster.test_controller import ONES, ZEROS, clocks, config, push
+from tests.conftest import Refused
 
 
 def entries(folder: Path) -> list[str]:
@@ -147,10 +148,30 @@ def test_a_folder_that_the_disk_does_not_let_go_is_never_taken_up_again(start: S
 # ---- the call
 
 
-def test_the_call_says_whether_there_was_one(start: Start, tmp_path: Path) -> None:
+def test_a_client_is_told_whether_there_was_one(start: Start, tmp_path: Path) -> None:
     service = start()
     service.create(config(), ZEROS)
-    stub = control_pb2_grpc.ControlServiceStub(service.credentials.channel(service.target))
-    request = control_pb2.DeleteJobRequest(job="job", purge=True)
-    assert [stub.DeleteJob(request, timeout=10).deleted for _ in range(2)] == [True, False]
+    with service.client("job") as client:
+        assert [client.delete(purge=True) for _ in range(2)] == [True, False]
     assert entries(tmp_path / ".trash") == []
+
+
+@pytest.mark.parametrize("options", [[], ["--purge"]], ids=["kept", "purged"])
+def test_the_command(
+    start: Start,
+    tmp_path: Path,
+    options: list[str],
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    service = start()
+    service.create(config(), ZEROS)
+    arguments = ["delete", "job", service.target, *options]
+    monkeypatch.setattr("sys.argv", ["adamserve", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert capsys.readouterr().out.startswith("deleted job")
+    assert entries(tmp_path / ".trash") == ([] if options else ["job-1"])
+    assert refused(*arguments).startswith("JOB: the service has no job 'job'")

@@ -216,7 +216,7 @@ def was(port: int, name: str, state: str) -> bool:
     ("title", "process", "alert"),
     [
         ("ray::ShardActor", "shard", "AdamserveShardDown"),
-        ("ray::Worker", "worker", "AdamservePusherSilent"),
+        ("ray::WorkerActor", "worker", "AdamservePusherSilent"),
     ],
 )
 def test_a_kill_is_an_alert_and_what_comes_back_ends_it(

@@ -192,7 +192,7 @@ def test_a_run_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
         "--format", "json",
     )  # fmt: skip
     running.until(r"epoch +[1-9]\.")
-    [_, victim] = running.descendants("ray::Worker")
+    [_, victim] = running.descendants("ray::WorkerActor")
     os.kill(victim, signal.SIGKILL)
     record = running.finish()
     assert record["worker_restarts"] == 1

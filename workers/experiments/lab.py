@@ -10,21 +10,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import ray
 
 from adamserve import optim
-from adamserve.cluster.cluster_client import ClusterClient
-from adamserve.cluster.config import ServiceConfig
-from adamserve.cluster.lifecycle import initial_parts
-from adamserve.cluster.placement import gather
-from adamserve.cluster.pool import Pool, WorkerHandle
-from adamserve.cluster.ray_runtime import connected
-from adamserve.cluster.service import launch
+from adamserve.cluster.pool import Pool, WorkerHandle, gather
+from adamserve.cluster.ray_runtime import free_cpus
+from adamserve.cluster.service import Service
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
@@ -149,7 +145,7 @@ class Lab:
         self._address = address
         self.progress = progress
         self._open = ExitStack()
-        self._pool = Pool(Worker)
+        self._pool = Pool(partial(Worker, 1))
         self._idle: list[WorkerHandle] = []
         self._data: dict[Data, Dataset] = {}
         self._shared: dict[tuple[Data, str, float, str], Any] = {}
@@ -160,13 +156,17 @@ class Lab:
 
     def __enter__(self) -> Self:
         # Ray counts every worker as a core, and there may be more workers than cores.
-        self._open.enter_context(connected(self._address, num_cpus=64, num_gpus=0))
-        # A cluster may have fewer than this machine, which gives Ray one for each of them.
-        self._cores = max(1, min(os.cpu_count() or 1, int(ray.available_resources().get("CPU", 1)) - 1))  # type: ignore[no-untyped-call]
-        self.controller = launch(
-            ServiceConfig(name=f"adamserve-lab-{os.getpid()}-{time.time_ns():x}", shards=self._shards)
+        self.service = Service.start(
+            name=f"adamserve-lab-{os.getpid()}-{time.time_ns():x}",
+            shards=self._shards,
+            address=self._address,
+            num_cpus=64,
+            num_gpus=0,
         )
-        self._open.callback(lambda: ray.get(self.controller.stop.remote(), timeout=CALL_S))
+        self._open.callback(self.service.stop)
+        self.service.serve()
+        # A cluster may have fewer than this machine, which gives Ray one for each of them.
+        self._cores = max(1, min(os.cpu_count() or 1, free_cpus() - 1))
         return self
 
     def __exit__(
@@ -224,13 +224,12 @@ class Lab:
             consistency=consistency.to_dict(mode),
             checkpoint_every_s=None,
         )
-        parts = [ray.put(part) for part in initial_parts(job, initial, self._shards)]
-        ray.get(self.controller.create.remote(job, parts), timeout=CALL_S)
+        self.service.create(job, initial)
         return job.name
 
     def drop(self, job: str) -> None:
         """End a job."""
-        ray.get(self.controller.drop.remote(job), timeout=CALL_S)
+        self.service.delete(job, purge=True)
 
     def run(self, trials: Sequence[Trial], log: Path, *, alone: bool = False) -> list[Result]:
         """Run those trials that the log does not hold yet, as many at a time as there are cores.
@@ -290,7 +289,7 @@ class Lab:
                 self.progress(f"{type(trial.rule).__name__} seed {trial.seed}: update {len(reports)}/{steps}")
 
         config = replace(loop_config(trial, 0), max_steps=steps)
-        with ClusterClient(self.controller, job, "worker-0") as client:
+        with self.service.client(job, pusher="worker-0") as client:
             client.join()
             loop(
                 client,
@@ -307,7 +306,7 @@ class Lab:
     def hire(self, workers: int) -> list[WorkerHandle]:
         """So many workers, old ones first."""
         while len(self._idle) < workers:
-            self._idle.append(self._pool.start(1))
+            self._idle.append(self._pool.start())
         hired, self._idle = self._idle[:workers], self._idle[workers:]
         return hired
 
@@ -331,22 +330,22 @@ class _Run:
         self.trial = trial
         self._job = lab.open_job(trial)
         self._workers = lab.hire(trial.workers)
-        assignment, task = Assignment(controller=lab.controller, job=self._job), lab.shared(trial)
+        service, task = lab.service, lab.shared(trial)
+        assignment = Assignment(target=service.target, credentials=service.credentials, job=self._job)
         parts = [loop_config(trial, rank) for rank in range(trial.workers)]
         gather(
             [
                 worker.call("take", assignment, task, part)
                 for worker, part in zip(self._workers, parts, strict=True)
             ],
-            "workers to take up a job",
             CALL_S,
         )
-        gather([worker.call("join") for worker in self._workers], "workers to join", CALL_S)
+        gather([worker.call("join") for worker in self._workers], CALL_S)
         self._steps: list[StepReport] = []
         self._diverged = False
         self._began = time.perf_counter()
         self._seconds = 0.0
-        self.pending = [worker.call("run", loop=True) for worker in self._workers]
+        self.pending = [worker.work("run") for worker in self._workers]
 
     def look(self) -> None:
         """Take in what the workers report, and those that have ended."""
@@ -358,7 +357,7 @@ class _Run:
             if not isinstance(error, NotFinite):
                 raise error
             self._diverged = True
-            gather([worker.call("stop_at", 0) for worker in self._workers], "workers to stop", CALL_S)
+            gather([worker.call("stop_at", 0) for worker in self._workers], CALL_S)
         self._seconds = time.perf_counter() - self._began
         self._take_reports()
 
@@ -387,8 +386,7 @@ class _Run:
         return f"{type(rule).__name__} lr {rule.lr:g} seed {self.trial.seed}: {where}"
 
     def _take_reports(self) -> None:
-        asked = [worker.call("reports") for worker in self._workers]
-        gathered: list[list[Report]] = gather(asked, "workers' reports", CALL_S)
+        gathered: list[list[Report]] = gather([worker.call("reports") for worker in self._workers], CALL_S)
         self._steps += [r for reports in gathered for r in reports if isinstance(r, StepReport)]
 
     def _regret(self) -> float:
