@@ -26,7 +26,7 @@ from adamserve.checkpoint import ShardEntry
 from adamserve.client.client import Client
 from adamserve.client.link import Credentials
 from adamserve.cluster.controller import Controller
-from adamserve.cluster.placement import ShardGone
+from adamserve.cluster.placement import ProcessGone
 from adamserve.cluster.process import ProcessInfo, ShardProcess
 from adamserve.edge.control_service import open_control
 from adamserve.edge.security import Security
@@ -148,8 +148,8 @@ class LocalShard:
         if self._dead:
             raise self._gone()
 
-    def _gone(self) -> ShardGone:
-        return ShardGone(f"shard {self._index} was killed")
+    def _gone(self) -> ProcessGone:
+        return ProcessGone(f"shard {self._index} was killed")
 
 
 class LocalPlacement:
@@ -261,6 +261,14 @@ class Service:
     def status(self) -> list[JobState]:
         """How every job stands."""
         return self.controller.status_now()
+
+    def seen(self) -> list[JobState]:
+        """How every job stood when the controller last looked."""
+        return self.controller.status()
+
+    def metrics(self) -> dict[int, str]:
+        """As `Controller.metrics`."""
+        return self.controller.metrics()
 
     def checkpoint(self, job: str) -> int:
         """As `Controller.checkpoint`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,17 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"real data files are not at {root}; set ADAMSERVE_TEST_DATA")
     return root
+
+
+@pytest.fixture(scope="session")
+def thirdparty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed package tests/thirdparty, to be put on PYTHONPATH."""
+    target = tmp_path_factory.mktemp("thirdparty")
+    source = Path(__file__).parent / "thirdparty"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    alone = ["--no-index", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*pip, *alone, str(target), str(source)], timeout=100, check=True)
+    return target
 
 
 Refused = Callable[..., str]

@@ -79,8 +79,11 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {"adamserve.shard.host": row("numpy")},
     {"adamserve.checkpoint": row("numpy safetensors torch")},
     {
-        "adamserve.observe": row(lazily="matplotlib rich", siblings="adamserve.observe.exporter"),
+        "adamserve.observe": row(lazily="jinja2 matplotlib rich", siblings="adamserve.observe.exporter"),
         "adamserve.observe.exporter": row("prometheus_client", siblings="adamserve.observe"),
+        "adamserve.observe.monitor": row(
+            "prometheus_client", siblings="adamserve.observe adamserve.observe.exporter"
+        ),
     },
     {"adamserve.v1": row("google grpc")},
     {"adamserve.wire": row("google grpc numpy")},
@@ -300,7 +303,7 @@ PLANTED = {
         "def f():\n    import torch",
         "adamserve.values may not import torch",
     ),
-    "torch in a rule, at once": ("adamserve.optim.rules", "import torch.nn", "must be imported lazily"),
+    "torch in a rule, at once": ("adamserve.optim.adam", "import torch.nn", "must be imported lazily"),
     "ray in the shard": ("adamserve.shard.shard", "from ray import get", "may not import ray"),
     "ray in the loop": ("workers.loop", "async def f():\n    import ray", "may not import ray"),
     "grpc in the service": ("adamserve.shard.host", "import grpc", "may not import grpc"),

@@ -22,11 +22,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 import adamserve
 from adamserve import checkpoint, optim
-from adamserve.cluster.actors import own_error
 from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.cluster.config import SHARD_CPUS, ServiceConfig
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.ray_calls import own_error
 from adamserve.cluster.ray_runtime import connected
 from adamserve.cluster.service import launch
 from adamserve.errors import Conflict, InvalidArgument, Unavailable

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from adamserve.cli.train import Format
-from adamserve.errors import InvalidArgument, NotFound
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from adamserve.observe.dashboards import Dashboard
+from adamserve.errors import InvalidArgument
 
 app = typer.Typer(help="The dashboards, without Grafana.", no_args_is_help=True)
 
@@ -48,23 +42,19 @@ def render(
     """Draw the panels of the dashboards from a Prometheus: a PNG each, and all of them in index.html."""
     if not 0 < timeout_s < float("inf"):
         raise InvalidArgument(f"must be a positive number of seconds, got {timeout_s}", field="timeout_s")
-    from adamserve.observe import draw, query
-    from adamserve.values import Deadline
+    from adamserve.observe.render import render as drawn
 
-    wanted = _wanted(dashboard or [])
-    _make(out)
-    since, until = query.window(start, end, last, time.time())
-    asked = query.Prometheus(prometheus, Deadline.after(timeout_s))
-    scrape_s = asked.scrape_interval()
-    window = query.Window(since, until, max((until - since) / query.POINTS, scrape_s))
-    _check_jobs(job or [], asked.jobs(window))
-    known = query.variables(window, scrape_s, job or [])
-    pictures = [
-        draw.picture(asked, board, panel, window, known) for board in wanted for panel in board.panels
-    ]
-    for picture in pictures:
-        (out / picture.file).write_bytes(picture.png)
-    (out / "index.html").write_text(draw.document(pictures, window))
+    pictures, window = drawn(
+        prometheus,
+        out,
+        start=start,
+        end=end,
+        last=last,
+        dashboards=dashboard or [],
+        jobs=job or [],
+        timeout_s=timeout_s,
+    )
+    html = out / "index.html"
     if output is Format.json:
         listing = [
             {
@@ -76,44 +66,10 @@ def render(
             }
             for picture in pictures
         ]
-        html = str(out / "index.html")
-        print(
-            json.dumps({"from": since, "to": until, "step_s": window.step, "html": html, "panels": listing})
-        )
+        times = {"from": window.start, "to": window.end, "step_s": window.step}
+        print(json.dumps({**times, "html": str(html), "panels": listing}))
         return
     for picture in pictures:
         lines = f"{picture.lines} line{'s' * (picture.lines != 1)}" if picture.lines else "no data"
         print(f"{picture.dashboard.uid:24}{picture.panel.title:28}{lines:10}{out / picture.file}")
-    print(out / "index.html")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.html").touch()
-    except OSError as error:
-        raise InvalidArgument(
-            f"{folder} cannot be written: {error.strerror}", field="out", fix="choose another folder"
-        ) from None
-
-
-def _wanted(names: Sequence[str]) -> Sequence[Dashboard]:
-    from adamserve.observe.dashboards import DASHBOARDS
-
-    by_name = {board.uid.removeprefix("adamserve-"): board for board in DASHBOARDS}
-    for name in names:
-        if name.removeprefix("adamserve-") not in by_name:
-            raise NotFound(
-                f"there is none called {name!r}", field="dashboard", fix=f"one of {', '.join(by_name)}"
-            )
-    return [by_name[name.removeprefix("adamserve-")] for name in names] or DASHBOARDS
-
-
-def _check_jobs(wanted: Sequence[str], known: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in known:
-            raise NotFound(
-                f"Prometheus has seen no job {name!r} in that time",
-                field="job",
-                fix=f"it has seen {', '.join(known) or 'none'}",
-            )
+    print(html)

@@ -20,6 +20,7 @@ from adamserve.client.connect import connect
 from adamserve.client.destination import Target
 from adamserve.client.link import Feed
 from adamserve.errors import Conflict, InvalidArgument, RolledBack
+from adamserve.optim import torch_map
 from adamserve.shard.sparse import as_rows
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome, Stamp
 
@@ -108,32 +109,24 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """The remote form of a torch optimizer that has not stepped yet: its groups, its names, its mathematics.
 
         SGD, Adam, AdamW, Adamax, Adagrad and RMSprop with every option that changes what they compute. `foreach`,
-        `fused` and `capturable` say how they compute it, and are passed over. Adagrad's `lr_decay` counts this
-        trainer's own updates.
+        `fused` and `capturable` say how they compute it, and are passed over. Adagrad's `lr_decay` counts the job's
+        updates.
 
         Raises:
             InvalidArgument: an optimizer or option that cannot be reproduced; names it.
         """
-        rule_of = _RULES.get(type(optimizer))
-        if rule_of is None:
-            known = ", ".join(kind.__name__ for kind in _RULES)
-            raise InvalidArgument(
-                f"{type(optimizer).__name__} cannot be reproduced",
-                field="optimizer",
-                fix=f"wrap one of {known}",
-            )
+        kind = type(optimizer)
+        for group in optimizer.param_groups:
+            torch_map.rule_of(kind, group)
         if any(float(state.get("step", 0)) for state in optimizer.state.values()):
             raise InvalidArgument(
                 "it has taken steps already", field="optimizer", fix="wrap it before its first step"
             )
-        for group in optimizer.param_groups:
-            if group.get("differentiable"):
-                raise InvalidArgument("cannot be reproduced", field="differentiable", fix="leave it False")
         made = cls.__new__(cls)
         made._connect(
             [dict(group) for group in optimizer.param_groups],
             dict(optimizer.defaults),
-            rule_of,
+            lambda group: torch_map.rule_of(kind, group),
             target,
             job=job,
             consistency=consistency,
@@ -397,9 +390,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 name = self._name_of[id(parameter)]
-                decay = 1.0 + self._updates[name] * float(group.get("lr_decay", 0.0))
                 if parameter.grad is not None:
-                    rates[name] = float(group["lr"]) / decay
+                    rates[name] = float(group["lr"])
         return rates
 
     def _check_constants(self) -> None:
@@ -442,57 +434,3 @@ def _array(name: str, gradient: Tensor) -> Gradient:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
-
-
-def _common(group: Group) -> dict[str, Any]:
-    return {"lr": float(group["lr"]), "l2": float(group["weight_decay"])}
-
-
-def _sgd(group: Group) -> optim.Rule:
-    return optim.TorchSGD(
-        **_common(group), momentum=group["momentum"], dampening=group["dampening"], nesterov=group["nesterov"]
-    )
-
-
-def _adam(group: Group) -> optim.Rule:
-    beta1, beta2 = map(float, group["betas"])
-    decay = "weight_decay" if group.get("decoupled_weight_decay") else "l2"
-    options: dict[str, Any] = {"lr": float(group["lr"]), decay: float(group["weight_decay"])}
-    return optim.Adam(
-        **options, beta1=beta1, beta2=beta2, eps=group["eps"], eps_inside_sqrt=False, amsgrad=group["amsgrad"]
-    )
-
-
-def _adamw(group: Group) -> optim.Rule:
-    return _adam({**group, "decoupled_weight_decay": True})
-
-
-def _adamax(group: Group) -> optim.Rule:
-    beta1, beta2 = map(float, group["betas"])
-    return optim.AdaMax(**_common(group), beta1=beta1, beta2=beta2, eps=group["eps"])
-
-
-def _adagrad(group: Group) -> optim.Rule:
-    if group["initial_accumulator_value"]:
-        raise InvalidArgument("cannot be reproduced", field="initial_accumulator_value", fix="leave it 0")
-    return optim.AdaGrad(**_common(group), eps=group["eps"], eps_inside_sqrt=False)
-
-
-def _rmsprop(group: Group) -> optim.Rule:
-    return optim.TorchRMSprop(
-        **_common(group),
-        decay=group["alpha"],
-        eps=group["eps"],
-        momentum=group["momentum"],
-        centered=group["centered"],
-    )
-
-
-_RULES: Mapping[type[torch.optim.Optimizer], RuleOf] = {
-    torch.optim.SGD: _sgd,
-    torch.optim.Adam: _adam,
-    torch.optim.AdamW: _adamw,
-    torch.optim.Adamax: _adamax,
-    torch.optim.Adagrad: _adagrad,
-    torch.optim.RMSprop: _rmsprop,
-}

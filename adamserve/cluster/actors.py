@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from adamserve import optim
 from adamserve.checkpoint import ShardEntry
@@ -21,7 +20,7 @@ from adamserve.cluster.process import ProcessInfo, ShardProcess
 from adamserve.cluster.ray_placement import RayHandle, RayPlacement
 from adamserve.edge.control_service import open_control
 from adamserve.edge.shard_edge import ShardEdge
-from adamserve.errors import AdamServeError, Unavailable
+from adamserve.errors import Unavailable
 from adamserve.job import JobConfig, Topology
 from adamserve.observe import logs
 from adamserve.observe.rpc_counts import Calls
@@ -39,12 +38,6 @@ Published = Sequence["ray.ObjectRef[Mapping[str, Array]]"]
 def publish(arrays: Mapping[str, Array]) -> Published:
     """Copy a shard's arrays into Ray's object store."""
     return [ray.put(dict(arrays))]
-
-
-def own_error(error: RayTaskError) -> Exception:
-    """The error that our own code raised inside an actor, or Ray's where it was another's."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, AdamServeError) else error
 
 
 @ray.remote(concurrency_groups=CONCURRENCY)  # type: ignore[call-overload] # not in Ray's stubs

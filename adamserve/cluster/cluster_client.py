@@ -17,7 +17,7 @@ import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, OwnerDiedError, RayActorError, RayTaskError
 
 from adamserve.client.destination import Target
-from adamserve.cluster.actors import own_error
+from adamserve.cluster.ray_calls import own_error
 from adamserve.errors import AdamServeError, InvalidArgument, NotFinite, Unavailable
 from adamserve.job import JobConfig, Topology
 from adamserve.optim import all_finite

@@ -61,8 +61,7 @@ class Controller:
     ) -> None:
         if checkpoint_dir is not None:
             finish_deletions(checkpoint_dir)
-        self._now = now
-        self._table = JobTable()
+        self._table = JobTable(now)
         self._shards = Shards(placement, shards, self._table.lock)
         self._checkpointer = Checkpointer(self._table, self._shards, now)
         self._lifecycle = Lifecycle(self._table, self._shards, self._checkpointer, checkpoint_dir, now)
@@ -118,7 +117,7 @@ class Controller:
 
     def status(self) -> list[JobState]:
         """Every job, as last seen."""
-        return self._table.states(self._shards.dead, self._now)
+        return self._table.states(self._shards.dead)
 
     def status_now(self) -> list[JobState]:
         """Every job, after asking every shard."""

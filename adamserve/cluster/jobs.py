@@ -23,6 +23,24 @@ NUMBERS_KEPT = 64
 """Numbers that a job may report by name, beside its losses."""
 
 
+RATE_S = 5.0
+"""Time that a job's updates in a second are counted over."""
+
+Mark = tuple[float, int]
+"""A moment in seconds, and the slowest shard's clock then."""
+
+
+def updates_per_s(marks: Sequence[Mark]) -> float | None:
+    """Updates of the slowest shard in a second, from the first mark to the last; None where that is no time.
+
+    A restore takes a clock back: then only what came after it counts.
+    """
+    falls = [i for i in range(1, len(marks)) if marks[i][1] < marks[i - 1][1]]
+    since = marks[falls[-1] :] if falls else marks
+    seconds = since[-1][0] - since[0][0] if since else 0.0
+    return (since[-1][1] - since[0][1]) / seconds if seconds > 0 else None
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One job; its table's lock guards it.
@@ -38,6 +56,7 @@ class Job:
         lost: shards that do not hold the job any more, and not yet again.
         late_at: when a restore last failed.
         failed: why the job cannot go on.
+        marks: the slowest shard's clock in the last `RATE_S`.
         numbers: what was reported of it last, by name.
         past: events of shards that have died since.
     """
@@ -56,6 +75,7 @@ class Job:
     late_at: float = 0.0
     failed: str = ""
     clock_skew: int | None = None
+    marks: tuple[Mark, ...] = ()
     account: Account = field(default_factory=Account)
     numbers: dict[str, float] = field(default_factory=dict)
     rollbacks: list[Rollback] = field(default_factory=list)
@@ -135,6 +155,7 @@ def state_of(job: Job, dead: Mapping[int, str], now: float) -> JobState:
         checkpoint_seconds=job.checkpoint_seconds,
         unsaved_updates=job.unsaved_updates,
         clock_skew=job.clock_skew,
+        updates_per_s=updates_per_s(job.marks),
         down=tuple(sorted({*dead, *job.lost})),
         rollbacks=tuple(job.rollbacks),
         shards=shards,
@@ -145,13 +166,17 @@ def state_of(job: Job, dead: Mapping[int, str], now: float) -> JobState:
 class JobTable:
     """The jobs of a service, by name.
 
+    Args:
+        now: the clock that intervals are measured by, in seconds.
+
     Attributes:
         lock: guards the jobs, and who the shards are. Held for moments.
         opening: held while shards open or drop jobs, which may take long, and while a checkpoint is committed. Taken
             before `lock`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self.lock = threading.RLock()
         self.opening = threading.Lock()
         self._jobs: dict[str, Job] = {}
@@ -197,12 +222,17 @@ class JobTable:
     def see(self, statistics: Sequence[Mapping[str, ShardStatistics] | None]) -> None:
         """Note what every shard told of its jobs, all asked at once; None for one that did not answer."""
         with self.lock:
+            now = self._now()
             for job in self._jobs.values():
                 for index, told in enumerate(statistics):
                     if told is not None and job.config.name in told:
                         job.seen[index] = told[job.config.name]
                 clocks = [shard.stamp.clock for shard in job.statistics]
-                job.clock_skew = max(clocks) - min(clocks) if len(clocks) == len(job.seen) else None
+                job.clock_skew = None
+                if len(clocks) == len(job.seen):
+                    job.clock_skew = max(clocks) - min(clocks)
+                    recent = [mark for mark in job.marks if mark[0] >= now - RATE_S]
+                    job.marks = (*recent, (now, min(clocks)))
 
     def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
         """Note training losses, and the latest value of each of some other numbers.
@@ -234,7 +264,7 @@ class JobTable:
         with self.lock:
             job.failed = reason
 
-    def states(self, dead: Mapping[int, str], now: Callable[[], float]) -> list[JobState]:
+    def states(self, dead: Mapping[int, str]) -> list[JobState]:
         """How every job stands, by name."""
         with self.lock:
-            return [state_of(self._jobs[name], dead, now()) for name in sorted(self._jobs)]
+            return [state_of(self._jobs[name], dead, self._now()) for name in sorted(self._jobs)]

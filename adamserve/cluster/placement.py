@@ -19,14 +19,14 @@ from adamserve.values import Array, Joined, Stamp
 Answer = TypeVar("Answer")
 
 
-class ShardGone(Unavailable):
-    """The process of a shard is dead; it is being replaced."""
+class ProcessGone(Unavailable):
+    """A process is dead; a shard's is being replaced."""
 
 
 class ShardHandle(Protocol):
     """One shard's process. A call returns at once.
 
-    Its future raises `ShardGone` once the process is known to be dead, and otherwise what `ShardProcess` raised.
+    Its future raises `ProcessGone` once the process is known to be dead, and otherwise what `ShardProcess` raised.
     """
 
     def open(
@@ -90,5 +90,5 @@ def gather(futures: Sequence[Future[Answer]], what: str, timeout_s: float = CALL
         return [future.result(timeout=max(0.0, deadline - time.monotonic())) for future in futures]
     except TimeoutError:
         raise Unavailable(f"{timeout_s:.0f} s passed while waiting for {what}") from None
-    except ShardGone as error:
-        raise ShardGone(f"a shard died while waiting for {what}", fix="try again") from error
+    except ProcessGone as error:
+        raise ProcessGone(f"a shard died while waiting for {what}", fix="try again") from error

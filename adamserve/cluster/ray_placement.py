@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adamserve.checkpoint import ShardEntry
 from adamserve.cluster.config import CALL_TIMEOUT_S, ServiceConfig
-from adamserve.cluster.placement import ShardGone
 from adamserve.cluster.process import ProcessInfo
-from adamserve.errors import AdamServeError, Unavailable
+from adamserve.cluster.ray_calls import as_future
+from adamserve.errors import Unavailable
 from adamserve.job import JobConfig
 from adamserve.shard.statistics import ShardStatistics
 from adamserve.values import Array, Joined, Stamp
@@ -38,39 +37,39 @@ class RayHandle:
         folder: Path | None = None,
     ) -> Future[Stamp]:
         """As `ShardProcess.open`; `initial` may be a reference to what it takes."""
-        return _future(self.actor.open.remote(config, incarnation, initial, folder))
+        return as_future(self.actor.open.remote(config, incarnation, initial, folder))
 
     def drop(self, job: str) -> Future[None]:
         """As `ShardProcess.drop`."""
-        return _future(self.actor.drop.remote(job))
+        return as_future(self.actor.drop.remote(job))
 
     def write(self, job: str, folder: Path) -> Future[ShardEntry]:
         """As `ShardProcess.write`."""
-        return _future(self.actor.write.remote(job, folder))
+        return as_future(self.actor.write.remote(job, folder))
 
     def join(self, job: str, pusher: str, *, lease_s: float, last_seq: int, session: str) -> Future[Joined]:
         """As `ShardHost.join`."""
-        return _future(self.actor.join.remote(job, pusher, lease_s, last_seq, session))
+        return as_future(self.actor.join.remote(job, pusher, lease_s, last_seq, session))
 
     def leave(self, job: str, pusher: str, session: str) -> Future[None]:
         """As `ShardHost.leave`."""
-        return _future(self.actor.leave.remote(job, pusher, session))
+        return as_future(self.actor.leave.remote(job, pusher, session))
 
     def statistics(self) -> Future[Mapping[str, ShardStatistics]]:
         """As `ShardProcess.statistics`."""
-        return _future(self.actor.statistics.remote())
+        return as_future(self.actor.statistics.remote())
 
     def info(self) -> Future[ProcessInfo]:
         """As `ShardProcess.info`."""
-        return _future(self.actor.info.remote())
+        return as_future(self.actor.info.remote())
 
     def serve(self) -> Future[None]:
         """As `ShardProcess.serve`."""
-        return _future(self.actor.serve.remote())
+        return as_future(self.actor.serve.remote())
 
     def drain(self, grace_s: float) -> Future[None]:
         """As `ShardProcess.drain`."""
-        return _future(self.actor.drain.remote(grace_s))
+        return as_future(self.actor.drain.remote(grace_s))
 
     def kill(self) -> None:
         """End the process at once."""
@@ -123,33 +122,3 @@ class RayPlacement:
                 max_restarts=0,
             ).remote(index, config)
         )
-
-
-def _future(ref: Any) -> Future[Any]:
-    """A call's future, with our own errors in place of Ray's."""
-    answer: Future[Any] = Future()
-
-    def done(future: Future[Any]) -> None:
-        error = future.exception()
-        if error is None:
-            answer.set_result(future.result())
-        else:
-            answer.set_exception(_own(error))
-
-    ref.future().add_done_callback(done)
-    return answer
-
-
-def _own(error: BaseException) -> BaseException:
-    if isinstance(error, RayTaskError):
-        cause = getattr(error, "cause", None)
-        return cause if isinstance(cause, AdamServeError) else error
-    if isinstance(error, ActorUnavailableError):
-        return Unavailable(f"a shard's process cannot be reached: {_first_line(error)}")
-    if isinstance(error, RayActorError):
-        return ShardGone(_first_line(error))
-    return error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n")[0]

@@ -25,11 +25,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adamserve.client.client import Client
 from adamserve.client.link import Credentials
-from adamserve.cluster.actors import ControllerActor, own_error
+from adamserve.cluster.actors import ControllerActor
 from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig, listening
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.lifecycle import initial_parts
 from adamserve.cluster.process import ProcessInfo
+from adamserve.cluster.ray_calls import own_error
 from adamserve.cluster.ray_runtime import NAMESPACE, connected
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,10 @@ from adamserve.errors import (
     Unauthenticated,
     Unavailable,
 )
-from adamserve.job import host_port
-from adamserve.observe.discovery import Directory
-from adamserve.observe.exporter import Exporter, Reading
+from adamserve.observe.exporter import Reading
 from adamserve.observe.families import RPC_FAMILIES
 from adamserve.observe.logs import LogConfig, fields, set_up
-from adamserve.observe.news import News
-from adamserve.observe.page import Board, pages
+from adamserve.observe.monitor import Monitor
 
 log = logging.getLogger("adamserve.rpc")
 
@@ -130,7 +127,7 @@ def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
     log.info("stopped")
 
 
-def _attempt(observe: Callable[[], None]) -> None:
+def _attempt(observe: Callable[[], object]) -> None:
     """A controller that is slow to answer is no reason to stop serving: its metrics stay as they were."""
     try:
         observe()
@@ -139,12 +136,13 @@ def _attempt(observe: Callable[[], None]) -> None:
 
 
 @contextmanager
-def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
+def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], object]]]:
     """A service, drained and stopped at the end, on the Ray that this process is connected to, or else at its address.
 
     Yields:
         How to reach it, and a function that shows the metrics anew.
     """
+    tokens = config.security.tokens
     with (
         Service.start(
             name=config.name,
@@ -162,45 +160,32 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], None]]]:
             grace_s=config.grace_s,
             log=config.log,
         ) as service,
-        ExitStack() as stack,
+        closing(
+            Monitor(
+                config.host,
+                config.metrics_port,
+                advertise=node_address(config.host),
+                sd_file=config.sd_file,
+                guard=(lambda given: may_look(tokens, given)) if tokens.digests else None,
+                collect=[Reading(RPC_FAMILIES, lambda: [service.calls()])],
+            )
+        ) as monitor,
     ):
         taken_up = _resume(service, config.checkpoint_dir)
-        board, news, directory = Board(), News(), Directory(config.sd_file)
-        stack.callback(directory.close)
-        tokens = config.security.tokens
-        exporter = Exporter.serve(
-            config.host,
-            config.metrics_port,
-            pages(board),
-            (lambda given: may_look(tokens, given)) if tokens.digests else None,
-            collect=[Reading(RPC_FAMILIES, lambda: [service.calls()])],
-            open_pages={"/sd": directory.page},
-        )
-        stack.callback(exporter.close)
-        web = host_port(node_address(config.host), exporter.port)
-        directory.put("driver", {0: web})
-
-        def observe() -> None:
-            jobs = service.seen()
-            exporter.show(*jobs)
-            board.show(*jobs)
-            news.show(*jobs)
-            directory.put("shard", service.metrics())
-
-        observe()
+        monitor.look(service)
         service.serve()
         yield (
             Ready(
                 service.target,
                 tuple(process.endpoint for process in service.processes()),
-                f"http://{web}/metrics",
-                f"http://{web}/",
-                f"http://{web}/sd",
+                f"http://{monitor.address}/metrics",
+                f"http://{monitor.address}/",
+                f"http://{monitor.address}/sd",
                 bool(config.security.cert),
                 bool(tokens.digests),
                 taken_up,
             ),
-            observe,
+            lambda: monitor.look(service),
         )
 
 

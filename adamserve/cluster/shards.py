@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
-from adamserve.cluster.placement import Placement, ShardGone, ShardHandle, gather
+from adamserve.cluster.placement import Placement, ProcessGone, ShardHandle, gather
 from adamserve.cluster.process import ProcessInfo
 from adamserve.errors import AdamServeError
 from adamserve.observe.logs import fields
@@ -105,7 +105,7 @@ class Shards:
             return None
         try:
             return future.result()
-        except ShardGone as error:
+        except ProcessGone as error:
             self._dead.setdefault(index, error.problem)
         except AdamServeError as error:  # it will soon be known whether it is dead
             log.warning("shard cannot be reached: %s", error, extra=fields(shard=index))

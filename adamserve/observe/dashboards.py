@@ -106,6 +106,12 @@ OVERVIEW = Dashboard(
         LOSS,
         APPLIED,
         Panel(
+            title="Updates of the slowest shard",
+            text="As its clock has moved in the last 5 seconds; in bsp one update takes a push of every pusher.",
+            unit="ops",
+            queries=[_job("adamserve_updates_per_second")],
+        ),
+        Panel(
             title="Pushers alive",
             text="Workers in the cluster and trainers outside of it whose lease runs.",
             unit="short",

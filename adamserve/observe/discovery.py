@@ -62,7 +62,7 @@ class Directory:
         return json.dumps(groups, indent=1)
 
     def page(self) -> tuple[str, str]:
-        """The document and its type, for `adamserve.metrics.Exporter`."""
+        """The document and its type, for `Exporter`."""
         with self._lock:
             return "application/json", self.document()
 

@@ -24,6 +24,9 @@ STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 OUTCOMES = ("APPLIED", "DUPLICATE", "STALE", "INVALID")
 """Exported from the start, at 0: a rate over a series that does not exist is nothing, not 0."""
 
+ACCURACY, BOUND = "test_accuracy", "average_regret_bound"
+"""Numbers that drivers report by name and that have a metric of their own."""
+
 JOBS_SHOWN = 64
 """Jobs that a process shows, the first ones by name; `adamserve_jobs` counts all."""
 
@@ -148,13 +151,13 @@ JOB_FAMILIES: tuple[Family[JobState], ...] = (
         "adamserve_average_regret_bound",
         "gauge",
         "Bound on R(T)/T by Kingma & Ba's Theorem 4.1, its constants measured on the workers' gradients.",
-        lambda job: job.numbers.get("average_regret_bound"),
+        lambda job: job.numbers.get(BOUND),
     ),
     _job(
         "adamserve_test_accuracy_ratio",
         "gauge",
         "Share of the test set classified rightly, at the last evaluation.",
-        lambda job: job.numbers.get("test_accuracy"),
+        lambda job: job.numbers.get(ACCURACY),
         word="test accuracy",
         form=".2%",
     ),
@@ -173,6 +176,14 @@ JOB_FAMILIES: tuple[Family[JobState], ...] = (
         labels=("job", "shard"),
         processes=("driver",),
         read=_up,
+    ),
+    _job(
+        "adamserve_updates_per_second",
+        "gauge",
+        "Updates of the slowest shard in a second, over the last 5 seconds.",
+        lambda job: job.updates_per_s,
+        word="updates/s",
+        form=".3g",
     ),
     _job(
         "adamserve_clock_skew_updates",

@@ -11,9 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 from adamserve.observe.state import JobState, as_json
+from adamserve.observe.templates import filled
 from adamserve.observe.words import (
     EVENT_HEAD,
     PUSHER_HEAD,
@@ -40,30 +40,6 @@ REFRESH_S = 2.0
 
 Curves = dict[str, list[tuple[float, float]]]
 """Points in time by name."""
-
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 64rem; margin: 1.5rem auto; padding: 0 1rem; }
-h2 { margin: 1.5rem 0 .3rem; } h3 { margin: 1rem 0 .2rem; font-size: 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .15rem 1rem .15rem 0; border-bottom: 1px solid #8884; }
-td:not(:last-child) { white-space: nowrap; }
-.row { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: .5rem 0; } figcaption { opacity: .8; }
-svg { width: 19rem; height: 8rem; border: 1px solid #8886; } polyline { fill: none; stroke: #36c; stroke-width: 1.5; }
-rect { fill: #36c; } .bad { color: #c62a2f; font-weight: bold; } .good { color: #18794e; }
-""".strip()
-
-SCRIPT = f"""
-setInterval(async () => {{
-  try {{
-    const answer = await fetch(location.href);
-    if (!answer.ok) throw answer.status;
-    const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
-    document.querySelector('main').replaceWith(page.querySelector('main'));
-    document.title = 'adamserve';
-  }} catch (error) {{ document.title = 'adamserve (not answering)'; }}
-}}, {REFRESH_S * 1000:.0f});
-""".strip()
 
 
 @dataclass(slots=True)
@@ -118,86 +94,72 @@ class Board:
     def html(self) -> str:
         """The page."""
         now = self.now()
-        body = "".join(_job(job, curves, now) for job, curves in self.jobs()) or "<p>No job yet.</p>"
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>adamserve</title>'
-            f'<link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
-            f"<body><h1>adamserve</h1><main><p>{clock_time(now)} UTC</p>{body}</main>"
-            f"<script>{SCRIPT}</script></body></html>\n"
-        )
+        jobs = [_section(job, curves, now) for job, curves in self.jobs()]
+        return filled("page.html.j2", time=clock_time(now), jobs=jobs, refresh_ms=round(1000 * REFRESH_S))
 
     def json(self) -> str:
         """The same numbers for programs."""
         return json.dumps([{**as_json(job), "curves": curves} for job, curves in self.jobs()])
 
 
-def _job(job: JobState, curves: Curves, now: float) -> str:
-    figures = [_curve(name, points) for name, points in curves.items()]
-    figures += [_bars("staleness in updates", job.staleness)] if job.staleness else []
+def _section(job: JobState, curves: Curves, now: float) -> dict[str, object]:
+    """What the template says of a job."""
     pushers = silent_first(job.pushers)
-    more = len(pushers) - NAMES_SHOWN
-    return (
-        f"<section><h2>{escape(job.job)}</h2>"
-        f"<p>{' · '.join(f'{name} <b>{escape(text)}</b>' for name, text in facts(job))}</p>"
-        + (f'<p class="bad">{escape(job.failed)}</p>' if job.failed else "")
-        + f'<div class="row">{"".join(figures)}</div>'
-        + _table(SHARD_HEAD, shard_rows(job))
-        + f"<h3>{counted_pushers(pushers)}</h3>"
-        + _table(PUSHER_HEAD, [pusher_row(pusher, now) for pusher in pushers[:NAMES_SHOWN]])
-        + (f"<p>and {more} more, which pushed later than these</p>" if more > 0 else "")
-        + "<h3>Events</h3>"
-        + _table(EVENT_HEAD, [event_row(event) for event in job.events[: -EVENTS_SHOWN - 1 : -1]])
-        + "</section>"
-    )
+    figures = [_curve(name, points) for name, points in curves.items()]
+    figures += [_histogram("staleness in updates", job.staleness)] if job.staleness else []
+    return {
+        "name": job.job,
+        "facts": facts(job),
+        "failed": job.failed,
+        "figures": figures,
+        "shards": (SHARD_HEAD, shard_rows(job)),
+        "counted": counted_pushers(pushers),
+        "pushers": (PUSHER_HEAD, [pusher_row(pusher, now) for pusher in pushers[:NAMES_SHOWN]]),
+        "more": len(pushers) - NAMES_SHOWN,
+        "events": (EVENT_HEAD, [event_row(event) for event in job.events[: -EVENTS_SHOWN - 1 : -1]]),
+    }
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return "<p>None.</p>"
-    marks = {"up": ' class="good"', "down": ' class="bad"'}
-    cells = ("".join(f"<td{marks.get(cell, '')}>{escape(cell)}</td>" for cell in row) for row in rows)
-    return (
-        f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>"
-        + "".join(f"<tr>{row}</tr>" for row in cells)
-        + "</table>"
-    )
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A picture of 300 by 120.
+
+    Attributes:
+        caption: what it shows.
+        line: points of a curve, as SVG writes them.
+        bars: x, y, width and height of each.
+    """
+
+    caption: str
+    line: str = ""
+    bars: Sequence[tuple[str, ...]] = ()
 
 
-def _curve(name: str, points: Sequence[tuple[float, float]]) -> str:
+def _curve(name: str, points: Sequence[tuple[float, float]]) -> _Figure:
     """A curve over time with a logarithmic axis, where the values allow one."""
     values = [value for _, value in points]
     heights = [math.log(value) for value in values] if min(values) > 0 else values
     low, span = min(heights), (max(heights) - min(heights)) or 1.0
     start, length = points[0][0], (points[-1][0] - points[0][0]) or 1.0
-    drawn = " ".join(
+    line = " ".join(
         f"{300 * (at - start) / length:.1f},{115 - 105 * (height - low) / span:.1f}"
         for (at, _), height in zip(points, heights, strict=True)
     )
-    caption = f"{escape(name)}: {values[0]:.4g} to {values[-1]:.4g} in {length:.0f} s"
-    return (
-        f'<figure><svg viewBox="0 0 300 120" preserveAspectRatio="none" role="img" aria-label="{caption}">'
-        f'<polyline points="{drawn}"/></svg><figcaption>{caption}</figcaption></figure>'
-    )
+    return _Figure(f"{name}: {values[0]:.4g} to {values[-1]:.4g} in {length:.0f} s", line=line)
 
 
-def _bars(name: str, counts: Mapping[int, int]) -> str:
-    """A histogram, its last bar for everything above."""
-    bars = histogram(counts)
-    width, tallest = 300 / len(bars), max(bars)
-    drawn = "".join(
-        f'<rect x="{i * width:.1f}" y="{115 - 105 * count / tallest:.1f}" width="{0.8 * width:.1f}"'
-        f' height="{105 * count / tallest:.1f}"/>'
-        for i, count in enumerate(bars)
-    )
-    caption = f"{escape(name)}: 0 to {max(counts)}"
-    return (
-        f'<figure><svg viewBox="0 0 300 120" preserveAspectRatio="none" role="img" aria-label="{caption}">'
-        f"{drawn}</svg><figcaption>{caption}</figcaption></figure>"
-    )
+def _histogram(name: str, counts: Mapping[int, int]) -> _Figure:
+    """How many of each value there are, the last bar for everything above."""
+    numbers = histogram(counts)
+    width, tallest = 300 / len(numbers), max(numbers)
+    heights = [105 * number / tallest for number in numbers]
+    bars = [(i * width, 115 - height, 0.8 * width, height) for i, height in enumerate(heights)]
+    texts = [tuple(f"{number:.1f}" for number in bar) for bar in bars]
+    return _Figure(f"{name}: 0 to {max(counts)}", bars=texts)
 
 
 def pages(board: Board) -> dict[str, Callable[[], tuple[str, str]]]:
-    """The board's pages by path, for `adamserve.metrics.Exporter`."""
+    """The board's pages by path, for `Exporter`."""
     return {
         "/": lambda: ("text/html; charset=utf-8", board.html()),
         "/status.json": lambda: ("application/json", board.json()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from adamserve.observe.families import JOB_FAMILIES, OUTCOMES
+from adamserve.observe.families import ACCURACY, BOUND, JOB_FAMILIES, OUTCOMES
 from adamserve.observe.state import JobState
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics
@@ -39,6 +39,11 @@ def facts(job: JobState) -> list[tuple[str, str]]:
         ("state", job.state),
         ("rule", f"{job.rule} at rate {job.rate:.3g}" if job.rule else ""),
         *numbers,
+        *(
+            (name, number(value))
+            for name, value in sorted(job.numbers.items())
+            if name not in (ACCURACY, BOUND)
+        ),
         ("checkpoint", f"{job.checkpoint}, {age:.0f} s ago" if job.checkpoint and age is not None else ""),
     ]
     return [(name, text) for name, text in named if text]

@@ -1,26 +1,31 @@
-"""The optimizers of the Adam slides: rules as checked values, with fused kernels behind them.
+"""Optimizers as rules: checked values, each an update equation with its constants, run by fused kernels.
 
     rule = optim.Adam(lr=1e-3)
     slots = rule.init(w)
     rule.step_(w, g, slots, t=1)          # in place, one pass over memory
 
-A rule's mathematics is written once (rules.py, moments.py) over an exact arithmetic (arith.py) and run by one
-of three executors with the same bits: compiled C, a CUDA kernel, or torch operations (kernels.py). Importing
-this package and constructing rules load neither torch nor numpy.
+A rule is written once, in the exact arithmetic of arith.py; adam.py is an example. One of three executors runs it, with
+the same bits: compiled C, a CUDA kernel, or torch operations (engine/). Rules from outside this package join by
+`register` or by an entry point (registry.py). torch_map.py says which rule a torch optimizer is. Importing this package
+and constructing rules load neither torch nor numpy.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from adamserve.optim.adagrad import AdaGrad
+from adamserve.optim.adam import Adam
+from adamserve.optim.adamax import AdaMax
 from adamserve.optim.base import Rule
 from adamserve.optim.engine.threads import set_threads
-from adamserve.optim.moments import Adam, AdaMax, LpAdam
-from adamserve.optim.named import RULES, by_name, from_dict, rules_of, to_dict
-from adamserve.optim.rules import SGD, AdaGrad, Nesterov, NesterovRMSProp, RMSProp
+from adamserve.optim.lp_adam import LpAdam
+from adamserve.optim.momentum import SGD, Nesterov
+from adamserve.optim.registry import RULES, by_name, from_dict, register, rules_of, to_dict
+from adamserve.optim.rmsprop import NesterovRMSProp, RMSProp
 from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
 
 if TYPE_CHECKING:
+    from adamserve.optim.engine.apply import all_finite, prepare
     from adamserve.optim.engine.kernels import KernelInfo
-    from adamserve.optim.engine.run import all_finite, prepare
 
 __all__ = [
     "RULES",
@@ -40,6 +45,7 @@ __all__ = [
     "by_name",
     "from_dict",
     "prepare",
+    "register",
     "rules_of",
     "set_threads",
     "to_dict",
@@ -49,7 +55,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load what needs torch at its first use."""
     if name in ("KernelInfo", "all_finite", "prepare"):
-        from adamserve.optim.engine import run
+        from adamserve.optim.engine import apply
 
-        return getattr(run, name)
+        return getattr(apply, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What every rule is: a frozen, checked value, whose equation is the method `_update`.
+"""The contract of a rule: a frozen, checked value whose equation is the method `_update`.
 
 Constructing a rule loads neither torch nor numpy; `init`, `step_` and `lookahead` bring torch in.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from adamserve.errors import InvalidArgument
-from adamserve.optim.engine.arith import Ops, Value, Values, flush
+from adamserve.optim.arith import Ops, Value, Values, flush
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,34 +25,43 @@ SCHEDULES = ("constant", "inverse_sqrt")
 class Rule(ABC):
     """An optimizer's update equation with its constants. Immutable; equal constants make equal rules.
 
-    Everything is element-wise and made of IEEE operations only (arith.py), with no sum across elements.
-    So `step_` of a slice is the slice of `step_`, to the bit, for a cut at any element; the same holds
-    between the compiled, the eager and the CUDA executor. Restoring `w`, the slots and `t` resumes exactly.
+    A rule is element-wise and made of IEEE operations only (arith.py), without sums across elements. So `step_` of a
+    slice is the slice of `step_`, to the bit, wherever a tensor is cut. The compiled, the eager and the CUDA executor
+    give the same bits. Restoring `w`, the slots and `t` resumes exactly.
 
-    Options that every rule takes:
+    Options that every rule takes (the rate is what lr, lr_decay and lr_schedule make of it):
 
         lr            rate, >= 0.
         lr_schedule   "constant", or "inverse_sqrt": lr / sqrt(t) (the rate of Adam's regret theorem).
+        lr_decay      >= 0: lr / (1 + lr_decay (t - 1)), before the schedule (torch.optim.Adagrad's).
         weight_decay  >= 0, decoupled: w -= rate weight_decay w, at the old w (AdamW; Loshchilov & Hutter
                       2019, https://arxiv.org/abs/1711.05101).
-        l2            >= 0, a penalty's gradient: g += l2 w, at the point where g was taken, which for the
-                      Nesterov rules is the look-ahead point w + momentum V.
-        box           (lo, hi) or None: after each update w is projected onto [lo, hi], element by element: the
-                      bounded domain of online convex optimisation. Slots, and Nesterov's look-ahead point, are not.
+        l2            >= 0, the gradient of a penalty: g += l2 w, at the point where g was taken. For the
+                      Nesterov rules that is the look-ahead point w + momentum V.
+        box           (lo, hi) or None: each update ends by projecting w onto [lo, hi], element by element (the
+                      bounded domain of online convex optimisation). Slots and the look-ahead point are not
+                      projected.
 
-    Every stored element smaller than the dtype's smallest normal number is stored as 0.
+    An element smaller than the dtype's smallest normal number is stored as 0.
+
+    To write a rule, derive a final, frozen dataclass with a default for every option, and define `slot_names`,
+    `_check`, `_constants`, `_update`, `_fades` and `_moves`. A rule that takes gradients elsewhere than at w also sets
+    `has_lookahead` and defines `_point`. `_coast` (a cheaper `_update` with a zero gradient) and `_bound` (a bound of
+    the step) are optional.
     """
 
     has_lookahead: ClassVar[bool] = False
 
     lr: float
     lr_schedule: LrSchedule = "constant"
+    lr_decay: float = 0.0
     weight_decay: float = 0.0
     l2: float = 0.0
     box: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_number(self, "lr", at_least=0.0)
+        check_number(self, "lr_decay", at_least=0.0)
         check_number(self, "weight_decay", at_least=0.0)
         check_number(self, "l2", at_least=0.0)
         check_flags(self)
@@ -74,35 +83,39 @@ class Rule(ABC):
 
     @abstractmethod
     def _constants(self, t: int, rate: float) -> dict[str, float]:
-        """The numbers that update `t` needs, in float64; the kernel rounds each once to w's dtype."""
+        """Return the numbers that update `t` needs, in float64. The kernel rounds each once to w's dtype.
+
+        Their names do not depend on `t` and `rate`.
+        """
 
     @abstractmethod
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
-        """The equation: (what is added to w, the new slots), from gradient, slots and constants."""
+        """The equation: return (what is added to w, the new slots), from gradient, slots and constants."""
 
     @abstractmethod
     def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
-        """By slot, what an update with a zero gradient multiplies it by, given that update's constants.
+        """Return, by slot, the factor by which an update with a zero gradient and these constants multiplies it.
 
-        A slot left out keeps its value. A slot may also be cut off from below in an update (AdaMax's eps).
+        A slot left out keeps its value. A slot may have a lower limit besides (AdaMax's eps).
         """
 
     @abstractmethod
     def _moves(self) -> tuple[float, float]:
-        """How w goes on moving without gradients: (a, b), both 0 if it does not.
+        """Return how w goes on moving without gradients: (a, b), both 0 if it does not.
 
-        a: no move is larger than a times the one before, at constant rates. b: the factor of the slot that moves w.
+        At constant rates, no move is larger than a times the one before. An update multiplies the slot that moves w
+        by b.
         """
 
     def init(self, w: Tensor) -> dict[str, Tensor]:
-        """Make the slots of a parameter before its first update: zeros like `w`, contiguous.
+        """Make a parameter's slots as they are before its first update: contiguous zeros of w's shape and dtype.
 
         Raises:
             InvalidArgument: `w` is neither float32 nor float64.
         """
-        from adamserve.optim.engine import run
+        from adamserve.optim.engine import apply
 
-        return run.init(self, w)
+        return apply.init(self, w)
 
     def step_(
         self,
@@ -117,27 +130,27 @@ class Rule(ABC):
     ) -> None:
         """Update `w` and `slots` in place with one gradient.
 
-        Thread-safe for distinct tensors. Everything is checked first: an error leaves all tensors as they
-        were. Values are not looked at: a gradient that is not finite spoils its own elements (see
-        `optim.all_finite`). On CUDA it returns when the kernel is queued on the current stream.
+        Thread-safe for distinct tensors. All arguments are checked first: an error leaves all tensors as they were.
+        Values are not checked: a NaN or infinity in `g` spoils its own elements (see `optim.all_finite`). On CUDA it
+        returns when the kernel is queued on the current stream.
 
         Args:
-            w: parameter of any shape, float32 or float64, CPU or CUDA. Contiguous ones are updated without a copy.
+            w: parameter of any shape, float32 or float64, CPU or CUDA. A contiguous one is updated without a copy.
             g: gradient of w's shape and device; w's dtype, bfloat16 or float16 (widened inside the kernel).
                 For a rule with `has_lookahead`, taken at `lookahead(w, slots)`.
             slots: exactly `slot_names`, as `init` made them.
             t: number of this update, from 1.
-            lr: rate for this update instead of the rule's; the schedule applies to it as well.
+            lr: rate for this update instead of the rule's; decay and schedule apply to it as well.
             lr_scale: factor on the rate, after the schedule (for example for staleness).
-            narrow: bfloat16, of w's shape and device, where w is float32. It gets the point at which the next gradient
-                is to be taken, rounded to nearest even, at the cost of writing it: w is not read again.
+            narrow: for a float32 `w`, a bfloat16 tensor of its shape and device. It receives the point at which the
+                next gradient is to be taken, rounded to nearest even. It costs no second pass over `w`.
 
         Raises:
-            InvalidArgument: an argument's type, shape, dtype, device or range is wrong; names it.
+            InvalidArgument: the type, shape, dtype, device or range of an argument is wrong; names it.
         """
-        from adamserve.optim.engine import run
+        from adamserve.optim.engine import apply
 
-        run.step_(self, w, g, slots, t, lr, lr_scale, narrow)
+        apply.step_(self, w, g, slots, t, lr, lr_scale, narrow)
 
     def lookahead(self, w: Tensor, slots: Mapping[str, Tensor], *, out: Tensor | None = None) -> Tensor:
         """Return the point at which the next gradient is to be taken.
@@ -154,19 +167,21 @@ class Rule(ABC):
         Raises:
             InvalidArgument: a tensor's shape, dtype or device is wrong.
         """
-        from adamserve.optim.engine import run
+        from adamserve.optim.engine import apply
 
-        return run.lookahead(self, w, slots, out)
+        return apply.lookahead(self, w, slots, out)
 
     def rate(self, t: int, lr: float | None = None) -> float:
-        """Return the rate of update `t`: `lr` (default: the rule's) after the schedule."""
-        base = self.lr if lr is None else lr
-        return base / math.sqrt(t) if self.lr_schedule == "inverse_sqrt" else base
+        """Return the rate of update `t`: `lr` (default: the rule's) after decay and schedule."""
+        rate = self.lr if lr is None else lr
+        if self.lr_decay:
+            rate /= 1.0 + (t - 1) * self.lr_decay
+        return rate / math.sqrt(t) if self.lr_schedule == "inverse_sqrt" else rate
 
     def step_bound(self, t: int, *, lr: float | None = None) -> float | None:
-        """Return the largest possible max-norm of update `t`, or None where none can be proven.
+        """Return the largest possible change of an element in update `t`, or None where no bound is known.
 
-        For any gradients whatever (so with l2 too), and any eps. With weight_decay the step depends on w: None. With a
+        It holds for all gradients (so with l2 too) and every eps. With weight_decay the step depends on w: None. With a
         box it holds from the second update on, or from the first if w starts in the box.
         """
         bound = None if self.weight_decay else self._bound(t)
@@ -177,18 +192,18 @@ class Rule(ABC):
         return None
 
     def _point(self, w: Value, s: Values, c: Values) -> Value:
-        """Where gradients are taken."""
+        """Return the point at which gradients are taken."""
         return w
 
     def _all_constants(self, t: int, rate: float) -> dict[str, float]:
-        """The rule's own constants and the common ones."""
+        """Return the rule's own constants and the common ones."""
         common = {"l2": self.l2, "decay": rate * self.weight_decay}
         if self.box is not None:
             common |= dict(zip(("lo", "hi"), self.box, strict=True))
         return {**self._constants(t, rate), **common}
 
     def _moved(self, op: Ops, w: Value, delta: Value, c: Values) -> Value:
-        """Where w goes: decay, the update, the projection."""
+        """Return the new w: decay, the update, the projection."""
         if self.weight_decay:
             w = w - c["decay"] * w
         w = w + delta
@@ -198,7 +213,7 @@ class Rule(ABC):
         return op.where(w > c["hi"], c["hi"], w)
 
     def _step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """One update of the arrays x: the common options around `_update`."""
+        """Return the arrays x after an update: the common options around `_update`."""
         w, g = x["w"], x["g"]
         if self.l2:
             g = g + c["l2"] * self._point(w, x, c)
@@ -206,7 +221,7 @@ class Rule(ABC):
         return {"w": self._moved(op, w, delta, c), **new}
 
     def _narrow_step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """`_step`, and where the next gradient is to be taken."""
+        """Do `_step`, and return the point at which the next gradient is to be taken as well."""
         new = self._step(op, x, c)
         if not self.has_lookahead:
             return {**new, "narrow": new["w"]}
@@ -214,18 +229,18 @@ class Rule(ABC):
         return {**new, "narrow": self._point(stored["w"], stored, c)}
 
     def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
-        """`_update` with a zero gradient. A slot that w's move does not depend on may be left out: it only fades."""
+        """Do `_update` with a zero gradient. A slot on which no move of w depends may be left out: it only fades."""
         return self._update(op, op.number(0.0), s, c)
 
     def _coast_step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """`_step` with a zero gradient."""
+        """Do `_step` with a zero gradient."""
         if self.l2:
             return self._step(op, {**x, "g": op.number(0.0)}, c)
         delta, new = self._coast(op, x, c)
         return {"w": self._moved(op, x["w"], delta, c), **new}
 
     def _look(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """The look-ahead point as a kernel of its own."""
+        """Return the look-ahead point, for a kernel of its own."""
         return {"out": self._point(x["w"], x, c)}
 
 
@@ -248,7 +263,7 @@ def check_number(
 
 
 def check_flags(rule: Rule) -> None:
-    """Check that every option declared bool is one, so that `bias_correction="no"` is not taken for yes."""
+    """Check that every option declared bool is one: `bias_correction="no"` must not count as true."""
     for f in fields(rule):
         if f.type == "bool" and not isinstance(getattr(rule, f.name), bool):
             raise InvalidArgument(f"must be True or False, got {getattr(rule, f.name)!r}", field=f.name)
@@ -265,25 +280,3 @@ def check_box(rule: Rule) -> None:
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise InvalidArgument(f"must be None or (lo, hi) with lo < hi, got {rule.box!r}", field="box")
     object.__setattr__(rule, "box", (lo, hi))
-
-
-def one_minus_power(base: float, exponent: float) -> float:
-    """1 - base^exponent for base in [0, 1], exact to rounding also where base^exponent is nearly 1."""
-    return 1.0 if base == 0.0 else -math.expm1(exponent * math.log(base))
-
-
-def moment_bound(a: float, b_root: float, rho: float, q: float, t: int) -> float:
-    """Largest sum_i a_i |g_i| over (sum_i b_i |g_i|^p)^(1/p), for t gradients, 1/p + 1/q = 1.
-
-    a_i = a beta1^(t-i) and b_i^(1/p) = b_root beta2^(t-i), rho = beta1/beta2. By Hoelder's inequality it is
-    (sum_i (a_i / b_i^(1/p))^q)^(1/q) = (a/b_root) (sum_j rho^(q j))^(1/q), and is reached where the
-    inequality is an equation. q = 1 belongs to the maximum, p = infinity. Infinite if it is beyond a float.
-    """
-    x = math.log(rho) if rho > 0.0 else -math.inf
-    if x * t > 700.0 or (math.isfinite(q) and q * x * t > 700.0):
-        return math.inf
-    if math.isinf(q):
-        return a / b_root * max(1.0, rho ** (t - 1))
-    x *= q
-    total = float(t) if x == 0.0 else math.expm1(x * t) / math.expm1(x)
-    return float(a / b_root * total ** (1.0 / q))

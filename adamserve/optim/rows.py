@@ -1,16 +1,15 @@
-"""Rows that get gradients now and then, exactly as if the others' zeros had been sent.
+"""Tables whose rows get gradients now and then, with the results of dense updates.
 
 A dense update changes every element, also those with a zero gradient: moments decay, momentum moves w on, weight decay
-shrinks it. `Rows` leaves untouched rows alone, remembers at which update each of them stands, and brings a row up to
-date when it is needed. What a row missed is replayed update by update while it still moves, and the rest, in which
-slots only decay, is one multiplication.
+shrinks it. `Rows` leaves a row without a gradient alone and remembers the last update it had. Before the row is used,
+`Rows` brings it up to date: it replays the missed updates while w still moves, and then, when slots only decay,
+multiplies by one factor.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -21,18 +20,18 @@ from torch import Tensor
 
 from adamserve.optim.base import Rule
 from adamserve.optim.engine import build, emit
-from adamserve.optim.engine.kernels import DTYPES, kernel, library, program
+from adamserve.optim.engine.kernels import DTYPES, kernel, library, only_eager, program
 from adamserve.optim.engine.threads import share
 
 REST = {"float32": 2.0**-33, "float64": 2.0**-62}
-"""Replay ends when all moves still to come are together below this part of the first one missed: 2^-9 of a unit in the
-last place."""
+"""Replay ends when all moves still to come add up to less than this part of the first one missed (2^-9 of a unit in the
+last place)."""
 
 FORGOTTEN = 1e-300
 """Stands for 0 where a logarithm is kept."""
 
-MAX_RUNS = 1 << 17
-"""Runs of updates kept, at about 100 bytes each; then all rows are brought up to date, and it starts again."""
+MAX_PHASES = 1 << 17
+"""Most phases kept, at about 100 bytes each. At more, all rows are brought up to date and the history is cleared."""
 
 _Function = Callable[..., None]
 
@@ -40,15 +39,15 @@ _Function = Callable[..., None]
 class History:
     """What the updates since some origin do to a row without a gradient.
 
-    Updates with the same constants make one run, so that training at a steady rate needs no more room as it goes on.
+    A phase is a series of updates with the same constants: training at a steady rate is one phase, however long.
 
     Attributes:
         now: updates since the origin.
-        runs: the number of runs.
-        first: by run, its first update, counted from 1 at the origin.
-        constants: by run, the kernel's constants, rounded to the parameters' dtype.
-        logs: by run, and by w and each slot, the logarithm of the factor of one update.
-        sums: the same, summed over all updates before the run.
+        phases: the number of phases.
+        first: by phase, its first update, counted from 1 at the origin.
+        constants: by phase, the kernel's constants, rounded to the parameters' dtype.
+        logs: by phase, and by w and each slot, the logarithm of the factor of one update.
+        sums: the same, summed over all updates before the phase.
     """
 
     def __init__(self, rule: Rule, dtype: str) -> None:
@@ -64,7 +63,7 @@ class History:
 
     def clear(self) -> None:
         """Begin again at a new origin."""
-        self.now = self.runs = 0
+        self.now = self.phases = 0
         # With an L2 penalty w never rests. With weight decay and a box it may rest at the wall and leave it later.
         self._replay_all = self._rule.l2 > 0.0 or (
             self._rule.weight_decay > 0.0 and self._rule.box is not None
@@ -82,7 +81,7 @@ class History:
         self._steady = self._steady and rate <= self._rate
         self._rate, self._least, self._most = rate, min(self._least, rate), max(self._most, rate)
         self.now += 1
-        k = self.runs - 1
+        k = self.phases - 1
         if k >= 0 and np.array_equal(self.constants[k], constants):
             return constants
         if k + 1 == len(self.first):
@@ -99,15 +98,15 @@ class History:
         self.first[k + 1] = self.now
         self.constants[k + 1] = constants
         self.logs[k + 1] = [math.log(max(fades.get(name, 1.0), FORGOTTEN)) for name in self._arrays]
-        self.runs += 1
+        self.phases += 1
         return constants
 
     def horizon(self) -> tuple[int, bool]:
-        """How many of a row's missed updates must be replayed at most, and whether a row that came to rest stays."""
+        """Return how many missed updates of a row need a replay at most, and whether a row at rest stays at rest."""
         if self._replay_all:
             return self.now, False
         ratio, fade = self._rule._moves()
-        if not fade or not self.runs:
+        if not fade or not self.phases:
             return 0, True
         ratio = ratio / self._keep if self._keep > 0.0 else math.inf
         if ratio < 1.0 and self._least > 0.0:
@@ -163,10 +162,10 @@ class Rows:
         rate = self._rule.rate(self.t + 1, lr) * lr_scale
         if not self._exact:
             constants = np.array(list(self._rule._all_constants(self.t + 1, rate).values()))
-            self._run(rows, constants, g)
+            self._advance(rows, constants, g)
             self.t += 1
             return
-        if self._history.runs >= MAX_RUNS or self._history.now >= 1 << 30:
+        if self._history.phases >= MAX_PHASES or self._history.now >= 1 << 30:
             self.catch_up()
         if self._last is None:
             self._last = np.empty(self._w.shape[0], np.int32)
@@ -174,19 +173,19 @@ class Rows:
         # The history holds the missed updates; this one joins it afterwards.
         now = self._history.now
         constants = self._history.append(self.t + 1, rate)
-        self._run(rows, constants, g, now)
+        self._advance(rows, constants, g, now)
         self.t += 1
 
     def catch_up(self, rows: np.ndarray[Any, Any] | None = None) -> None:
         """Bring rows up to date: those given (int64, increasing), or all."""
         if self._last is None:
             return
-        self._run(rows, None, None, self._history.now)
+        self._advance(rows, None, None, self._history.now)
         if rows is None:
             self._last = None
             self._history.clear()
 
-    def _run(
+    def _advance(
         self,
         rows: np.ndarray[Any, Any] | None,
         constants: np.ndarray[Any, Any] | None,
@@ -199,11 +198,11 @@ class Rows:
         dtype = self._w.dtype if g is None else g.dtype
         function = _function(self._rule, self._w.dtype, dtype) if self._w.device.type == "cpu" else None
         if function is None:
-            self._run_by_torch(rows, constants, g, now)
+            self._by_torch(rows, constants, g, now)
         else:
-            self._run_compiled(function, dtype, rows, constants, g, now)
+            self._compiled(function, dtype, rows, constants, g, now)
 
-    def _run_compiled(
+    def _compiled(
         self,
         function: _Function,
         dtype: torch.dtype,
@@ -216,7 +215,7 @@ class Rows:
         horizon, rests = history.horizon()
         item = g.element_size() if g is not None else 0
         pointers = [a.data_ptr() for a in self._arrays]
-        shared = (horizon, int(rests), history.runs, *map(_pointer, (history.first, history.constants)))
+        shared = (horizon, int(rests), history.phases, *map(_pointer, (history.first, history.constants)))
         shared += (_pointer(history.logs), _pointer(history.sums), _pointer(constants))
 
         def part(start: int, stop: int) -> None:
@@ -232,16 +231,16 @@ class Rows:
         n = self._w.shape[0] if rows is None else len(rows)
         share(n * width, lambda a, b: part(-(-a // width), -(-b // width)))
 
-    def _run_by_torch(
+    def _by_torch(
         self,
         rows: np.ndarray[Any, Any] | None,
         constants: np.ndarray[Any, Any] | None,
         g: Tensor | None,
         now: int,
     ) -> None:
-        """The same by dense updates of blocks of rows, for a GPU or where there is no compiler.
+        """Do the same by dense updates of blocks of rows, on a GPU or where there is no compiler.
 
-        Sorted by where they stand, the rows that need a replay of update t are neighbours.
+        Rows are sorted by their last update, so that those that need a replay of update t are neighbours.
         """
         if rows is None:
             rows = np.arange(self._w.shape[0])
@@ -282,21 +281,21 @@ class Rows:
         self, blocks: list[Tensor], g: Tensor, constants: np.ndarray[Any, Any], low: int, high: int
     ) -> None:
         w, *slots = (block[low:high] for block in blocks)
-        run = kernel(self._rule, "step", w.dtype, g.dtype, w.device).run
-        run([w, g[low:high], *slots], constants.tolist())
+        step = kernel(self._rule, "step", w.dtype, g.dtype, w.device)
+        step.launch([w, g[low:high], *slots], constants.tolist())
 
     def _constants(self, t: int) -> np.ndarray[Any, Any]:
         history = self._history
-        run = int(np.searchsorted(history.first[: history.runs], t, "right")) - 1
-        constants: np.ndarray[Any, Any] = history.constants[run]
+        phase = int(np.searchsorted(history.first[: history.phases], t, "right")) - 1
+        constants: np.ndarray[Any, Any] = history.constants[phase]
         return constants
 
     def _sums(self, t: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """By update, the logarithms of the factors of all updates up to it."""
+        """Return, by update, the logarithms of the factors of all updates up to it."""
         history = self._history
-        run = np.maximum(np.searchsorted(history.first[: history.runs], t, "right") - 1, 0)
+        phase = np.maximum(np.searchsorted(history.first[: history.phases], t, "right") - 1, 0)
         sums: np.ndarray[Any, Any] = (
-            history.sums[run] + (t - history.first[run] + 1)[:, None] * history.logs[run]
+            history.sums[phase] + (t - history.first[phase] + 1)[:, None] * history.logs[phase]
         )
         return sums
 
@@ -311,8 +310,8 @@ def _pointer(array: np.ndarray[Any, Any] | None, skip: int = 0) -> int | None:
 
 
 def _function(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> _Function | None:
-    """The compiled kernel, or None where there is no compiler."""
-    if os.environ.get("ADAMSERVE_KERNELS") == "eager":
+    """Return the compiled kernel, or None where there is no compiler."""
+    if only_eager():
         return None
     source = _source(rule, dtype, gradient)
     try:

@@ -1,8 +1,8 @@
-"""Two optimizers as PyTorch writes them, where that differs from the slides' rules in mathematics.
+"""The two optimizers of PyTorch whose mathematics differs from the slides' rules.
 
-`torch.optim.SGD` keeps the velocity without the rate, so that a change of rate acts on all of it at once, and has
-dampening and a Nesterov form without a look-ahead point; `torch.optim.RMSprop` has momentum on the scaled gradient
-and a centred second moment. The other PyTorch optimizers are the slides' rules with their eps outside the root.
+`torch.optim.SGD` keeps the velocity without the rate, so that a change of rate acts on the whole velocity at once. It
+also has dampening, and a Nesterov form without a look-ahead point. `torch.optim.RMSprop` has momentum on the scaled
+gradient and a centred second moment. PyTorch's other optimizers are the slides' rules with eps outside the root.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from typing import final
 
 from adamserve.errors import InvalidArgument
+from adamserve.optim.arith import Ops, Value, Values, larger, ratio
 from adamserve.optim.base import Rule, check_number
-from adamserve.optim.engine.arith import Ops, Value, Values, larger, ratio
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchSGD(Rule):
-    """torch.optim.SGD.
+    """Gradient descent with momentum, as torch.optim.SGD.
 
         B = momentum B + (1 - dampening) g          (the first time B = g)
         w = w - rate B                              (nesterov: w - rate (g + momentum B))
 
-    momentum in [0, 1), dampening in [0, 1]; nesterov needs momentum and no dampening. With momentum 0 there is no slot.
+    momentum in [0, 1), dampening in [0, 1]; nesterov needs momentum and no dampening. The slot is
+    B; with momentum 0 there is none, and dampening does nothing.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html.
     """
@@ -65,15 +66,15 @@ class TorchSGD(Rule):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TorchRMSprop(Rule):
-    """torch.optim.RMSprop.
+    """RMSProp with momentum and a centred form, as torch.optim.RMSprop.
 
         v = decay v + (1 - decay) g^2
         a = decay a + (1 - decay) g                 (centered only; otherwise 0)
         d = g / (sqrt(v - a^2) + eps)
         B = momentum B + d,  w = w - rate B         (without momentum w - rate d)
 
-    decay (torch's alpha) and momentum in [0, 1), eps >= 0; 0/0 counts as 0. A negative v - a^2, which only rounding can
-    give, counts as 0 (in torch it gives NaN).
+    decay (torch's alpha) and momentum in [0, 1), eps >= 0; 0/0 counts as 0. Rounding can make v - a^2 negative; that
+    counts as 0 (in torch it gives NaN). The slots are v; a where it is centered; B where there is momentum.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.RMSprop.html.
     """

@@ -70,7 +70,8 @@ def check_theorem(rule: Adam) -> None:
     """
     if rule.lr_schedule != "inverse_sqrt":
         raise InvalidArgument("the theorem's rate is lr / sqrt(t)", field="lr_schedule", fix="inverse_sqrt")
-    wanted = {"bias_correction": True, "amsgrad": False, "weight_decay": 0.0, "l2": 0.0, "eps": 0.0}
+    zeros = dict.fromkeys(("lr_decay", "weight_decay", "l2", "eps"), 0.0)
+    wanted = {"bias_correction": True, "amsgrad": False, **zeros}
     for name, value in wanted.items():
         if getattr(rule, name) != value:
             raise InvalidArgument(f"the theorem is about Adam with {value}", field=name)

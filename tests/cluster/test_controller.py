@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from adamserve import checkpoint, optim, testing
 from adamserve.client.client import Client
 from adamserve.cluster.healing import GiveUp, Replace, Restore, Write
+from adamserve.cluster.jobs import Mark, updates_per_s
 from adamserve.errors import Conflict, InvalidArgument, LimitExceeded, NotFound, RolledBack, Unavailable
 from adamserve.job import JobConfig
 from adamserve.regret import Loss
@@ -259,6 +260,47 @@ def test_a_job_that_cannot_be_restored_now_holds_up_no_other_and_is_restored_lat
         np.testing.assert_array_equal(client.pull()[0]["w"], -ONES["w"])
     [rollback] = next(status for status in service.status() if status.job == "ill").rollbacks
     assert rollback.reason == "a restore before had failed"
+
+
+@pytest.mark.parametrize(
+    ("marks", "rate"),
+    [
+        ((), None),
+        (((1.0, 7),), None),
+        (((1.0, 7), (1.0, 9)), None),
+        (((1.0, 7), (3.0, 7)), 0.0),
+        (((1.0, 7), (2.0, 8), (3.0, 17)), 5.0),
+        (((1.0, 70), (2.0, 7), (4.0, 17)), 5.0),  # restored at 2
+        (((1.0, 70), (2.0, 80), (3.0, 7)), None),
+        (((1.0, 9), (2.0, 5), (3.0, 8), (4.0, 2), (6.0, 4)), 1.0),
+    ],
+)
+def test_updates_in_a_second_are_the_slowest_shard_s_since_a_restore(
+    marks: Sequence[Mark], rate: float | None
+) -> None:
+    assert updates_per_s(marks) == rate
+
+
+def test_the_watch_counts_updates_in_a_second(start: Start) -> None:
+    clock = testing.ManualClock()
+    service = start(shards=2, watch_every_s=None, now=clock)
+    service.create(config(), ZEROS)
+
+    def seen() -> float | None:
+        service.controller.step()
+        [job] = service.controller.status()
+        return job.updates_per_s
+
+    assert seen() is None
+    with service.client("job", pusher="a") as client:
+        clock.advance(2.0)
+        push(client, times=10)
+        assert seen() == 5.0
+        clock.advance(2.0)
+        assert seen() == 2.5
+        assert client.status().updates_per_s == 2.5
+        clock.advance(4.0)  # the pushes were more than 5 seconds ago
+        assert seen() == 0.0
 
 
 def test_a_checkpoint_that_does_not_read_is_passed_over(start: Start, tmp_path: Path) -> None:

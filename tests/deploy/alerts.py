@@ -178,7 +178,7 @@ CASES: dict[str, tuple[Case, ...]] = {
 }  # fmt: skip
 
 WITH_INSTANCE = {"AdamserveRegretNotFalling"}
-"""Alerts on a series of the controller as it is."""
+"""Alerts on a series of the driver as it is."""
 
 
 def expected(name: str, case: Case) -> list[dict[str, Any]]:

@@ -176,7 +176,7 @@ def test_what_goes_wrong_is_one_line(
 
 def test_a_query_that_prometheus_refuses_names_its_panel(watched: str) -> None:
     from adamserve.errors import InvalidArgument
-    from adamserve.observe.query import Prometheus, Window
+    from adamserve.observe.render.prometheus import Prometheus, Window
     from adamserve.values import Deadline
 
     with pytest.raises(InvalidArgument, match=r"overview: Loss: .* refuses the query: .*parse error"):

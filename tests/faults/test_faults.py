@@ -21,7 +21,7 @@ from adamserve import checkpoint, optim
 from adamserve.client import session as session_module
 from adamserve.client.client import Client
 from adamserve.client.link import Credentials
-from adamserve.cluster.actors import own_error
+from adamserve.cluster.ray_calls import own_error
 from adamserve.cluster.ray_runtime import NAMESPACE
 from adamserve.cluster.serving import Ready, ServeConfig, serving
 from adamserve.errors import RolledBack, Unavailable

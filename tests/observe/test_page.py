@@ -57,9 +57,11 @@ def test_the_page_is_whole_and_has_the_numbers() -> None:
     assert tags.outside == ["data:,"]
     for text in (
         "Adam at rate 0.125",
+        "updates/s <b>12.5</b>",
         "<b>0.75</b>",
         "<b>0.25</b>",
-        "<b>90.00%</b>",
+        "test accuracy <b>90.00%</b>",
+        "F1 <b>0.875</b>",
         "2 pushers",
         "<td>a</td><td>1.5 s ago</td><td>39</td>",
         "<td>b</td><td>none yet</td><td>0</td>",
@@ -76,6 +78,7 @@ def test_names_cannot_write_html() -> None:
     job = replace(
         JOB,
         job=nasty,
+        numbers={nasty: 1.0},
         shards=(replace(SHARD, pushers=(PusherStatistics(nasty, 1, 99.0),)),),
         rule=nasty,
         failed=nasty,

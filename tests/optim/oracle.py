@@ -23,7 +23,8 @@ def oracle(rule: optim.Rule) -> Update:
     kind: Any = rule
 
     def rate(t: int) -> float:
-        return float(kind.lr / math.sqrt(t) if kind.lr_schedule == "inverse_sqrt" else kind.lr)
+        decayed = kind.lr / (1 + kind.lr_decay * (t - 1))
+        return float(decayed / math.sqrt(t) if kind.lr_schedule == "inverse_sqrt" else decayed)
 
     def slot(name: str, w: Array) -> Array:
         return state.setdefault(name, np.zeros_like(w))
@@ -47,6 +48,16 @@ def oracle(rule: optim.Rule) -> Update:
         if isinstance(kind, optim.SGD | optim.Nesterov):
             state["V"] = kind.momentum * slot("V", w) - lr * g
             return decayed + state["V"]
+        if isinstance(kind, optim.TorchSGD):
+            take = 1 - kind.dampening if kind.momentum and t > 1 else 1
+            state["B"] = kind.momentum * slot("B", w) + take * g
+            return decayed - lr * (g + kind.momentum * state["B"] if kind.nesterov else state["B"])
+        if isinstance(kind, optim.TorchRMSprop):
+            state["R"] = kind.decay * slot("R", w) + (1 - kind.decay) * g**2
+            state["a"] = kind.decay * slot("a", w) + (1 - kind.decay) * g
+            variance = np.maximum(state["R"] - state["a"] ** 2, 0) if kind.centered else state["R"]
+            state["B"] = kind.momentum * slot("B", w) + over(g, np.sqrt(variance) + kind.eps)
+            return decayed - lr * state["B"]
         if isinstance(kind, optim.AdaGrad):
             state["A"] = slot("A", w) + g**2
             return decayed - lr * over(g, root(state["A"]))

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from adamserve.optim import SGD, AdaGrad, Adam, AdaMax, LpAdam, Nesterov, NesterovRMSProp, RMSProp, Rule
+from adamserve.optim import (
+    SGD,
+    AdaGrad,
+    Adam,
+    AdaMax,
+    LpAdam,
+    Nesterov,
+    NesterovRMSProp,
+    RMSProp,
+    Rule,
+    TorchRMSprop,
+    TorchSGD,
+)  # fmt: skip
 
 RULES_UNDER_TEST: list[Rule] = [
     SGD(lr=0.01, momentum=0.0),
@@ -12,7 +24,7 @@ RULES_UNDER_TEST: list[Rule] = [
     Nesterov(lr=0.01, momentum=0.9, l2=0.01),
     AdaGrad(lr=0.1),
     AdaGrad(lr=0.1, eps=1e-8),
-    AdaGrad(lr=0.1, eps=1e-10, eps_inside_sqrt=False, weight_decay=0.1),
+    AdaGrad(lr=0.1, eps=1e-10, eps_inside_sqrt=False, weight_decay=0.1, lr_decay=0.01),
     RMSProp(lr=0.01),
     RMSProp(lr=0.01, decay=0.99, eps=1e-6, l2=0.01),
     RMSProp(lr=0.01, eps=1e-8, eps_inside_sqrt=False),
@@ -32,6 +44,12 @@ RULES_UNDER_TEST: list[Rule] = [
     LpAdam(lr=0.01, p=100, bias_correction=False),
     AdaMax(lr=0.01),
     AdaMax(lr=0.01, eps=1e-8, weight_decay=0.1),
+    TorchSGD(lr=0.01, l2=0.01),
+    TorchSGD(lr=0.01, momentum=0.9, dampening=0.5),
+    TorchSGD(lr=0.01, momentum=0.9, nesterov=True, l2=0.01, lr_decay=0.001),
+    TorchRMSprop(lr=0.01),
+    TorchRMSprop(lr=0.01, decay=0.9, momentum=0.9, l2=0.01),
+    TorchRMSprop(lr=0.01, centered=True, weight_decay=0.1),
     SGD(lr=0.01, momentum=0.9, box=(-0.5, 0.25)),
     Nesterov(lr=0.01, momentum=0.9, box=(-0.5, 0.25)),
     Adam(lr=0.01, box=(-0.5, 0.25)),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adamserve import optim
 from adamserve.optim import rows
-from adamserve.optim.engine import run
+from adamserve.optim.engine import apply
 from adamserve.optim.rows import Rows
 from adamserve.values import Array
 from tests.optim.oracle import oracle
@@ -136,10 +136,10 @@ def test_lazy_is_another_algorithm_and_exact_is_not(capsys: pytest.CaptureFixtur
 def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param == "eager":
         monkeypatch.setenv("ADAMSERVE_KERNELS", "eager")
-    run.forget()
+    apply.forget()
     yield request.param
     monkeypatch.undo()
-    run.forget()
+    apply.forget()
 
 
 @pytest.mark.parametrize(
@@ -237,20 +237,20 @@ def test_rates_of_any_size() -> None:
         twin.check()
 
 
-def test_a_steady_rate_is_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_steady_rate_is_one_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for the history grows with changes of the constants, not with updates; when it is full, rows catch up."""
     w = torch.ones(4, 2)
     steady = Rows(optim.SGD(), {"w": w, "velocity": torch.zeros_like(w)}, 0)
     for _ in range(1000):
         steady.step_(np.array([1]), torch.ones(1, 2), lr=None, lr_scale=1.0)
-    assert steady._history.runs == 1
-    monkeypatch.setattr(rows, "MAX_RUNS", 8)
+    assert steady._history.phases == 1
+    monkeypatch.setattr(rows, "MAX_PHASES", 8)
     rng = np.random.default_rng(0)
     twin = Twin(optim.Adam(lr=0.01), torch.from_numpy(rng.standard_normal((20, 3)).astype(np.float32)))
     for t in range(100):
         index = np.array([t % 20])
         twin.push(index, torch.from_numpy(rng.standard_normal((1, 3)).astype(np.float32)), 0.01 + t * 1e-4)
-        assert twin.rows._history.runs <= 8
+        assert twin.rows._history.phases <= 8
     twin.check()
 
 

@@ -94,6 +94,7 @@ def test_the_bound_is_the_theorem_s() -> None:
     ("change", "field"),
     [
         ({"lr_schedule": "constant"}, "lr_schedule"),
+        ({"lr_decay": 0.1}, "lr_decay"),
         ({"beta1_decay": 1.0}, "beta1_decay"),
         ({"beta1": 0.999, "beta2": 0.9}, "beta2"),
         ({"beta2": 0.0}, "beta2"),

@@ -38,6 +38,7 @@ def test_status_shows_every_job_and_one(service: Ready, counting: Client, connec
     assert {counting.job, "another"} <= set(found)
     mine = found[counting.job]
     assert mine["state"] == "healthy"
+    assert mine["updates_per_s"] >= 0
     [pusher] = mine["pushers"]
     assert (pusher["name"], pusher["seq"]) == ("a", 1)
     assert 0 <= time.time() - pusher["pushed_at"] < 60
@@ -55,7 +56,15 @@ def test_status_shows_every_job_and_one(service: Ready, counting: Client, connec
     [only] = json.loads(status(service.target, "--job", "another", "--format", "json").stdout)
     assert only["job"] == "another"
     table = status(service.target, "--job", counting.job).stdout
-    for text in ("state healthy", "rule SGD at rate 1", "loss 0.5", "R(T)/T 0.25", "1 pusher", "staleness"):
+    for text in (
+        "state healthy",
+        "rule SGD at rate 1",
+        "loss 0.5",
+        "updates/s ",
+        "R(T)/T 0.25",
+        "1 pusher",
+        "staleness",
+    ):
         assert text in table, table
     assert re.search(r"^a +\d+\.\d s ago +1 *$", table, re.MULTILINE), table
 

@@ -15,8 +15,8 @@ import ray
 from scipy.optimize import minimize
 
 from adamserve import optim
-from adamserve.cluster.actors import own_error
 from adamserve.cluster.cluster_client import ClusterClient
+from adamserve.cluster.ray_calls import own_error
 from adamserve.errors import NotFound
 from tests.conftest import Refused
 from tests.optim.oracle import oracle

@@ -19,10 +19,10 @@ import torch
 from ray.exceptions import RayTaskError
 
 from adamserve import optim
-from adamserve.cluster.actors import own_error
 from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.cluster.config import ServiceConfig
 from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.ray_calls import own_error
 from adamserve.cluster.ray_runtime import connected
 from adamserve.cluster.service import launch
 from adamserve.errors import NotFinite

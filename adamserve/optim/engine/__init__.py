@@ -1,1 +1,1 @@
-"""How rules run: one exact arithmetic, traced once, and its three executors (C, CUDA, torch)."""
+"""How rules run: a rule's arithmetic is traced once, and one of three executors runs it (C, CUDA, torch)."""

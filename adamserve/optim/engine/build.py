@@ -1,9 +1,9 @@
 """Compile C source with the machine's compiler, once, and keep the result on disk.
 
-A compiled file's name is the hash of everything that it depends on: source, compiler (path, size and time of
-change, so that a warm start calls no compiler), flags and processor. It is written beside its place and
-renamed, so that processes may compile the same kernel at once. It ends in the hash of its own content: a torn
-or altered file is compiled again, never loaded.
+The name of a compiled file is the hash of all that it depends on: source, compiler (path, size and time of change, so
+that a warm start calls no compiler), flags and processor. It is written under another name and then renamed, so that
+several processes may compile the same kernel at once. It ends in the hash of its own content: a torn or altered file is
+compiled again, never loaded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 # -ffp-contract=off keeps a*b+c two roundings, as everywhere else. -fno-trapping-math lets the unused side of a
@@ -49,18 +50,24 @@ class Built:
     reason: str
 
 
+@cache
+def text(package: str, file: str) -> str:
+    """Read a C file that lies in a package, beside its modules."""
+    return resources.files(package).joinpath(file).read_text(encoding="utf-8")
+
+
 def compiler() -> tuple[str, ...] | None:
-    """The C compiler's command: $CC, or the first of cc, gcc and clang on PATH; None if there is none."""
+    """Return the C compiler's command: $CC, or the first of cc, gcc and clang on PATH; None if there is none."""
     named = shlex.split(os.environ.get("CC", ""))
     for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
-        found = shutil.which(command[0])
-        if found:
-            return (found, *command[1:])
+        path = shutil.which(command[0])
+        if path:
+            return (path, *command[1:])
     return None
 
 
 def cache_directory() -> Path:
-    """$ADAMSERVE_CACHE_DIR, else adamserve/kernels under $XDG_CACHE_HOME or ~/.cache."""
+    """Return $ADAMSERVE_CACHE_DIR, else adamserve/kernels under $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("ADAMSERVE_CACHE_DIR"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")

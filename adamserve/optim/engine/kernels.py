@@ -1,4 +1,7 @@
-"""Choose an executor for a rule and make its kernel: compiled (CPU), cuda, or eager anywhere."""
+"""Kernels: a rule's arithmetic, traced and ready to launch, by the best executor that a device has.
+
+On the CPU that is compiled C, on a GPU a CUDA kernel; torch operations ("eager") stand in for either.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,24 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from adamserve.optim.arith import REALS
 from adamserve.optim.base import Rule
-from adamserve.optim.engine import build, emit
-from adamserve.optim.engine.arith import REALS, TorchOps, Value
+from adamserve.optim.engine import build, eager, emit
+from adamserve.optim.engine.eager import Launch
 from adamserve.optim.engine.threads import ALONE, share
 from adamserve.optim.engine.trace import Program, trace
 
 _log = logging.getLogger("adamserve.optim")
 
 Executor = Literal["compiled", "eager", "cuda"]
-Run = Callable[[Sequence[Tensor], Sequence[float]], None]
-"""Run a kernel over contiguous arrays of one length, with its constants."""
-
 EAGER_COST = "an update takes about 3 to 10 times as long; results are the same to the bit"
-_EAGER_BLOCK = {"cpu": 1 << 15, "cuda": 1 << 24}
 _CUDA_LAUNCH = 1 << 30  # torch passes whole numbers to a kernel as 32-bit ints
 _CUDA_BLOCK = 256
 
@@ -57,7 +57,7 @@ class KernelInfo:
 class Kernel:
     """A program ready to run."""
 
-    run: Run
+    launch: Launch
     program: Program
     info: KernelInfo
 
@@ -71,19 +71,17 @@ _warned: set[str] = set()
 
 
 def kernel(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, device: torch.device) -> Kernel:
-    """A rule's kernel, made at the first call. Thread-safe."""
+    """Return a rule's kernel, which the first call makes. Thread-safe."""
     key = (rule, kind, dtype, gradient, device)
-    found = _kernels.get(key)
-    if found is None:
+    ready = _kernels.get(key)
+    if ready is None:
         with _lock:
-            found = _kernels.get(key)
-            if found is None:
-                if (
-                    len(_kernels) >= 4096
-                ):  # a search over constants makes a rule each; their libraries are shared
+            ready = _kernels.get(key)
+            if ready is None:
+                if len(_kernels) >= 4096:  # a search over constants makes many rules; they share libraries
                     _kernels.clear()
-                found = _kernels[key] = _make(rule, kind, dtype, gradient, device)
-    return found
+                ready = _kernels[key] = _make(rule, kind, dtype, gradient, device)
+    return ready
 
 
 def forget() -> None:
@@ -95,53 +93,51 @@ def forget() -> None:
 
 
 def program(rule: Rule, kind: Kind, real_name: str) -> Program:
-    """Trace a rule's step with a gradient, also with a narrow copy, or coasting without one; or its look-ahead."""
-    constants = tuple(rule._all_constants(1, rule.lr))
-    if kind == "coast":
-        return trace(rule._coast_step, REALS[real_name], ("w", *rule.slot_names), constants)
-    if kind == "look":
-        return trace(rule._look, REALS[real_name], ("w", *rule.slot_names, "out"), constants)
-    if kind == "narrow":
-        return trace(rule._narrow_step, REALS[real_name], ("w", "g", *rule.slot_names, "narrow"), constants)
-    return trace(rule._step, REALS[real_name], ("w", "g", *rule.slot_names), constants)
+    """Trace a rule's step (also one that writes a narrow copy), its step without a gradient, or its look-ahead."""
+    slots = rule.slot_names
+    function, arrays = {
+        "step": (rule._step, ("w", "g", *slots)),
+        "narrow": (rule._narrow_step, ("w", "g", *slots, "narrow")),
+        "coast": (rule._coast_step, ("w", *slots)),
+        "look": (rule._look, ("w", *slots, "out")),
+    }[kind]
+    return trace(function, REALS[real_name], arrays, tuple(rule._all_constants(1, rule.lr)))
 
 
 def _make(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, device: torch.device) -> Kernel:
     start = time.perf_counter()
-    traced, g_name = program(rule, kind, DTYPES[dtype]), DTYPES[gradient]
-    executor: Executor = "eager"
-    cached = True
-    run: Run | None = None
-    if os.environ.get("ADAMSERVE_KERNELS") == "eager":
-        reason = f"ADAMSERVE_KERNELS=eager: {EAGER_COST}"
-    elif device.type == "cpu":
-        try:
-            built = library(emit.c_source(traced, g_name))
-            run, executor, reason, cached = (
-                _compiled(built.library, traced),
-                "compiled",
-                built.reason,
-                built.cached,
-            )
-        except build.BuildError as error:
-            reason = f"{error}: {EAGER_COST}"
-            _warn(reason)
-    else:
-        try:
-            run, executor, reason, cached = _cuda(traced, g_name, device), "cuda", "", False
-        except Exception as error:  # whatever NVRTC, the driver or torch's private interface answers
-            reason = f"cannot build a CUDA kernel ({_first_line(error)}): {EAGER_COST}"
-            _warn(reason)
+    traced = program(rule, kind, DTYPES[dtype])
+    launch, executor, reason, cached = _choose(traced, DTYPES[gradient], device)
     info = KernelInfo(executor=executor, reason=reason, seconds=time.perf_counter() - start, cached=cached)
     _log.debug("%s %s %s/%s on %s: %s", type(rule).__name__, kind, dtype, gradient, device, info)
-    return Kernel(run or _eager(traced), traced, info)
+    return Kernel(launch, traced, info)
+
+
+def _choose(traced: Program, gradient: str, device: torch.device) -> tuple[Launch, Executor, str, bool]:
+    """Return the best executor that can be had: its launcher, its name, what was lost, and whether it was cached."""
+    if only_eager():
+        return eager.launcher(traced), "eager", f"ADAMSERVE_KERNELS=eager: {EAGER_COST}", True
+    try:
+        if device.type != "cpu":
+            return _cuda(traced, gradient, device), "cuda", "", False
+        built = library(emit.c_source(traced, gradient))
+        return _compiled(built.library, traced), "compiled", built.reason, built.cached
+    except build.BuildError as error:
+        reason = f"{error}: {EAGER_COST}"
+        _warn(reason)
+        return eager.launcher(traced), "eager", reason, True
+
+
+def only_eager() -> bool:
+    """Whether ADAMSERVE_KERNELS=eager forbids compiled kernels."""
+    return os.environ.get("ADAMSERVE_KERNELS") == "eager"
 
 
 def library(source: str) -> build.Built:
-    """The compiled library of a source, loaded once a process."""
-    found = _libraries.get(source)
-    if found is not None:
-        return build.Built(found.library, True, found.reason)
+    """Return the compiled library of a source, which a process loads once."""
+    loaded = _libraries.get(source)
+    if loaded is not None:
+        return build.Built(loaded.library, True, loaded.reason)
     built = _libraries[source] = build.build(source)
     if built.reason:
         _warn(built.reason)
@@ -155,18 +151,14 @@ def _warn(reason: str) -> None:
         _log.warning("%s", reason)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _compiled(lib: ctypes.CDLL, traced: Program) -> Run:
+def _compiled(lib: ctypes.CDLL, traced: Program) -> Launch:
     """The executor of a C function."""
     function = getattr(lib, emit.ENTRY)
     function.restype = None
     function.argtypes = [ctypes.c_longlong, ctypes.c_void_p] + [ctypes.c_void_p] * len(traced.arrays)
     numbers = ctypes.c_double * len(traced.constants)
 
-    def run(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
+    def launch(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
         c, n = numbers(*constants), arrays[0].numel()
         pointers = [a.data_ptr() for a in arrays]
         if n < ALONE:
@@ -179,43 +171,23 @@ def _compiled(lib: ctypes.CDLL, traced: Program) -> Run:
 
         share(n, part)
 
-    return run
+    return launch
 
 
-def _eager(traced: Program) -> Run:
-    """The executor of torch operations, a block at a time so that temporaries stay in the cache."""
-    single = traced.real.c_type == "float"
-
-    def run(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
-        first, n = arrays[0], arrays[0].numel()
-        block = _EAGER_BLOCK.get(first.device.type, 1 << 24)
-        # Each constant is rounded to the dtype once, here as in C.
-        rounded = (ctypes.c_float(x).value for x in constants) if single else iter(constants)
-        numbers = cast("dict[str, Value]", dict(zip(traced.constants, rounded, strict=True)))
-        ops = TorchOps(traced.real, first)
-        flat = {name: a.view(-1) for name, a in zip(traced.arrays, arrays, strict=True)}
-        with torch.no_grad():
-            for start in range(0, n, block):
-                parts = {name: a[start : start + block] for name, a in flat.items()}
-                values = {
-                    name: a if a.dtype == first.dtype else a.to(first.dtype) for name, a in parts.items()
-                }
-                for name, x in traced.function(ops, cast("dict[str, Value]", values), numbers).items():
-                    parts[name].copy_(cast("Tensor", x))
-
-    return run
-
-
-def _cuda(traced: Program, gradient: str, device: torch.device) -> Run:
+def _cuda(traced: Program, gradient: str, device: torch.device) -> Launch:
     """The executor of a CUDA kernel, compiled for the device at run time (NVRTC through torch)."""
     used = [traced.constants.index(name) for name in emit.used_constants(traced)]
-    with torch.cuda.device(device):
-        function = torch.cuda._compile_kernel(  # type: ignore[no-untyped-call,unused-ignore]
-            emit.cuda_source(traced, gradient), emit.ENTRY, nvcc_options=["--fmad=false"]
-        )
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
+    try:
+        with torch.cuda.device(device):
+            function = torch.cuda._compile_kernel(  # type: ignore[no-untyped-call,unused-ignore]
+                emit.cuda_source(traced, gradient), emit.ENTRY, nvcc_options=["--fmad=false"]
+            )
+            processors = torch.cuda.get_device_properties(device).multi_processor_count
+    except Exception as error:  # whatever NVRTC, the driver or torch's private interface answers
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise build.BuildError(f"cannot build a CUDA kernel ({told})") from error
 
-    def run(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
+    def launch(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
         flat, total = [a.view(-1) for a in arrays], arrays[0].numel()
         numbers = [float(constants[k]) for k in used]
         with torch.cuda.device(device):
@@ -225,4 +197,4 @@ def _cuda(traced: Program, gradient: str, device: torch.device) -> Run:
                 parts = [a[start : start + n].detach() for a in flat]
                 function(grid=(grid, 1, 1), block=(_CUDA_BLOCK, 1, 1), args=[n, *numbers, *parts])
 
-    return run
+    return launch

@@ -41,15 +41,15 @@ def set_threads(n: int) -> None:
 
 
 def get_threads() -> int:
-    """How many threads an update of a large tensor uses."""
+    """Return how many threads an update of a large tensor uses."""
     return _count
 
 
 def share(n: int, part: Callable[[int, int], object]) -> None:
-    """Call `part(start, stop)` for parts that cover range(n), at once on several threads; return when all are done.
+    """Call `part(start, stop)` for parts that cover range(n), on several threads at once; return when all are done.
 
-    The parts are several a thread, and each thread takes the next one when it is done: where another process slows
-    one core down, the others do more.
+    There are more parts than threads, and a thread that is done takes the next one. So if another process slows one
+    core down, the other cores do more.
     """
     if n < ALONE or _count == 1:
         part(0, n)
@@ -84,7 +84,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    """A forked child has none of its parent's threads."""
+    """Drop the pool in a forked child, which has none of its parent's threads."""
     global _pool
     _pool = None
 

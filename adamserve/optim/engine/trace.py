@@ -1,7 +1,7 @@
 """Record a rule's arithmetic as a list of single assignments, ready to be written as C.
 
-Equal operations on equal operands are recorded once. A `Program` holds what is needed to run it
-with any executor: the arrays, the constants in the order of the kernel's argument, and the function itself.
+Equal operations on equal operands are recorded once. A `Program` holds all that an executor needs: the arrays, the
+constants in the order of the kernel's argument, and the function itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from adamserve.optim.engine.arith import Ops, Real, Value, Values, flush
+from adamserve.optim.arith import Ops, Real, Value, Values, flush
 
 Update = Callable[[Ops, Values, Values], Mapping[str, Value]]
 """(operations, arrays by name, constants by name) -> new contents of the arrays that change."""
@@ -35,15 +35,15 @@ class Trace:
     """The list of assignments while it grows."""
 
     nodes: list[Node] = field(default_factory=list)
-    seen: dict[Node, int] = field(default_factory=dict)
+    indices: dict[Node, int] = field(default_factory=dict)
 
     def add(self, op: str, *args: Expr | float, leaf: str | float = "") -> Expr:
         """Record an operation, or find that it was recorded before."""
         node = Node(op, tuple(self._index(a) for a in args), leaf)
-        if node not in self.seen:
-            self.seen[node] = len(self.nodes)
+        if node not in self.indices:
+            self.indices[node] = len(self.nodes)
             self.nodes.append(node)
-        return Expr(self, self.seen[node])
+        return Expr(self, self.indices[node])
 
     def _index(self, x: Expr | float) -> int:
         return x.index if isinstance(x, Expr) else self.add("number", leaf=float(x)).index

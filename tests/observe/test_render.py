@@ -1,4 +1,4 @@
-"""A dashboard's variables, ranges of time, and the pictures that come of lines."""
+"""What is asked of a Prometheus, and the pictures that come of its lines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from string import Template
 
 import matplotlib.image
 import numpy as np
@@ -16,16 +17,15 @@ import pytest
 
 from adamserve.errors import AdamServeError, InvalidArgument
 from adamserve.observe.dashboards import DASHBOARDS, Panel, Query
-from adamserve.observe.draw import formatter, named, png, with_gaps
-from adamserve.observe.query import (
+from adamserve.observe.render.figure import named, png, text, with_gaps
+from adamserve.observe.render.prometheus import (
     Prometheus,
     Series,
     Window,
     seconds_of,
     seconds_since_1970,
-    substituted,
+    time_range,
     variables,
-    window,
 )
 from adamserve.values import Deadline
 from tests.shard.test_consistency import ManualClock
@@ -33,32 +33,13 @@ from tests.shard.test_consistency import ManualClock
 DAY = Window(0.0, 86_400.0, 288.0)
 
 
-@pytest.mark.parametrize(
-    ("expr", "filled"),
-    [
-        ('adamserve_loss{job=~"$job"}', 'adamserve_loss{job=~".*"}'),
-        ('x{job=~"${job}"}', 'x{job=~".*"}'),
-        ('x{job=~"${job:regex}"}', 'x{job=~".*"}'),
-        ('x{job=~"[[job]]"}', 'x{job=~".*"}'),
-        ("rate(x[$__rate_interval])", "rate(x[303000ms])"),
-        ("rate(x[$__interval])", "rate(x[288000ms])"),
-        ("increase(x[$__range])", "increase(x[86400000ms])"),
-        ('x{job=~"a$"} and y', 'x{job=~"a$"} and y'),  # an anchor is no variable
-        ("$datasource", "prometheus"),
-    ],
-)
-def test_variables_are_filled_in(expr: str, filled: str) -> None:
-    assert substituted(expr, variables(DAY, 15.0, [])) == filled
-
-
 def test_every_variable_of_every_panel_is_known() -> None:
     known = variables(DAY, 15.0, ["a"])
+    assert known == {"job": "a", "__rate_interval": "303000ms"}
     for dashboard in DASHBOARDS:
         for panel in dashboard.panels:
             for query in panel.queries:
-                assert "$" not in substituted(query.expr, known)
-    with pytest.raises(InvalidArgument, match="unknown variable 'node'"):
-        substituted("x{node='$node'}", known)
+                assert "$" not in Template(query.expr).substitute(known)
 
 
 def test_jobs_are_names_and_no_patterns() -> None:
@@ -110,15 +91,15 @@ def test_times(text: str, at: float) -> None:
 
 
 def test_windows() -> None:
-    assert window(None, None, "30m", 10_000.0) == (8200.0, 10_000.0)
-    assert window(None, "9000", "30m", 10_000.0) == (7200.0, 9000.0)
-    assert window("100", "9000", "30m", 10_000.0) == (100.0, 9000.0)
+    assert time_range(None, None, "30m", 10_000.0) == (8200.0, 10_000.0)
+    assert time_range(None, "9000", "30m", 10_000.0) == (7200.0, 9000.0)
+    assert time_range("100", "9000", "30m", 10_000.0) == (100.0, 9000.0)
     for start, end in (("9000", "9000"), ("10001", None)):
         with pytest.raises(InvalidArgument, match="--from: is not before --to"):
-            window(start, end, "30m", 10_000.0)
-    for text in ("yesterday", "nan", "-5", "inf"):
+            time_range(start, end, "30m", 10_000.0)
+    for wrong in ("yesterday", "nan", "-5", "inf"):
         with pytest.raises(InvalidArgument, match=r"--to: .* is no time"):
-            window(None, text, "30m", 10_000.0)
+            time_range(None, wrong, "30m", 10_000.0)
 
 
 @contextmanager
@@ -181,30 +162,35 @@ def test_a_legend_is_the_line_s_labels() -> None:
 
 
 def test_a_gap_is_drawn_as_one() -> None:
-    times, values = with_gaps(Series({}, ((0.0, 1.0), (10.0, 2.0), (40.0, 3.0))), 10.0)
-    assert times == [0.0, 10.0, 20.0, 40.0]
-    assert values[:2] == [1.0, 2.0]
-    assert math.isnan(values[2])
-    assert values[3] == 3.0
+    line = Series({}, ((100.0, 1.0), (110.0, 2.0), (140.0, 3.0)))
+    values = with_gaps(line, Window(90.0, 150.0, 10.0))
+    np.testing.assert_array_equal(values, [math.nan, 1.0, 2.0, math.nan, math.nan, 3.0, math.nan])
 
 
 @pytest.mark.parametrize(
-    ("unit", "value", "text"),
+    ("unit", "value", "written"),
     [
         ("short", 0.25, "0.25"),
-        ("short", 1_250_000, "1.25 M"),
-        ("ops", 1500, "1.5 k/s"),
-        ("s", 0.0025, "2.5 ms"),
-        ("s", 0, "0 s"),
+        ("short", 1_250_000, "1.25M"),
+        ("ops", 0.25, "0.25/s"),
+        ("ops", 1500, "1.5k/s"),
+        ("s", 0.0025, "2.5ms"),
+        ("s", 0, "0s"),
         ("s", 90, "1.5 min"),
-        ("bytes", 3 << 20, "3 MiB"),
-        ("binBps", 2048, "2 KiB/s"),
+        ("s", 5400, "1.5 h"),
+        ("bytes", 3e6, "3MB"),
+        ("Bps", 2000, "2kB/s"),
         ("percentunit", 0.5, "50 %"),
-        ("furlongs", 2, "2 furlongs"),
     ],
 )
-def test_an_axis_has_the_panel_s_unit(unit: str, value: float, text: str) -> None:
-    assert formatter(unit)(value, 0) == text
+def test_an_axis_has_the_panel_s_unit(unit: str, value: float, written: str) -> None:
+    assert text(unit, value) == written
+
+
+def test_every_panel_s_unit_can_be_written() -> None:
+    for dashboard in DASHBOARDS:
+        for panel in dashboard.panels:
+            assert text(panel.unit, 0.5)
 
 
 def pixels(panel: Panel, lines: list[tuple[str, Series]], missing: tuple[str, ...] = ()) -> np.ndarray:

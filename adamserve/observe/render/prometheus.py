@@ -1,4 +1,4 @@
-"""What a dashboard asks of Prometheus: its variables filled in, over a range of time, with a deadline."""
+"""What a Prometheus is asked, over a range of time and within a deadline."""
 
 from __future__ import annotations
 
@@ -16,15 +16,10 @@ from typing import Any
 from adamserve.errors import AdamServeError, DataError, InvalidArgument, Unavailable
 from adamserve.values import Deadline
 
-POINTS = 300
-"""Of a line, at most."""
-
 SCRAPE_S = 15.0
 """Grafana's guess at the scrape interval, where Prometheus does not tell."""
 
-VARIABLE = re.compile(r"\$\{(\w+)(?::\w+)?\}|\$(\w+)|\[\[(\w+)\]\]")
-DURATION = re.compile(r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
-DURATION_S = (604_800.0, 86_400.0, 3600.0, 60.0, 1.0, 0.001)
+UNITS_S = {"w": 604_800.0, "d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +90,13 @@ class Prometheus:
 
     def _refusal(self, error: urllib.error.HTTPError, field: str) -> AdamServeError:
         try:
-            found = json.load(error)
-            kind, text = found["errorType"], found["error"]
+            answer = json.load(error)
+            kind, text = answer["errorType"], answer["error"]
         except (ValueError, KeyError, TypeError):
             return self._no_prometheus()
         if kind == "bad_data":
-            return InvalidArgument(
-                f"{self._url} refuses the query: {text}",
-                field=field,
-                fix="are Prometheus and the dashboards of one age?",
-            )
+            fix = "are Prometheus and the dashboards of one age?"
+            return InvalidArgument(f"{self._url} refuses the query: {text}", field=field, fix=fix)
         return Unavailable(f"{self._url} cannot answer: {text}", field=field, fix="ask for less, or later")
 
     def _no_prometheus(self) -> DataError:
@@ -116,7 +108,7 @@ class Prometheus:
 
     def lines(self, expr: str, window: Window, field: str = "query") -> list[Series]:
         """A query over a range; points that are not a number are left out, and so are lines without any."""
-        found = self.ask(
+        answer = self.ask(
             "query_range",
             field,
             query=expr,
@@ -127,20 +119,18 @@ class Prometheus:
         )
         lines = [
             Series(
-                one["metric"],
-                tuple((float(at), float(value)) for at, value in one["values"] if value != "NaN"),
+                line["metric"],
+                tuple((float(at), float(value)) for at, value in line["values"] if value != "NaN"),
             )
-            for one in found["result"]
+            for line in answer["result"]
         ]
         return [line for line in lines if line.points]
 
     def jobs(self, window: Window) -> list[str]:
         """The jobs that were seen in a range."""
-        found: list[str] = self.ask(
-            "label/job/values",
-            **{"match[]": "adamserve_clock", "start": f"{window.start:.3f}", "end": f"{window.end:.3f}"},
-        )
-        return found
+        times = {"start": f"{window.start:.3f}", "end": f"{window.end:.3f}"}
+        jobs: list[str] = self.ask("label/job/values", **{"match[]": "adamserve_clock", **times})
+        return jobs
 
     def scrape_interval(self) -> float:
         """Seconds between two scrapes of adamserve's slowest target."""
@@ -149,45 +139,25 @@ class Prometheus:
             for one in self.ask("query", query="group by (instance) (adamserve_build_info)")["result"]
         }
         targets = self.ask("targets", state="active")["activeTargets"]
-        found = [
+        intervals = [
             seconds_of(target["scrapeInterval"])
             for target in targets
             if target["labels"].get("instance") in ours and "scrapeInterval" in target
         ]
-        return max(found, default=SCRAPE_S)
+        return max(intervals, default=SCRAPE_S)
 
 
 def variables(window: Window, scrape_s: float, jobs: Sequence[str]) -> dict[str, str]:
     """What Grafana puts in place of a dashboard's variables; without jobs, all of them."""
-    chosen = "|".join(re.escape(job).replace("\\", "\\\\") for job in jobs)
-    seconds = window.end - window.start
+    interval = max(window.step + scrape_s, 4 * scrape_s)
     return {
-        "job": chosen or ".*",
-        "datasource": "prometheus",
-        "__interval": _milliseconds(window.step),
-        "__rate_interval": _milliseconds(max(window.step + scrape_s, 4 * scrape_s)),
-        "__range": _milliseconds(seconds),
+        "job": "|".join(re.escape(job).replace("\\", "\\\\") for job in jobs) or ".*",
+        "__rate_interval": f"{math.ceil(1000 * interval)}ms",
     }
 
 
-def substituted(expr: str, known: Mapping[str, str]) -> str:
-    """A query with its variables ($name, ${name}, ${name:format}, [[name]]) filled in.
-
-    Raises:
-        InvalidArgument: it names one that is not known.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name = next(filter(None, match.groups()))
-        if name not in known:
-            raise InvalidArgument(f"the query has the unknown variable {name!r}", field=expr)
-        return known[name]
-
-    return VARIABLE.sub(value, expr)
-
-
-def window(start: str | None, end: str | None, last: str, now: float) -> tuple[float, float]:
-    """The range that `--from`, `--to` and `--last` mean."""
+def time_range(start: str | None, end: str | None, last: str, now: float) -> tuple[float, float]:
+    """The range that `--from`, `--to` and `--last` mean, in seconds since 1970."""
     until = now if end is None else seconds_since_1970(end, "--to")
     since = until - seconds_of(last) if start is None else seconds_since_1970(start, "--from")
     if not since < until:
@@ -197,12 +167,11 @@ def window(start: str | None, end: str | None, last: str, now: float) -> tuple[f
 
 def seconds_of(text: str) -> float:
     """A duration as Prometheus writes it, such as 30m or 1h30m."""
-    match = DURATION.fullmatch(text)
-    parts = match.groups("0") if match else ()
-    found = sum(int(part) * seconds for part, seconds in zip(parts, DURATION_S, strict=bool(parts)))
-    if not found > 0:
+    parts = re.findall(r"(\d+)(ms|[wdhms])", text)
+    seconds = sum(int(number) * UNITS_S[unit] for number, unit in parts)
+    if not seconds > 0 or "".join(map("".join, parts)) != text:
         raise InvalidArgument(f"{text!r} is no duration", field="last", fix="give one such as 30m or 1h30m")
-    return found
+    return seconds
 
 
 def seconds_since_1970(text: str, field: str) -> float:
@@ -210,13 +179,9 @@ def seconds_since_1970(text: str, field: str) -> float:
     try:
         if re.fullmatch(r"\d+(\.\d+)?", text):
             return float(text)
-        found = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         raise InvalidArgument(
             f"{text!r} is no time", field=field, fix="give one such as 2026-11-25T14:30 or seconds since 1970"
         ) from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{math.ceil(1000 * seconds)}ms"
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()

@@ -1,11 +1,10 @@
-"""What the rules' methods do: check the tensors, find the kernel, run it."""
+"""What the rules' methods do: check the tensors, find the kernel, launch it."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 
 from adamserve.errors import InvalidArgument
 from adamserve.optim.base import Rule
-from adamserve.optim.engine import build, emit, kernels
-from adamserve.optim.engine.kernels import DTYPES, KernelInfo, Kind, Run, kernel, library
+from adamserve.optim.engine import build, kernels
+from adamserve.optim.engine.eager import Launch
+from adamserve.optim.engine.kernels import DTYPES, KernelInfo, Kind, kernel, library
 from adamserve.optim.engine.threads import share
 
 _PARAMETERS = (torch.float32, torch.float64)
@@ -59,8 +59,8 @@ def step_(
         changed[len(arrays)] = "narrow"
         arrays.append(narrow)
     constants = list(rule._all_constants(t, rule.rate(t, lr) * lr_scale).values())
-    found = kernel(rule, "step" if narrow is None else "narrow", w.dtype, g.dtype, w.device)
-    _apply(found.run, arrays, constants, changed)
+    step = kernel(rule, "step" if narrow is None else "narrow", w.dtype, g.dtype, w.device)
+    _apply(step.launch, arrays, constants, changed)
     if w.requires_grad:
         torch.autograd.graph.increment_version(w)
 
@@ -79,9 +79,9 @@ def lookahead(rule: Rule, w: Tensor, slots: Mapping[str, Tensor], out: Tensor | 
         with torch.no_grad():
             return out.copy_(w)
     point = torch.empty(w.shape, dtype=w.dtype, device=w.device) if out is None else out
-    found = kernel(rule, "look", w.dtype, w.dtype, w.device)
+    look = kernel(rule, "look", w.dtype, w.dtype, w.device)
     constants = list(rule._all_constants(1, rule.lr).values())
-    _apply(found.run, [w, *ordered, point], constants, {1 + len(ordered): "out"})
+    _apply(look.launch, [w, *ordered, point], constants, {1 + len(ordered): "out"})
     return point
 
 
@@ -152,21 +152,21 @@ def all_finite(t: Tensor) -> bool:
 
 
 def _apply(
-    run: Run, arrays: Sequence[Tensor], constants: Sequence[float], changed: Mapping[int, str]
+    launch: Launch, arrays: Sequence[Tensor], constants: Sequence[float], changed: Mapping[int, str]
 ) -> None:
-    """Run a kernel; arrays that are not contiguous go through a contiguous copy.
+    """Launch a kernel; arrays that are not contiguous go through a contiguous copy.
 
     `changed` are the places of those that it writes, with what the caller knows them as.
     """
     if all(a.is_contiguous() for a in arrays):
-        run(arrays, constants)
+        launch(arrays, constants)
         return
     for k, name in changed.items():
         if torch._debug_has_internal_overlap(arrays[k]) == 1:
             raise InvalidArgument("elements share memory (an expanded tensor)", field=name)
     with torch.no_grad():
         copies = [a.contiguous() for a in arrays]
-        run(copies, constants)
+        launch(copies, constants)
         for k in changed:
             if copies[k] is not arrays[k]:
                 arrays[k].copy_(copies[k])
@@ -176,9 +176,12 @@ def _finite_test(dtype: torch.dtype) -> Callable[[int, int], int] | None:
     """The compiled test for a dtype, or None where there is no compiler."""
     if dtype not in _finite:
         function = None
-        if os.environ.get("ADAMSERVE_KERNELS") != "eager":
+        if not kernels.only_eager():
             with contextlib.suppress(build.BuildError):
-                function = getattr(library(emit.finite_source()).library, f"finite_{DTYPES[dtype]}")
+                function = getattr(
+                    library(build.text("adamserve.optim.engine", "finite.c")).library,
+                    f"finite_{DTYPES[dtype]}",
+                )
                 function.restype = ctypes.c_int
                 function.argtypes = [ctypes.c_longlong, ctypes.c_void_p]
         _finite[dtype] = function
@@ -229,10 +232,10 @@ def _check_slots(rule: Rule, w: Tensor, slots: Mapping[str, Tensor]) -> list[Ten
 
 
 def _dtype(d: torch.dtype | str, field: str) -> torch.dtype:
-    found = next((known for known, name in DTYPES.items() if d is known or d == name), None)
-    if found is None:
+    dtype = next((dtype for dtype, name in DTYPES.items() if d is dtype or d == name), None)
+    if dtype is None:
         raise InvalidArgument(f"must be one of {', '.join(DTYPES.values())}, got {d!r}", field=field)
-    return found
+    return dtype
 
 
 def _device(device: torch.device | str) -> torch.device:

@@ -1,17 +1,17 @@
-"""The arithmetic in which the rules are written, and the functions made from it.
+"""The arithmetic in which rules are written, and functions made of it.
 
 A rule's update is one Python function over `Value`s. Two things can stand behind a value:
 
-- an `Expr` (trace.py), which records the operations, so that emit.py can write them as C or CUDA C;
-- a torch tensor (`TorchOps` below), which does them at once.
+- an `Expr` (engine/trace.py), which records the operations, so that emit.py can write them as C or CUDA C;
+- a torch tensor (`TorchOps` in engine/eager.py), which does them at once.
 
-Only operations that IEEE 754 defines to the last bit are allowed: + - * /, sqrt, abs, comparisons with
-a select, and moving a float's exponent bits. No fused multiply-add, no library pow, exp or log. Every
-executor that does them in the written order therefore gives the same bits, element by element: on
-another compiler, at any alignment, in a vector's tail, on a GPU, and wherever a tensor is cut in two.
+Only operations that IEEE 754 defines to the last bit are allowed: + - * /, sqrt, abs, comparisons with a select, and
+moving a float's exponent bits. There is no fused multiply-add, and no pow, exp or log of a library. So every executor
+that performs them in the written order gives the same bits for an element: with another compiler, at any alignment, in
+a vector's tail, on a GPU, and wherever a tensor is cut in two.
 
-One restriction comes from torch: its GPU division by a Python number multiplies by the reciprocal,
-which is not IEEE division. So a rule never divides by a number, nor a number by a value (`Expr` refuses).
+torch adds one restriction. On a GPU its division by a Python number multiplies by the reciprocal, which is not IEEE
+division. So a rule never divides by a number, nor a number by a value (`Expr` refuses).
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Protocol, cast
 
 
 class Value(Protocol):
@@ -96,8 +93,8 @@ def _powers(terms: int) -> tuple[float, ...]:
     return tuple(math.log(2.0) ** k / math.factorial(k) for k in range(terms))
 
 
-# float32's series are interpolations at Chebyshev nodes, each within 1.6e-8 of its function, a quarter of a unit in the
-# last place; float64's are Taylor series to below that, since nothing there waits for them.
+# The series of float32 interpolate at Chebyshev nodes. Each is within 1.6e-8 of its function, a quarter of a unit in
+# the last place. Those of float64 are Taylor series that are as accurate: there, speed matters less.
 FLOAT32 = Real(
     name="float32", c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
     sqrt_half=0x3F3504F3,
@@ -247,72 +244,3 @@ def _polynomial(x: Value, coefficients: tuple[float, ...]) -> Value:
     for c in reversed(coefficients[:-1]):
         total = total * x + c
     return cast("Value", total)
-
-
-class TorchOps:
-    """The arithmetic done at once, on torch tensors of one dtype and device."""
-
-    def __init__(self, real: Real, like: Tensor) -> None:
-        self.real = real
-        self._like = like
-        self._scalars: dict[float, Tensor] = {}
-
-    def number(self, x: float) -> Value:
-        return cast("Value", self._scalar(x))
-
-    def sqrt(self, x: Value) -> Value:
-        """On the CPU numpy's: torch's own differs from IEEE 754 in the last bit of one float32 in five (2.13, x86)."""
-        t = _tensor(x)
-        if t.device.type != "cpu":
-            return cast("Value", t.sqrt())
-        import numpy as np
-        import torch
-
-        return cast("Value", torch.from_numpy(np.sqrt(t.numpy())))
-
-    def abs(self, x: Value) -> Value:
-        return cast("Value", _tensor(x).abs())
-
-    def where(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
-        return cast("Value", self._scalar(yes).where(_tensor(condition), self._scalar(no)))
-
-    def split(self, x: Value) -> tuple[Value, Value]:
-        r, bits = self.real, _tensor(x).view(self._int_dtype())
-        shifted = bits + (r.one - r.sqrt_half)
-        e = (shifted >> r.fraction_bits) - r.bias
-        m = (shifted & r.mask) + r.sqrt_half
-        return cast("Value", e.to(self._like.dtype)), cast("Value", m.view(self._like.dtype))
-
-    def floor2(self, x: Value) -> Value:
-        bits = _tensor(x).view(self._int_dtype()) & self.real.exponents
-        return cast("Value", bits.view(self._like.dtype))
-
-    def two_over2(self, x: Value) -> Value:
-        bits = self.real.exponents - (_tensor(x).view(self._int_dtype()) & self.real.exponents)
-        return cast("Value", bits.view(self._like.dtype))
-
-    def pow2(self, n: Value) -> Value:
-        bits = (_tensor(n).to(self._int_dtype()) + self.real.bias) << self.real.fraction_bits
-        return cast("Value", bits.view(self._like.dtype))
-
-    def _scalar(self, x: Value | float) -> Tensor:
-        """x as a tensor of the dtype: `where` of two Python numbers would take torch's default dtype."""
-        if not isinstance(x, int | float):
-            return _tensor(x)
-        if x not in self._scalars:
-            self._scalars[x] = self._like.new_full((), x)
-        return self._scalars[x]
-
-    def _int_dtype(self) -> torch_dtype:
-        import torch
-
-        return torch.int32 if self.real.fraction_bits == 23 else torch.int64
-
-
-def _tensor(x: Value) -> Tensor:
-    """The tensor that a value of `TorchOps` is."""
-    return cast("Tensor", x)
-
-
-if TYPE_CHECKING:
-    from torch import dtype as torch_dtype

@@ -1,0 +1,142 @@
+"""The dashboards without Grafana: a picture a panel, and all of them in one HTML document that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from string import Template
+
+from adamserve.errors import InvalidArgument, NotFound
+from adamserve.observe.dashboards import DASHBOARDS, Dashboard, Panel
+from adamserve.observe.render.figure import named, png
+from adamserve.observe.render.prometheus import Prometheus, Series, Window, time_range, variables
+from adamserve.observe.templates import filled
+from adamserve.values import Deadline
+
+POINTS = 300
+"""Of a line, at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A panel, drawn.
+
+    Attributes:
+        dashboard, panel: what is drawn.
+        queries: what Prometheus was asked, variables filled in.
+        lines: how many came back; 0 is "no data", and the picture says so.
+        png: the picture.
+    """
+
+    dashboard: Dashboard
+    panel: Panel
+    queries: tuple[str, ...]
+    lines: int
+    png: bytes
+
+    @property
+    def file(self) -> str:
+        """A name for it."""
+        words = f"{self.dashboard.uid.removeprefix('adamserve-')} {self.panel.title}".lower()
+        return f"{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.png"
+
+    @property
+    def base64(self) -> str:
+        """The picture as text."""
+        return base64.b64encode(self.png).decode()
+
+
+def render(
+    url: str,
+    out: Path,
+    *,
+    start: str | None,
+    end: str | None,
+    last: str,
+    dashboards: Sequence[str] = (),
+    jobs: Sequence[str] = (),
+    timeout_s: float,
+) -> tuple[list[Picture], Window]:
+    """Draw panels into the folder `out`, and write its index.html.
+
+    Args:
+        url: of a Prometheus.
+        start, end, last: the range of time, as for `prometheus.time_range`.
+        dashboards, jobs: by name; all without any.
+        timeout_s: longest that all queries together may take.
+
+    Raises:
+        AdamServeError: an argument is wrong, or Prometheus does not answer; names the argument.
+    """
+    boards = _boards(dashboards)
+    _make(out)
+    since, until = time_range(start, end, last, time.time())
+    prometheus = Prometheus(url, Deadline.after(timeout_s))
+    scrape_s = prometheus.scrape_interval()
+    window = Window(since, until, max((until - since) / POINTS, scrape_s))
+    known = prometheus.jobs(window)
+    for name in jobs:
+        if name not in known:
+            raise NotFound(
+                f"Prometheus has seen no job {name!r} in that time",
+                field="job",
+                fix=f"it has seen {', '.join(known) or 'none'}",
+            )
+    values = variables(window, scrape_s, jobs)
+    pictures = [
+        _picture(prometheus, board, panel, window, values) for board in boards for panel in board.panels
+    ]
+    for picture in pictures:
+        (out / picture.file).write_bytes(picture.png)
+    (out / "index.html").write_text(_document(pictures, window))
+    return pictures, window
+
+
+def _picture(
+    prometheus: Prometheus, dashboard: Dashboard, panel: Panel, window: Window, values: Mapping[str, str]
+) -> Picture:
+    """Ask for a panel's lines and draw them."""
+    queries = tuple(Template(query.expr).safe_substitute(values) for query in panel.queries)
+    lines: list[tuple[str, Series]] = []
+    missing: list[str] = []
+    for query, expr in zip(panel.queries, queries, strict=True):
+        answer = prometheus.lines(expr, window, field=f"{dashboard.title}: {panel.title}")
+        lines += [(named(query.legend, line), line) for line in answer]
+        if not answer:
+            missing.append(query.legend)
+    content = png(panel, lines, missing, window)
+    return Picture(dashboard=dashboard, panel=panel, queries=queries, lines=len(lines), png=content)
+
+
+def _document(pictures: Sequence[Picture], window: Window) -> str:
+    boards = groupby(pictures, key=lambda picture: picture.dashboard.title)
+    start, end = (f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}" for at in (window.start, window.end))
+    return filled(
+        "render/index.html.j2", start=start, end=end, boards=[(title, list(own)) for title, own in boards]
+    )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "index.html").touch()
+    except OSError as error:
+        raise InvalidArgument(
+            f"{folder} cannot be written: {error.strerror}", field="out", fix="choose another folder"
+        ) from None
+
+
+def _boards(names: Sequence[str]) -> Sequence[Dashboard]:
+    by_name = {board.uid.removeprefix("adamserve-"): board for board in DASHBOARDS}
+    for name in names:
+        if name.removeprefix("adamserve-") not in by_name:
+            raise NotFound(
+                f"there is none called {name!r}", field="dashboard", fix=f"one of {', '.join(by_name)}"
+            )
+    return [by_name[name.removeprefix("adamserve-")] for name in names] or DASHBOARDS

@@ -1,0 +1,5 @@
+$head(long long n, const double *constants, $arrays) {
+$constants    INDEPENDENT
+    for (long long i = 0; i < n; i++) {
+$body    }
+$end}

@@ -1,0 +1,1 @@
+"""What adamserve does not have, added from outside."""
