@@ -41,7 +41,8 @@ def row(packages: str = "", *, lazily: str = "", siblings: str = "", eager_below
 
 
 CLUSTER = "adamserve.cluster " + " ".join(
-    f"adamserve.cluster.{name}" for name in ("actors", "exporting", "ray_placement", "ray_runtime", "service")
+    f"adamserve.cluster.{name}"
+    for name in ("actors", "exporting", "ray_calls", "ray_placement", "ray_runtime", "service")
 )
 
 LAYERS: tuple[dict[str, Row], ...] = (
@@ -96,8 +97,9 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.cluster": row("numpy", lazily="packaging torch"),
         # Ray's shells; what they are around knows nothing of it.
         "adamserve.cluster.actors": row("ray", siblings=CLUSTER),
-        "adamserve.cluster.cluster_client": row("numpy ray torch", siblings=CLUSTER),
         "adamserve.cluster.exporting": row("prometheus_client ray", siblings="adamserve.cluster"),
+        "adamserve.cluster.pool": row("ray", siblings=CLUSTER),
+        "adamserve.cluster.ray_calls": row("ray", siblings="adamserve.cluster"),
         "adamserve.cluster.ray_placement": row("ray", siblings=CLUSTER),
         "adamserve.cluster.ray_runtime": row("ray", siblings=CLUSTER),
         "adamserve.cluster.service": row("ray", siblings=CLUSTER),
@@ -111,7 +113,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     },
     {
         # What is trained comes to these from outside: they know no network and no data set.
-        "adamserve.train": row("numpy prometheus_client ray torch", lazily="matplotlib"),
+        "adamserve.train": row("numpy prometheus_client torch", lazily="matplotlib"),
     },
     {
         "workers": row(),
@@ -260,7 +262,7 @@ PLANTED = {
     ),
     "a layer above, in a function": (
         "adamserve.shard.shard",
-        "def f():\n    import adamserve.cluster.cluster_client",
+        "def f():\n    import adamserve.cluster.service",
         "layer above",
     ),
     "a layer above, for its types": (
@@ -346,7 +348,7 @@ ALLOWED = {
         "from adamserve import optim\nfrom adamserve.errors import NotFound",
     ),
     "within a package": (
-        "adamserve.cluster.cluster_client",
+        "adamserve.cluster.service",
         "from .controller import Topology\nfrom . import actors",
     ),
     "a named sibling": ("adamserve.checkpoint.export", "from adamserve import checkpoint"),

@@ -29,7 +29,7 @@ def everywhere(ready: Ready) -> Counter[tuple[str, str]]:
     """Samples of all processes together, by name and labels."""
     with urllib.request.urlopen(ready.discovery, timeout=10) as answer:
         groups = json.load(answer)
-    assert [group["labels"]["process"] for group in groups] == ["controller", "shard", "shard"]
+    assert [group["labels"]["process"] for group in groups] == ["driver", "shard", "shard"]
     found: Counter[tuple[str, str]] = Counter()
     for [address] in (group["targets"] for group in groups):
         found.update(scrape(int(address.rpartition(":")[2])))
