@@ -25,6 +25,7 @@ from adamserve.job import JobConfig, Topology
 from adamserve.observe import logs
 from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
+from adamserve.regret import Loss
 from adamserve.shard.statistics import ShardStatistics
 from adamserve.values import Array, Deadline, Joined, PullRequest, Push, Receipt, Stamp
 
@@ -206,6 +207,10 @@ class ServiceController:
     def topology(self, name: str) -> Topology:
         """As `Controller.topology`."""
         return self._controller.topology(name)
+
+    def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
+        """As `Controller.report`."""
+        self._controller.report(name, losses, numbers)
 
     def checkpoint(self, name: str) -> int:
         """As `Controller.checkpoint`."""
