@@ -41,7 +41,8 @@ def row(packages: str = "", *, lazily: str = "", siblings: str = "", eager_below
 
 
 CLUSTER = "adamserve.cluster " + " ".join(
-    f"adamserve.cluster.{name}" for name in ("actors", "exporting", "ray_placement", "ray_runtime", "service")
+    f"adamserve.cluster.{name}"
+    for name in ("actors", "exporting", "ray_calls", "ray_placement", "ray_runtime", "service")
 )
 
 LAYERS: tuple[dict[str, Row], ...] = (
@@ -96,8 +97,9 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.cluster": row("numpy", lazily="packaging torch"),
         # Ray's shells; what they are around knows nothing of it.
         "adamserve.cluster.actors": row("ray", siblings=CLUSTER),
-        "adamserve.cluster.cluster_client": row("numpy ray torch", siblings=CLUSTER),
         "adamserve.cluster.exporting": row("prometheus_client ray", siblings="adamserve.cluster"),
+        "adamserve.cluster.pool": row("ray", siblings=CLUSTER),
+        "adamserve.cluster.ray_calls": row("ray", siblings="adamserve.cluster"),
         "adamserve.cluster.ray_placement": row("ray", siblings=CLUSTER),
         "adamserve.cluster.ray_runtime": row("ray", siblings=CLUSTER),
         "adamserve.cluster.service": row("ray", siblings=CLUSTER),
@@ -110,22 +112,16 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve": row(eager_below="adamserve.shard.gradients"),
     },
     {
+        # What is trained comes to these from outside: they know no network and no data set.
+        "adamserve.train": row("numpy prometheus_client torch", lazily="matplotlib"),
+    },
+    {
         "workers": row(),
         "workers.data": row("numpy torch", lazily="PIL sklearn"),
-        "workers.networks": row("numpy torch", siblings="workers.data"),
+        "workers.networks": row("torch", siblings="workers.data"),
     },
-    {
-        "workers.loop": row("numpy torch"),
-    },
-    {
-        "workers.actor": row("numpy prometheus_client ray torch", siblings="workers.gauge"),
-        "workers.record": row(lazily="matplotlib"),
-        "workers.hindsight": row("numpy"),
-        "workers.gauge": row("numpy"),
-    },
-    {
-        "workers.train": row("numpy ray torch"),
-    },
+    {"workers.hindsight": row("numpy")},
+    {"workers.task": row("numpy torch")},
     {
         "workers.experiments": row("numpy ray torch", lazily="matplotlib sklearn"),
     },
@@ -223,6 +219,9 @@ def _problem(here: str, found: Import) -> str:
             return f"{found.module} is in no layer: put it in the table"
     if there == here:
         return ""
+    if here.startswith("adamserve.") and there.startswith("workers"):
+        how = "is reached by entry points only" if here == "adamserve.cli" else "is in a layer above it"
+        return f"{here} may not import {there}, which {how}"
     if RANK[there] == RANK[here] and there not in allowed.siblings:
         return f"{here} may not import its sibling {there}"
     if RANK[there] > RANK[here]:
@@ -263,7 +262,7 @@ PLANTED = {
     ),
     "a layer above, in a function": (
         "adamserve.shard.shard",
-        "def f():\n    import adamserve.cluster.cluster_client",
+        "def f():\n    import adamserve.cluster.service",
         "layer above",
     ),
     "a layer above, for its types": (
@@ -282,17 +281,27 @@ PLANTED = {
         "from adamserve.shard import consistency",
         "its sibling adamserve.shard.consistency",
     ),
-    "workers from the service": (
+    "training from the service": (
         "adamserve.cluster.actors",
-        "def f():\n    from workers.loop import run",
-        "workers.loop",
+        "def f():\n    from adamserve.train.loop import run",
+        "may not import adamserve.train, which is in",
     ),
-    "workers from the cli, at once": (
+    "training from the cli, at once": (
         "adamserve.cli.train",
-        "import workers.train",
+        "import adamserve.train.run",
         "must be imported lazily",
     ),
-    "the cli from workers": ("workers.train", "from adamserve.cli import main", "layer above"),
+    "the paper from training": (
+        "adamserve.train.loop",
+        "def f():\n    from workers.networks import Logistic",
+        "workers.networks, which is in a layer above",
+    ),
+    "the paper from the cli": (
+        "adamserve.cli.reproduce",
+        "def f():\n    from workers.experiments import run",
+        "by entry points only",
+    ),
+    "the cli from workers": ("workers.task", "from adamserve.cli import main", "layer above"),
     "the face from below": (
         "adamserve.shard.shard",
         "from adamserve import connect",
@@ -305,7 +314,7 @@ PLANTED = {
     ),
     "torch in a rule, at once": ("adamserve.optim.adam", "import torch.nn", "must be imported lazily"),
     "ray in the shard": ("adamserve.shard.shard", "from ray import get", "may not import ray"),
-    "ray in the loop": ("workers.loop", "async def f():\n    import ray", "may not import ray"),
+    "ray in a task": ("workers.task", "async def f():\n    import ray", "may not import ray"),
     "grpc in the service": ("adamserve.shard.host", "import grpc", "may not import grpc"),
     "prometheus in the shard": (
         "adamserve.shard.shard",
@@ -339,7 +348,7 @@ ALLOWED = {
         "from adamserve import optim\nfrom adamserve.errors import NotFound",
     ),
     "within a package": (
-        "adamserve.cluster.cluster_client",
+        "adamserve.cluster.service",
         "from .controller import Topology\nfrom . import actors",
     ),
     "a named sibling": ("adamserve.checkpoint.export", "from adamserve import checkpoint"),
@@ -349,8 +358,11 @@ ALLOWED = {
     ),
     "torch lazily": ("adamserve.optim.base", "class A:\n    def f(self):\n        import torch"),
     "the version": ("adamserve.observe.exporter", "from adamserve import __version__"),
-    "the face from workers": ("workers.train", "import adamserve"),
-    "workers from the cli, lazily": ("adamserve.cli.train", "def f():\n    from workers.train import train"),
+    "the face from workers": ("workers.task", "import adamserve"),
+    "training from the cli, lazily": (
+        "adamserve.cli.train",
+        "def f():\n    from adamserve.train.run import train",
+    ),
 }
 
 

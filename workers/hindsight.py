@@ -6,17 +6,16 @@ In numpy and float64, apart from the code that trained: an account that agrees w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from adamserve.errors import InvalidArgument
 from adamserve.regret import Minimum, minimize
+from adamserve.train.task import Part, Step
 from adamserve.values import Array
 from workers.data import Dataset
 from workers.data.bags import Bags
-from workers.data.batches import indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +28,16 @@ class Regret:
     best: Minimum
 
 
-class Step(Protocol):
-    """A step that a worker reports: its rank, its number from 1, and its mini-batch's loss."""
+def has_minimum(data: Dataset, l2: float) -> None:
+    """Find that the losses of L2-regularised logistic regression have one minimum.
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def loss(self) -> float: ...
+    Raises:
+        InvalidArgument: the data are bags, or l2 is not positive.
+    """
+    if isinstance(data.train_x, Bags):
+        raise InvalidArgument("regret is counted on dense examples", field="dataset")
+    if not l2 > 0:
+        raise InvalidArgument("must be positive for a minimum to exist", field="l2", fix="e.g. 0.001")
 
 
 class Hindsight:
@@ -50,14 +50,12 @@ class Hindsight:
         l2: weight of the penalty; above 0, so that there is a minimum and only one.
 
     Raises:
-        InvalidArgument: the data are bags, or l2 is not positive.
+        InvalidArgument: as `has_minimum`.
     """
 
     def __init__(self, data: Dataset, l2: float) -> None:
-        if isinstance(data.train_x, Bags):
-            raise InvalidArgument("regret is counted on dense examples", field="dataset")
-        if not l2 > 0:
-            raise InvalidArgument("must be positive for a minimum to exist", field="l2", fix="e.g. 0.001")
+        has_minimum(data, l2)
+        assert not isinstance(data.train_x, Bags)
         self._x = data.train_x.astype(np.float64)
         self._y = data.train_y
         self._l2 = l2
@@ -127,12 +125,9 @@ class Hindsight:
         total = float(np.sum(losses - self.losses(found.w, batches)))
         return Regret(len(losses), total, total / len(losses), found)
 
-    def regret_of(self, steps: Sequence[Step], *, batch: int, workers: int, seed: int) -> Regret:
-        """`regret` of the steps of a run, whose mini-batches follow from its `batch`, `workers` and `seed`."""
-        batches = [
-            indices(n=len(self._y), batch=batch, workers=workers, rank=s.rank, step=s.step - 1, seed=seed)
-            for s in steps
-        ]
+    def regret_of(self, steps: Sequence[Step], part: Part) -> Regret:
+        """`regret` of the steps of a run, whose mini-batches follow from any worker's `part`."""
+        batches = [replace(part, rank=s.rank).examples(len(self._y), s.step - 1) for s in steps]
         return self.regret(np.array([s.loss for s in steps]), batches)
 
     def as_parameters(self, w: Array) -> dict[str, Array]:

@@ -1,23 +1,39 @@
 """The networks of the Adam paper, in plain torch.
 
-A further network is one function that makes it, one that counts its parameters, and one row in `NETWORKS`.
+A further network is one function that makes it, one that counts its parameters, one row in `NETWORKS`, and a recipe in
+`workers.task` that an entry point in pyproject.toml names.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from adamserve.errors import InvalidArgument
-from workers.data import Dataset
 from workers.data.bags import Bags
+
+
+def classified(logits: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """The sum of the examples' cross-entropies, and how many are classified right."""
+    right = int((logits.argmax(dim=1) == y).sum())
+    return float(functional.cross_entropy(logits, y, reduction="sum")), right
+
+
+def mean_loss(losses: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The mean of losses that a network works out itself, [batch], without labels."""
+    return losses.mean()
+
+
+def summed(losses: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """The sum of such losses, and NaN: nothing is classified."""
+    return float(losses.sum()), math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,35 +42,21 @@ class Network:
 
     Attributes:
         name: as `lookup` knows it.
-        make: from the number of features and of classes; draws its weights from torch's CPU generator.
+        make: from the number of features and of classes; draws its weights from torch's generator.
         parameters: how many parameters that gives.
-        make_sparse: the same network for `Bags`, where there is one.
+        make_sparse: the same network for `Bags`, where there is one; it is told too whether gradients are by rows.
+        loss: the mean loss of a batch, from the network's outputs and the labels.
+        measure: the sum of a batch's losses, and how many examples are classified right, NaN where none is.
+        convex: whether its loss on dense examples is convex, and may have a penalty.
     """
 
     name: str
     make: Callable[[int, int], nn.Module]
     parameters: Callable[[int, int], int]
-    make_sparse: Callable[[int, int], nn.Module] | None = None
-
-    def build(self, features: int, classes: int, *, seed: int, sparse: bool = False) -> nn.Module:
-        """Make the network, its initial weights a function of the seed alone.
-
-        torch's generators are left as they were, but not for another thread that draws meanwhile.
-
-        Raises:
-            InvalidArgument: there is no such network for sparse examples.
-        """
-        make = self.make_sparse if sparse else self.make
-        if make is None:
-            known = " or ".join(name for name, network in NETWORKS.items() if network.make_sparse)
-            raise InvalidArgument(
-                f"{self.name} takes no bags of words", field="network", fix=f"choose {known}"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                seed
-            )  # torch.manual_seed would reseed the GPUs too, and for good
-            return make(features, classes)
+    make_sparse: Callable[[int, int, bool], nn.Module] | None = None
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = functional.cross_entropy
+    measure: Callable[[torch.Tensor, torch.Tensor], tuple[float, float]] = classified
+    convex: bool = False
 
 
 def mlp(features: int, classes: int, *, hidden: int = 1000, dropout: float = 0.5) -> nn.Module:
@@ -155,6 +157,10 @@ def cnn_parameters(features: int, classes: int) -> int:
     return convolutions + (128 * 9 + 1) * 1000 + (1000 + 1) * classes
 
 
+KEEP = 0.5
+"""Share of the words that a training step of `BagOfWords` keeps."""
+
+
 class BagOfWords(nn.Module):
     """Logistic regression on `Bags`: logits of the sum of an example's words' rows, and a bias.
 
@@ -163,52 +169,38 @@ class BagOfWords(nn.Module):
 
     Attributes:
         weight: [features, classes]; its gradient has the rows of the words seen.
-        tables: parameters whose first rows are the busiest, as words are numbered by frequency.
-        keep: share of the words that a training step keeps.
-        sparse_gradient: False gives a dense gradient.
+        by_rows: False gives a dense gradient.
     """
 
-    tables = ("weight",)
-
-    def __init__(self, features: int, classes: int, keep: float = 0.5) -> None:
+    def __init__(self, features: int, classes: int, by_rows: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(features, classes))
         self.bias = nn.Parameter(torch.zeros(classes))
-        self.keep = keep
-        self.sparse_gradient = True
-
-    def thinned(self, bags: Bags, seed: int) -> Bags:
-        """A training step's part of its examples."""
-        return bags.thinned(self.keep, np.random.default_rng(seed))
+        self.by_rows = by_rows
 
     def forward(self, bags: Bags) -> torch.Tensor:
-        """Logits [examples, classes]; in training of bags that are `thinned` already."""
+        """Logits [examples, classes]; in training of bags that have lost all but `KEEP` of their words already."""
         words, starts = (torch.from_numpy(a).to(self.weight.device) for a in (bags.words, bags.starts[:-1]))
-        summed = functional.embedding_bag(
-            words.long(), self.weight, starts, mode="sum", sparse=self.sparse_gradient
-        )
-        return (summed / self.keep if self.training else summed) + self.bias
+        total = functional.embedding_bag(words.long(), self.weight, starts, mode="sum", sparse=self.by_rows)
+        return (total / KEEP if self.training else total) + self.bias
 
 
 class Logistic(nn.Linear):
-    """L2-regularised logistic regression, weights and biases 0 at the start: a convex job.
+    """Logistic regression, weights and biases 0 at the start: a convex job.
 
-    The experiment of Kingma & Ba 2015, section 6.1. The training loss is the cross-entropy and l2/2 |W|^2 over weights
-    and biases.
-
-    Attributes:
-        l2: weight of the penalty, >= 0.
+    The experiment of Kingma & Ba 2015, section 6.1; its loss has a `penalty`.
     """
 
-    def __init__(self, features: int, classes: int, l2: float = 0.0) -> None:
+    def __init__(self, features: int, classes: int) -> None:
         super().__init__(features, classes)
-        self.l2 = l2
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def penalty(self) -> torch.Tensor:
-        """What is added to a batch's mean cross-entropy."""
-        return 0.5 * self.l2 * (self.weight.square().sum() + self.bias.square().sum())
+
+def penalty(model: nn.Module, l2: float) -> torch.Tensor:
+    """l2/2 |W|^2 over all parameters, what L2 regularisation adds to a loss."""
+    squares = [parameter.square().sum() for parameter in model.parameters()]
+    return 0.5 * l2 * torch.stack(squares).sum()
 
 
 def logreg_parameters(features: int, classes: int) -> int:
@@ -269,8 +261,8 @@ NETWORKS: Mapping[str, Network] = {
     for network in (
         Network("mlp", mlp, mlp_parameters),
         Network("cnn", cnn, cnn_parameters),
-        Network("logreg", Logistic, logreg_parameters, BagOfWords),
-        Network("vae", vae, vae_parameters),
+        Network("logreg", Logistic, logreg_parameters, BagOfWords, convex=True),
+        Network("vae", vae, vae_parameters, loss=mean_loss, measure=summed),
     )
 }
 """Every network by name."""
@@ -290,27 +282,3 @@ def lookup(name: str) -> Network:
             f"there is no network {name!r}", field="network", fix=f"{hint}choose {' or '.join(NETWORKS)}"
         )
     return network
-
-
-def build(name: str, data: Dataset, *, seed: int, l2: float = 0.0) -> nn.Module:
-    """Build a network for a data set, its initial weights a function of the seed alone.
-
-    Args:
-        name: as `lookup` knows it.
-        data: the data set.
-        seed: of the weights.
-        l2: weight of the penalty in the loss, for dense logistic regression.
-
-    Raises:
-        InvalidArgument: there is no network of that name, or not for such data, or it has no such penalty.
-    """
-    model = lookup(name).build(data.features, data.classes, seed=seed, sparse=data.sparse)
-    if l2:
-        if not isinstance(model, Logistic):
-            raise InvalidArgument(
-                f"{name} on {data.name} has no penalty in its loss",
-                field="l2",
-                fix="use -o l2=... (the rule's)",
-            )
-        model.l2 = l2
-    return model

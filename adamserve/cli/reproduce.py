@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -18,12 +19,32 @@ from adamserve.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NAMES = ("logreg-mnist", "logreg-imdb", "mlp-mnist", "cnn-cifar10", "vae-bias", "adamax", "regret")
-"""The experiments, in the order in which `all` runs them."""
+GROUP = "adamserve.experiments"
+"""An entry point of this group names a `Study`."""
+
+SCALES = ("smoke", "cpu", "full")
+
+
+class Study(Protocol):
+    """Experiments that belong together: a module or an object.
+
+    Attributes:
+        NAMES: the experiments, in the order in which `all` runs them.
+        run: runs some of them, and returns each one's verdict.
+    """
+
+    @property
+    def NAMES(self) -> Sequence[str]: ...
+
+    @property
+    def run(self) -> Callable[..., list[dict[str, Any]]]: ...
 
 
 def reproduce(
-    experiment: Annotated[str, typer.Argument(help=f"{', '.join(NAMES)}, or all.")],
+    experiment: Annotated[
+        str,
+        typer.Argument(help="An experiment's name, such as mlp-mnist, or all. A wrong one gets their list."),
+    ],
     scale: Annotated[
         str, typer.Option(help="smoke (minutes), cpu (an hour or two on two cores) or full.")
     ] = "smoke",
@@ -49,41 +70,48 @@ def reproduce(
 
     A run that was stopped goes on where it was when it is started again with the same --out.
     """
-    if experiment != "all" and experiment not in NAMES:
-        raise InvalidArgument(
-            f"there is no experiment {experiment!r}",
-            field="EXPERIMENT",
-            fix=f"choose {', '.join(NAMES)} or all",
-        )
-    scales = ("smoke", "cpu", "full")
-    if scale not in scales:
-        raise InvalidArgument(f"must be {', '.join(scales)}, got {scale!r}", field="scale")
+    study, names = _chosen(experiment)
+    if scale not in SCALES:
+        raise InvalidArgument(f"must be {', '.join(SCALES)}, got {scale!r}", field="scale")
     for name, value in (("shards", shards), ("workers", workers), ("seeds", seeds)):
         if value is not None and value < 1:
             raise InvalidArgument(f"must be at least 1, got {value}", field=name)
     from adamserve.shard.consistency import parse
 
     mode = parse(consistency)
-    from workers.experiments.base import SEEDS, Scale, Settings
-    from workers.experiments.catalogue import EXPERIMENTS
-    from workers.experiments.reproduce import reproduce as run
-
-    chosen = [EXPERIMENTS[name] for name in (NAMES if experiment == "all" else (experiment,))]
     folder = out if out is not None else Path("runs") / f"reproduce-{scale}"
-    settings = Settings(
-        scale=Scale(scale),
-        data=data_dir is not None,
-        seeds=SEEDS[Scale(scale)] if seeds is None else seeds,
-        shards=shards,
-        workers=workers,
-        consistency=mode,
-    )
     with _progress() as show:
-        verdicts = run(chosen, settings, data_dir=data_dir, out=folder, address=address, progress=show)
+        verdicts = study.run(
+            names,
+            scale=scale,
+            seeds=seeds,
+            shards=shards,
+            workers=workers,
+            consistency=mode,
+            data_dir=data_dir,
+            out=folder,
+            address=address,
+            progress=show,
+        )
     if output is Format.json:
         print(json.dumps(verdicts))
     else:
         _table(verdicts, folder / "REPORT.html")
+
+
+def _chosen(name: str) -> tuple[Study, Sequence[str]]:
+    """The study that has the experiment, and which of its experiments are meant; "all" takes the first study's."""
+    studies: list[Study] = [entry.load() for entry in entry_points(group=GROUP)]
+    for study in studies:
+        if name in study.NAMES:
+            return study, (name,)
+    if name == "all" and studies:
+        return studies[0], studies[0].NAMES
+    raise InvalidArgument(
+        f"there is no experiment {name!r}",
+        field="EXPERIMENT",
+        fix=f"choose {', '.join(known for study in studies for known in study.NAMES)} or all",
+    )
 
 
 @contextmanager

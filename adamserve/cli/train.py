@@ -22,7 +22,7 @@ from adamserve.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from adamserve.optim import Rule
-    from workers.train import Progress
+    from adamserve.train.progress import Progress
 
 log = logging.getLogger("adamserve.train")
 
@@ -35,9 +35,12 @@ CHECK_ONLY = "check only"
 LogFormat = Annotated[Literal["text", "json"], typer.Option(help="How every process logs to standard error.")]
 LogLevel = Annotated[str, typer.Option(help="Least that is logged: debug, info, warning or error.")]
 
+TASK_OPTIONS: tuple[str, ...] = ("dataset", "whiten", "l2", "regret", "sparse", "dtype")
+"""Options that the task takes: those that were given, as it has defaults of its own."""
+
 JOB_OPTIONS: tuple[str, ...] = (
     "network",
-    "dataset",
+    *TASK_OPTIONS,
     "optimizer",
     "lr",
     "lr_schedule",
@@ -45,13 +48,6 @@ JOB_OPTIONS: tuple[str, ...] = (
     "option",
     "workers",
     "consistency",
-)
-JOB_OPTIONS += (
-    "whiten",
-    "l2",
-    "regret",
-    "sparse",
-    "dtype",
     "max_staleness",
     "staleness_lr",
     "delay_compensation",
@@ -175,17 +171,16 @@ def train(
         raise InvalidArgument(
             "is needed to resume", field="run_dir", fix="give the folder of the run to go on with"
         )
-    if run_dir is None:
-        run_dir = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{network}-{dataset}"
-    from workers import data, networks
-    from workers.train import TrainConfig
-    from workers.train import train as run
+    from adamserve.train.config import TrainConfig, kept_settings
+    from adamserve.train.tasks import recipe
 
-    networks.lookup(network)
-    data.lookup(dataset)
+    if resume and run_dir is not None and context.obj is not CHECK_ONLY:
+        network = kept_settings(run_dir)["network"]
+    what = recipe(network, **_given(context, *TASK_OPTIONS, "data_dir"))
+    if run_dir is None:
+        run_dir = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{what.label}"
     config = TrainConfig(
-        network=network,
-        dataset=dataset,
+        recipe=what,
         rule=rule,
         consistency=mode,
         shards=shards,
@@ -193,12 +188,6 @@ def train(
         epochs=epochs,
         batch=batch,
         seed=seed,
-        whiten=whiten,
-        l2=l2,
-        regret=regret,
-        dtype=dtype,
-        sparse=sparse,
-        data_dir=data_dir,
         run_dir=run_dir,
         resume=resume,
         address=address,
@@ -215,6 +204,8 @@ def train(
     )
     if context.obj is CHECK_ONLY:
         return
+    from adamserve.train.run import train as run
+
     set_up(log_as)
     with _stopping() as stop, _progress(as_log=log_format == "json") as show:
         record = run(config, on_progress=show, stop=stop)
@@ -241,16 +232,24 @@ def _rule(name: str, *, lr: float | None, lr_schedule: str, weight_decay: float,
     return optim.by_name(name, **constants)
 
 
+def _given(context: typer.Context, *names: str) -> dict[str, Any]:
+    """Those of the options that the user typed, by name."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {
+        name: context.params[name]
+        for name, source in sources.items()
+        if source and source.name == "COMMANDLINE"
+    }
+
+
 def _refuse_changes(context: typer.Context) -> None:
     """A resumed run is the same job: options that would make it another are refused by name."""
-    for name in JOB_OPTIONS:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise InvalidArgument(
-                "a resumed run keeps its own",
-                field=name,
-                fix="leave it out; --epochs, --shards and --data-dir may change",
-            )
+    for name in _given(context, *JOB_OPTIONS):
+        raise InvalidArgument(
+            "a resumed run keeps its own",
+            field=name,
+            fix="leave it out; --epochs, --shards and --data-dir may change",
+        )
 
 
 @contextmanager
@@ -290,11 +289,14 @@ def _progress(*, as_log: bool) -> Iterator[Callable[[Progress], None]]:
             return
         noted, printed = progress.note, time.monotonic()
         if as_log:
-            facts = {name: value for name, value in asdict(progress).items() if value not in (None, "")}
-            log.info("progress", extra=fields(**{k: v for k, v in facts.items() if v == v}))
+            facts = asdict(progress)
+            facts |= facts.pop("numbers")
+            log.info(
+                "progress", extra=fields(**{k: v for k, v in facts.items() if v not in (None, "") and v == v})
+            )
             return
-        known = progress.test_accuracy is not None and not math.isnan(progress.test_accuracy)
-        accuracy = "" if not known else f"  test {progress.test_accuracy:.2%}"
+        tested = progress.numbers.get("test_accuracy", math.nan)
+        accuracy = "" if math.isnan(tested) else f"  test {tested:.2%}"
         regret = "" if progress.average_regret is None else f"  regret/T {progress.average_regret:.4f}"
         rollbacks = f"  rollbacks {progress.rollbacks}" if progress.rollbacks else ""
         note = f"  {progress.note}" if progress.note else ""
@@ -319,16 +321,16 @@ def _table(record: dict[str, Any]) -> None:
     from rich.table import Table
 
     config = record["config"]
-    table = Table(title=f"{config['network']} on {config['dataset']}: {record['status']}", show_header=False)
+    table = Table(title=f"{record['task']}: {record['status']}", show_header=False)
     rows = [
         (
             "rule",
             ", ".join(f"{k}={v}" for k, v in config["rule"].items() if k != "rule"),
             config["rule"]["rule"],
         ),
-        ("test accuracy", _number(record["test_accuracy"], ".2%"), None),
-        ("test loss", _number(record["test_loss"], ".4f"), None),
-        ("training loss", _number(record["train_loss"], ".4f"), None),
+        ("test accuracy", _number(record.get("test_accuracy"), ".2%"), None),
+        ("test loss", _number(record.get("test_loss"), ".4f"), None),
+        ("training loss", _number(record.get("train_loss"), ".4f"), None),
         ("steps", f"{record['steps']} by {config['workers']} workers on {config['shards']} shards", None),
         ("pushes/s", f"{record['pushes']['per_s']}", None),
         ("staleness", ", ".join(f"{k} {v:g}" for k, v in record["staleness"].items()), None),

@@ -131,6 +131,11 @@ class Client:
         """The last seq used; the number of pushes that this pusher has made."""
         return self._session.seq
 
+    def join(self) -> int:
+        """Become live on every shard now; returns the last seq used."""
+        self._session.open(self._session.deadline(), join=True)
+        return self.seq
+
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The job's tensors, in order."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,19 @@ from adamserve.cluster.config import ServiceConfig
 from adamserve.cluster.controller import Controller
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.process import ProcessInfo, ShardProcess
-from adamserve.cluster.ray_placement import RayHandle, RayPlacement
+from adamserve.cluster.ray_placement import RayPlacement
 from adamserve.edge.control_service import open_control
 from adamserve.edge.shard_edge import ShardEdge
-from adamserve.errors import Unavailable
 from adamserve.job import JobConfig, Topology
 from adamserve.observe import logs
 from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
 from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Deadline, Joined, PullRequest, Push, Receipt, Stamp
+from adamserve.values import Array, Joined, Stamp
 
-CONCURRENCY = {"push": 64, "pull": 64, "control": 8}
-"""Threads for each kind of call: pushes that wait for their round must not keep pulls or renewals out."""
-
-Published = Sequence["ray.ObjectRef[Mapping[str, Array]]"]
-"""One reference in a list, so that Ray hands over the reference and not a copy of the parameters."""
-
-
-def publish(arrays: Mapping[str, Array]) -> Published:
-    """Copy a shard's arrays into Ray's object store."""
-    return [ray.put(dict(arrays))]
+CONCURRENCY = {"control": 8}
+"""Threads of a shard's process for calls through Ray; pushes and pulls come to its own endpoints."""
 
 
 @ray.remote(concurrency_groups=CONCURRENCY)  # type: ignore[call-overload] # not in Ray's stubs
@@ -116,44 +106,6 @@ class ShardActor:
     def leave(self, job: str, pusher: str, session: str = "") -> None:
         """As `ShardHost.leave`."""
         self._process.host(job).leave(pusher, session)
-
-    # ---- the data path through Ray's object store
-
-    @ray.method(concurrency_group="push")
-    def push(self, job: str, push: Push, timeout_s: float) -> Receipt:
-        """As `ShardHost.push`."""
-        return self._process.host(job).push(push, deadline=Deadline.after(timeout_s))
-
-    @ray.method(concurrency_group="pull")
-    def pull(
-        self, job: str, pusher: str | None, training: bool, at_least: int, timeout_s: float
-    ) -> tuple[Stamp, Published]:
-        """As `ShardHost.pull`; the handle is a list of one reference to the flat arrays by dtype."""
-        deadline = Deadline.after(timeout_s)
-        asked = PullRequest(pusher or "", training=training, at_least=at_least)
-        parameters = self._process.host(job).pull(asked, deadline=deadline)
-        return parameters.stamp, publish(parameters.arrays)
-
-    @ray.method(concurrency_group="pull")
-    def pull_rows(
-        self,
-        job: str,
-        rows: Mapping[str, Array],
-        pusher: str | None,
-        training: bool,
-        at_least: int,
-        timeout_s: float,
-    ) -> tuple[Stamp, dict[str, Array]]:
-        """As `ShardHost.pull_rows`."""
-        deadline = Deadline.after(timeout_s)
-        asked = PullRequest(pusher or "", training=training, at_least=at_least, rows=rows)
-        parameters = self._process.host(job).pull(asked, deadline=deadline)
-        return parameters.stamp, dict(parameters.arrays)
-
-    @ray.method(concurrency_group="control")
-    def renew(self, job: str, pusher: str) -> None:
-        """As `ShardHost.renew`."""
-        self._process.host(job).renew(pusher)
 
 
 class ServiceController:
@@ -245,26 +197,6 @@ class ServiceController:
         """As `Controller.stop`."""
         self._endpoint.cut()
         self._controller.stop()
-
-    # ---- for clients that push and pull through Ray's object store
-
-    def actors(self) -> list[Any]:
-        """The actor of each shard, in shard order."""
-        return [handle.actor for handle in self._controller.handles if isinstance(handle, RayHandle)]
-
-    def await_restored(self, job: str, shard: int, incarnation: int, timeout_s: float) -> Topology:
-        """Wait until a shard that did not answer in `incarnation` is in a later one.
-
-        Raises:
-            Unavailable: it is not back in time, or cannot be restored; says why.
-        """
-        deadline = Deadline.after(timeout_s)
-        while (topology := self.topology(job)).incarnations[shard] <= incarnation:
-            if failed := next((status.failed for status in self.status() if status.job == job), ""):
-                raise Unavailable(failed, field=f"shard {shard}")
-            deadline.check(f"shard {shard} to be restored")
-            time.sleep(min(0.05, deadline.remaining()))
-        return topology
 
 
 # Ray's stubs lack some of its options.

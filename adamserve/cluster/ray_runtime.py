@@ -104,3 +104,8 @@ def _probe(address: str) -> None:
             field="address",
             fix="check that the head runs (ray start --head), or leave --address out to start a local Ray",
         ) from None
+
+
+def free_cpus() -> int:
+    """CPUs that the connected cluster has to give."""
+    return int(ray.available_resources().get("CPU", 1))  # type: ignore[no-untyped-call]

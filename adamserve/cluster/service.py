@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from adamserve.job import JobConfig, Topology
 from adamserve.observe.logs import LogConfig
 from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
+from adamserve.regret import Loss
 from adamserve.values import Array
 
 log = logging.getLogger("adamserve.service")
@@ -201,6 +202,14 @@ class Service:
         """How every job stood when the controller last looked."""
         answer: list[JobState] = self._ask("status")
         return answer
+
+    def report(self, job: str, losses: Sequence[Loss], numbers: Mapping[str, float] | None = None) -> None:
+        """Note training losses, and the latest value of each of some other numbers.
+
+        Raises:
+            InvalidArgument: one of them is not finite; the others are noted.
+        """
+        self._ask("report", job, losses, numbers or {})
 
     def checkpoint(self, job: str) -> int:
         """Write a checkpoint now; returns its number, 0 where none are kept."""

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from scipy.optimize import minimize
 
 from adamserve import optim
-from adamserve.cluster.cluster_client import ClusterClient
-from adamserve.cluster.ray_calls import own_error
-from adamserve.errors import NotFound
+from adamserve.train.batches import indices
+from adamserve.train.config import TrainConfig
 from tests.conftest import Refused
 from tests.optim.oracle import oracle
-from tests.service.conftest import create
 from tests.service.test_train import record_of, run
 from workers.data import load
-from workers.data.batches import indices
-from workers.train import TrainConfig
+from workers.task import NetworkRecipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -113,7 +108,7 @@ def test_what_cannot_be_counted_is_refused(
     ("change", "bounded"),
     [
         ({}, True),
-        ({"regret": False}, False),
+        ({"recipe": NetworkRecipe(network="logreg", l2=L2)}, False),
         ({"resume": True}, False),
         ({"rule": optim.Adam()}, False),
         ({"rule": replace(RULE, eps=1e-8)}, False),
@@ -121,9 +116,8 @@ def test_what_cannot_be_counted_is_refused(
     ],
 )
 def test_the_bound_is_shown_where_the_theorem_is_about_the_run(change: dict[str, Any], bounded: bool) -> None:
-    config = TrainConfig(
-        network="logreg", l2=L2, run_dir=Path("x"), **{"regret": True, "rule": RULE, **change}
-    )
+    counting = NetworkRecipe(network="logreg", l2=L2, regret=True)
+    config = TrainConfig(run_dir=Path("x"), **{"recipe": counting, "rule": RULE, **change})
     assert (config.theorem == RULE) is bounded
     assert (config.theorem is None) is not bounded
 
@@ -139,19 +133,3 @@ def test_training_that_diverges_says_so(tmp_path: Path, cluster: str) -> None:
     assert re.search(
         r"adamserve: loss: the loss of step [12] is (nan|inf) \(lower the rate\)", done.stderr
     ), done.stderr
-
-
-def test_a_dropped_job_is_gone_and_its_name_is_free(start: Callable[..., Any]) -> None:
-    service = start(shards=2, checkpoint_dir=None)
-    for value in (1.0, 2.0):
-        create(service, {"w": np.full(4, value, np.float32)}, shards=2, job="short")
-        client = ClusterClient(service, "short")
-        assert client.pull()[0]["w"].tolist() == [value] * 4
-        for _ in range(2):  # idempotent
-            ray.get(service.drop.remote("short"))
-        with pytest.raises(NotFound, match="no job 'short'"):
-            client.pull()
-        with pytest.raises(ray.exceptions.RayTaskError) as caught:
-            ray.get(service.topology.remote("short"))
-        assert isinstance(own_error(caught.value), NotFound)
-        assert ray.get(service.status_now.remote()) == ()

@@ -20,14 +20,13 @@ from typing import Any
 import pytest
 
 from adamserve import optim
-from adamserve.cli.reproduce import NAMES
 from adamserve.shard import consistency
 from tests.browser import visit
 from tests.conftest import Refused
 from tests.service.test_train import COMMAND, run
 from tests.workers.conftest import tiny_mnist, write
 from workers.data import load
-from workers.experiments import vae
+from workers.experiments import NAMES, vae
 from workers.experiments.base import Scale, Settings, relative
 from workers.experiments.catalogue import EXPERIMENTS
 from workers.experiments.comparison import COMPARISONS, STEP, _grown

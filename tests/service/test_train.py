@@ -239,7 +239,7 @@ def test_the_mlp_learns_mnist(tmp_path: Path, shared_data: Path, mode: str) -> N
 BAD_INPUT = [
     (
         ["train", "mpl"],
-        r"NETWORK: there is no network 'mpl' \(did you mean mlp\? choose mlp or cnn or logreg or vae\)",
+        r"NETWORK: there is no network 'mpl' \(did you mean mlp\? choose cnn or logreg or mlp or vae\)",
     ),
     (["train", "--dataset", "mnits"], r"--dataset: there is no data set 'mnits' \(.*mnist"),
     (["train", "--optimizer", "adm"], r"--optimizer: there is no rule 'adm' \(.*Adam"),
@@ -303,9 +303,8 @@ def test_a_truncated_file_is_named(tmp_path: Path, shared_data: Path, refused: R
 def test_the_table_says_none_where_there_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
     """Such as of a run that diverged, or was stopped before its first test."""
     record: dict[str, Any] = {
-        "config": {
-            "network": "logreg", "dataset": "digits", "workers": 1, "shards": 2, "rule": {"rule": "Adam", "lr": 0.1}
-        },
+        "task": "logreg on digits",
+        "config": {"workers": 1, "shards": 2, "rule": {"rule": "Adam", "lr": 0.1}},
         "status": "stopped", "test_accuracy": None, "test_loss": None, "train_loss": 0.25, "steps": 3,
         "pushes": {"per_s": None}, "staleness": {"mean": 0.5}, "rollbacks": [], "regret": {"average_regret": None},
         "seconds": {"training": 1.0}, "run_dir": "runs/x",

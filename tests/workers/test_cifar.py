@@ -14,6 +14,7 @@ from adamserve.errors import DataError
 from workers import networks
 from workers.data import load
 from workers.data.cifar import BINARY, FEATURES, PYTHON, RECORD, load_cifar10
+from workers.task import NetworkTask
 
 
 def records(n: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -157,7 +158,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_the_network_of_the_slide(tmp_path: Path) -> None:
     write_binary(tmp_path)
-    model = networks.build("cnn", load("cifar10", tmp_path), seed=0)
+    model = NetworkTask(network="cnn", data=load("cifar10", tmp_path)).model()
     count = sum(p.numel() for p in model.parameters())
     assert count == networks.lookup("cnn").parameters(FEATURES, 10) == 1_475_266
     shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from adamserve.errors import InvalidArgument
-from workers import networks
+from adamserve.train.loop import gradient
 from workers.data import Dataset, load
 from workers.hindsight import Hindsight
-from workers.loop import gradient
+from workers.task import Batch, NetworkTask
 
 L2 = 0.01
 RNG = np.random.default_rng(0)
@@ -24,11 +24,12 @@ DATA = Dataset(
     np.zeros(1, np.int64),
     classes=3,
 )
+TASK = NetworkTask(network="logreg", data=DATA, l2=L2, dtype="float64")
 BATCHES = [np.array([0, 1, 2, 3]), np.array([3, 4, 5, 6]), np.array([29, 0, 0, 7])]
 
 
 def model_at(hindsight: Hindsight, w: np.ndarray) -> torch.nn.Module:
-    model = networks.build("logreg", DATA, seed=0, l2=L2).double()
+    model = TASK.model()
     model.load_state_dict({name: torch.from_numpy(a) for name, a in hindsight.as_parameters(w).items()})
     return model
 
@@ -36,7 +37,7 @@ def model_at(hindsight: Hindsight, w: np.ndarray) -> torch.nn.Module:
 def trained_loss(model: torch.nn.Module, batch: np.ndarray) -> float:
     assert isinstance(DATA.train_x, np.ndarray)
     x, y = torch.from_numpy(DATA.train_x[batch]).double(), torch.from_numpy(DATA.train_y[batch])
-    return gradient(model, x, y, seed=0)
+    return gradient(TASK, model, Batch(x, y), seed=0)
 
 
 def test_losses_are_those_of_the_training_loop() -> None:

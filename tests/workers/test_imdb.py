@@ -18,6 +18,7 @@ from workers.data import Dataset, load
 from workers.data.bags import Bags
 from workers.data.imdb import ARCHIVE, WORDS, load_imdb, tokens
 from workers.networks import BagOfWords
+from workers.task import NetworkTask
 
 REVIEWS = {
     "train/pos/0_9.txt": "Good good film!<br /><br />A treat.",
@@ -172,7 +173,7 @@ def test_the_sparse_network_is_the_dense_one() -> None:
     dense = torch.zeros(3, 6)
     dense[0, [1, 4]] = dense[2, [0, 2, 3]] = 1.0
     torch.manual_seed(0)
-    model = BagOfWords(6, 3, keep=0.5)
+    model = BagOfWords(6, 3)
     torch.nn.init.normal_(model.weight)
     model.eval()
     torch.testing.assert_close(model(x), dense @ model.weight + model.bias)
@@ -192,10 +193,9 @@ def test_networks_for_bags() -> None:
         "tiny", Bags(np.array([0, 1]), np.array([2], np.int32), 4), np.array([1]),
         Bags(np.array([0, 1]), np.array([0], np.int32), 4), np.array([0]), classes=2,
     )  # fmt: skip
-    model = networks.build("logreg", data, seed=0)
+    model = NetworkTask(network="logreg", data=data).model()
     assert isinstance(model, BagOfWords)
     assert sum(p.numel() for p in model.parameters()) == networks.logreg_parameters(4, 2) == 10
-    imdb = networks.lookup("logreg").build(WORDS, 2, seed=0, sparse=True)
-    assert sum(p.numel() for p in imdb.parameters()) == 20_002
+    assert sum(p.numel() for p in BagOfWords(WORDS, 2).parameters()) == 20_002
     with pytest.raises(InvalidArgument, match=r"takes no bags of words.*choose logreg"):
-        networks.build("mlp", data, seed=0)
+        NetworkTask(network="mlp", data=data)

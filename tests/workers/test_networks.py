@@ -13,13 +13,21 @@ from torch import nn
 from torch.nn import functional
 
 from adamserve.errors import InvalidArgument
+from adamserve.train.batches import indices, step_seed, steps_per_epoch
+from adamserve.train.loop import gradient
+from adamserve.train.task import initial_model
 from workers import networks
 from workers.data import Dataset, load
-from workers.data.batches import indices, step_seed, steps_per_epoch
+from workers.task import Batch, NetworkTask
 
 X = np.zeros((2, 64), np.float32)
 Y = np.arange(2, dtype=np.int64)
 DIGITS = Dataset("shape of digits", X, Y, X, Y, classes=10)
+
+
+def mlp(seed: int) -> nn.Module:
+    """The MLP for digits as a run starts it."""
+    return initial_model(NetworkTask(network="mlp", data=DIGITS), seed)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +35,7 @@ DIGITS = Dataset("shape of digits", X, Y, X, Y, classes=10)
 )
 def test_the_mlp_has_so_many_parameters(features: int, parameters: int) -> None:
     network = networks.lookup("mlp")
-    model = network.build(features, 10, seed=0)
+    model = network.make(features, 10)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert network.parameters(features, 10) == parameters
 
@@ -38,7 +46,7 @@ def test_the_mlp_has_so_many_parameters(features: int, parameters: int) -> None:
 )
 def test_other_networks_have_so_many_parameters(name: str, features: int, parameters: int) -> None:
     network = networks.lookup(name)
-    assert sum(p.numel() for p in network.build(features, 10, seed=0).parameters()) == parameters
+    assert sum(p.numel() for p in network.make(features, 10).parameters()) == parameters
     assert network.parameters(features, 10) == parameters
 
 
@@ -65,15 +73,16 @@ def test_the_auto_encoder_s_loss_is_the_negative_lower_bound() -> None:
 
 
 def test_the_penalty_is_in_the_loss_and_its_gradient() -> None:
-    from workers.loop import gradient
-
-    x, y = torch.rand(4, 64), torch.arange(4)
-    plain, penalised = (networks.build("logreg", DIGITS, seed=0, l2=l2) for l2 in (0.0, 0.5))
-    for model in (plain, penalised):
+    batch = Batch(torch.rand(4, 64), torch.arange(4))
+    plain, penalised = networks.Logistic(64, 10), networks.Logistic(64, 10)
+    losses = []
+    for model, l2 in ((plain, 0.0), (penalised, 0.5)):
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(0.25)
-    gap = gradient(penalised, x, y, seed=0) - gradient(plain, x, y, seed=0)
+        task = NetworkTask(network="logreg", data=DIGITS, l2=l2)
+        losses.append(gradient(task, model, batch, seed=0))
+    gap = losses[1] - losses[0]
     assert gap == pytest.approx(0.5 * 0.5 * 0.25**2 * 650, rel=1e-5)
     for a, b in zip(penalised.parameters(), plain.parameters(), strict=True):
         assert a.grad is not None
@@ -83,11 +92,11 @@ def test_the_penalty_is_in_the_loss_and_its_gradient() -> None:
 
 def test_a_penalty_that_a_network_has_not_is_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"l2: mlp on shape of digits has no penalty .*use -o l2="):
-        networks.build("mlp", DIGITS, seed=0, l2=0.1)
+        NetworkTask(network="mlp", data=DIGITS, l2=0.1)
 
 
 def test_the_mlp_s_tensors_have_names_for_people() -> None:
-    shapes = {name: tuple(p.shape) for name, p in networks.build("mlp", DIGITS, seed=0).named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in mlp(0).named_parameters()}
     assert shapes == {
         "hidden1.weight": (1000, 64),
         "hidden1.bias": (1000,),
@@ -99,7 +108,7 @@ def test_the_mlp_s_tensors_have_names_for_people() -> None:
 
 
 def test_logits_are_float32_by_class() -> None:
-    logits = networks.build("mlp", DIGITS, seed=0)(torch.zeros(5, 64))
+    logits = mlp(0)(torch.zeros(5, 64))
     assert (logits.shape, logits.dtype) == ((5, 10), torch.float32)
 
 
@@ -108,20 +117,20 @@ def flat(model: nn.Module) -> torch.Tensor:
 
 
 def test_the_start_is_a_function_of_the_seed_alone() -> None:
-    first = flat(networks.build("mlp", DIGITS, seed=3))
+    first = flat(mlp(3))
     torch.manual_seed(99)
-    torch.testing.assert_close(flat(networks.build("mlp", DIGITS, seed=3)), first, rtol=0, atol=0)
-    assert not torch.equal(flat(networks.build("mlp", DIGITS, seed=4)), first)
+    torch.testing.assert_close(flat(mlp(3)), first, rtol=0, atol=0)
+    assert not torch.equal(flat(mlp(4)), first)
 
 
 def test_building_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    networks.build("mlp", DIGITS, seed=3)
+    mlp(3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_start_is_he_s() -> None:
-    for name, parameter in networks.build("mlp", DIGITS, seed=0).named_parameters():
+    for name, parameter in mlp(0).named_parameters():
         if name.endswith("bias"):
             assert not parameter.any()
         else:
@@ -147,7 +156,7 @@ def test_dropout_is_on_in_training_only() -> None:
 )
 def test_an_unknown_network_lists_the_known(name: str, fix: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        networks.build(name, DIGITS, seed=0)
+        NetworkTask(network=name, data=DIGITS)
     assert (caught.value.field, caught.value.fix) == ("network", fix)
 
 
@@ -180,7 +189,7 @@ def one_thread() -> Iterator[None]:
 def accuracies(data: Dataset, *, epochs: int, batch: int = 128, seed: int = 0) -> list[float]:
     """Test accuracy after each epoch of torch's Adam on one worker."""
     x, y, test_x, test_y = map(torch.from_numpy, (data.train_x, data.train_y, data.test_x, data.test_y))
-    model = networks.build("mlp", data, seed=seed)
+    model = initial_model(NetworkTask(network="mlp", data=data), seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     steps = steps_per_epoch(len(y), batch, 1)
     found = []

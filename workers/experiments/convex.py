@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import ray
 import torch
 
 from adamserve import optim, regret
-from adamserve.cluster.cluster_client import ClusterClient
 from adamserve.shard.consistency import Async
+from adamserve.train.batches import indices
 from adamserve.values import Array, Gradient, SparseRows, TensorSpec
-from workers.data.batches import indices
 from workers.data.streams import Alternating, Quadratic, Stream
 from workers.experiments import figures
 from workers.experiments.base import Claim, Findings, Scale, Settings, counted, differences
-from workers.experiments.lab import CALL_S, Data, Lab, Trial, kept
+from workers.experiments.lab import Data, Lab, Trial, kept
 
 THEOREM = "slides p. 15; Kingma & Ba 2015, Theorem 4.1"
 REDDI = "Reddi, Kale & Kumar 2018, Theorem 1"
@@ -408,18 +406,16 @@ def _follow(lab: Lab, stream: Stream, rule: optim.Rule, least: Sequence[float]) 
     spec = TensorSpec("w", (stream.elements,), "float64")
     job = lab.create([spec], {"w": stream.start}, rule, Async())
     points: list[Array] = []
-    reported: list[Any] = []
-    with ClusterClient(lab.controller, job, "worker-0") as client:
-        client.join()
+    losses: list[regret.Loss] = []
+    with lab.service.client(job, pusher="worker-0") as client:
         for t, comparator in enumerate(least, 1):
             pulled, clock = client.pull()
             w = np.array(pulled["w"])
             points.append(w)
             client.push({"w": stream.gradient(t, w)}, clock)
-            reported.append(lab.controller.report.remote(job, [regret.Loss(stream.loss(t, w), comparator)]))
-    ray.get(reported, timeout=CALL_S)
-    statuses = ray.get(lab.controller.status.remote(), timeout=CALL_S)
-    [state] = [status for status in statuses if status.job == job]
+            losses.append(regret.Loss(stream.loss(t, w), comparator))
+    lab.service.report(job, losses)
+    [state] = [state for state in lab.service.status() if state.job == job]
     lab.drop(job)
     assert state.regret is not None
     return points, state.regret

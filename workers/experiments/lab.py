@@ -7,37 +7,33 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import ray
-import torch
-from ray.exceptions import RayTaskError
 
 from adamserve import optim
-from adamserve.cluster.cluster_client import ClusterClient
-from adamserve.cluster.config import ServiceConfig
-from adamserve.cluster.lifecycle import initial_parts
-from adamserve.cluster.ray_calls import own_error
-from adamserve.cluster.ray_runtime import connected
-from adamserve.cluster.service import launch
+from adamserve.cluster.pool import Pool, WorkerHandle, gather
+from adamserve.cluster.ray_runtime import free_cpus
+from adamserve.cluster.service import Service
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
 from adamserve.shard.consistency import Async, Consistency
+from adamserve.train.loop import LoopConfig, Report, StepReport
+from adamserve.train.loop import run as loop
+from adamserve.train.record import without_nan
+from adamserve.train.task import arrays, initial_model, tensor_specs
+from adamserve.train.worker import Assignment, Worker
 from adamserve.values import Array, Gradient
-from workers import networks
-from workers.actor import Task, WorkerActor
 from workers.data import Dataset, load
 from workers.hindsight import Hindsight
-from workers.loop import LoopConfig, Report, StepReport
-from workers.loop import run as loop
-from workers.record import without_nan
-from workers.train import tensor_specs
+from workers.task import NetworkTask
 
 POLL_S = 0.5
 """How often the workers are asked for their reports."""
@@ -149,9 +145,10 @@ class Lab:
         self._address = address
         self.progress = progress
         self._open = ExitStack()
-        self._idle: list[Any] = []
+        self._pool = Pool(partial(Worker, 1))
+        self._idle: list[WorkerHandle] = []
         self._data: dict[Data, Dataset] = {}
-        self._references: dict[Data, Any] = {}
+        self._shared: dict[tuple[Data, str, float, str], Any] = {}
         self._whole: dict[str, dict[str, Any]] = {}
         self._hindsight: dict[tuple[Data, float], Hindsight] = {}
         self._jobs = 0
@@ -159,13 +156,17 @@ class Lab:
 
     def __enter__(self) -> Self:
         # Ray counts every worker as a core, and there may be more workers than cores.
-        self._open.enter_context(connected(self._address, num_cpus=64, num_gpus=0))
-        # A cluster may have fewer than this machine, which gives Ray one for each of them.
-        self._cores = max(1, min(os.cpu_count() or 1, int(ray.available_resources().get("CPU", 1)) - 1))  # type: ignore[no-untyped-call]
-        self.controller = launch(
-            ServiceConfig(name=f"adamserve-lab-{os.getpid()}-{time.time_ns():x}", shards=self._shards)
+        self.service = Service.start(
+            name=f"adamserve-lab-{os.getpid()}-{time.time_ns():x}",
+            shards=self._shards,
+            address=self._address,
+            num_cpus=64,
+            num_gpus=0,
         )
-        self._open.callback(lambda: ray.get(self.controller.stop.remote(), timeout=CALL_S))
+        self._open.callback(self.service.stop)
+        self.service.serve()
+        # A cluster may have fewer than this machine, which gives Ray one for each of them.
+        self._cores = max(1, min(os.cpu_count() or 1, free_cpus() - 1))
         return self
 
     def __exit__(
@@ -201,12 +202,15 @@ class Lab:
             self._hindsight[wanted, l2] = Hindsight(self.data(wanted), l2)
         return self._hindsight[wanted, l2]
 
+    def task(self, trial: Trial) -> NetworkTask:
+        """What a trial trains."""
+        return NetworkTask(network=trial.network, data=self.data(trial.data), l2=trial.l2, dtype=trial.dtype)
+
     def open_job(self, trial: Trial) -> str:
         """Start a trial's job from its network's initial weights; returns its name."""
-        model = networks.build(trial.network, self.data(trial.data), seed=trial.seed, l2=trial.l2)
-        model.to(getattr(torch, trial.dtype))
-        initial = {name: p.detach().numpy() for name, p in model.named_parameters()}
-        return self.create(tensor_specs(model), initial, trial.rule, trial.consistency)
+        task = self.task(trial)
+        model = initial_model(task, trial.seed)
+        return self.create(tensor_specs(task, model), arrays(model), trial.rule, trial.consistency)
 
     def create(
         self, specs: Sequence[Any], initial: Mapping[str, Any], rule: optim.Rule, mode: Consistency
@@ -220,13 +224,12 @@ class Lab:
             consistency=consistency.to_dict(mode),
             checkpoint_every_s=None,
         )
-        parts = [ray.put(part) for part in initial_parts(job, initial, self._shards)]
-        ray.get(self.controller.create.remote(job, parts), timeout=CALL_S)
+        self.service.create(job, initial)
         return job.name
 
     def drop(self, job: str) -> None:
         """End a job."""
-        ray.get(self.controller.drop.remote(job), timeout=CALL_S)
+        self.service.delete(job, purge=True)
 
     def run(self, trials: Sequence[Trial], log: Path, *, alone: bool = False) -> list[Result]:
         """Run those trials that the log does not hold yet, as many at a time as there are cores.
@@ -252,7 +255,7 @@ class Lab:
             while waiting and (not running or (not alone and busy + waiting[0].workers <= self._cores)):
                 busy += waiting[0].workers
                 running.append(_Run(self, waiting.pop(0)))
-            ray.wait([ref for run in running for ref in run.pending], timeout=POLL_S)
+            wait([run for each in running for run in each.pending], POLL_S, FIRST_COMPLETED)
             for run in list(running):
                 run.look()
                 if not run.pending:
@@ -271,13 +274,13 @@ class Lab:
         Args:
             trial: the training; its `epochs` and `steps` both end it.
             steps: how many pushes to make.
-            observe: as for `workers.loop.run`.
+            observe: as for `adamserve.train.loop.run`.
 
         Returns:
             The steps' reports.
         """
         job = self.open_job(trial)
-        model = networks.build(trial.network, self.data(trial.data), seed=trial.seed, l2=trial.l2)
+        task = self.task(trial)
         reports: list[Report] = []
 
         def keep(report: Report) -> None:
@@ -286,12 +289,12 @@ class Lab:
                 self.progress(f"{type(trial.rule).__name__} seed {trial.seed}: update {len(reports)}/{steps}")
 
         config = replace(loop_config(trial, 0), max_steps=steps)
-        with ClusterClient(self.controller, job, "worker-0") as client:
+        with self.service.client(job, pusher="worker-0") as client:
             client.join()
             loop(
                 client,
-                model,
-                self.data(trial.data),
+                task,
+                initial_model(task, trial.seed),
                 config,
                 report=keep,
                 stopped=lambda: False,
@@ -300,23 +303,23 @@ class Lab:
         self.drop(job)
         return [report for report in reports if isinstance(report, StepReport)]
 
-    def hire(self, workers: int) -> list[Any]:
-        """So many worker actors, old ones first."""
+    def hire(self, workers: int) -> list[WorkerHandle]:
+        """So many workers, old ones first."""
         while len(self._idle) < workers:
-            options = WorkerActor.options(num_cpus=1, scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
-            self._idle.append(options.remote(1))
+            self._idle.append(self._pool.start())
         hired, self._idle = self._idle[:workers], self._idle[workers:]
         return hired
 
-    def release(self, actors: Sequence[Any]) -> None:
+    def release(self, workers: Sequence[WorkerHandle]) -> None:
         """Give workers back."""
-        self._idle += actors
+        self._idle += workers
 
-    def reference(self, wanted: Data) -> Any:
-        """The data set in Ray's object store."""
-        if wanted not in self._references:
-            self._references[wanted] = ray.put(self.data(wanted))
-        return self._references[wanted]
+    def shared(self, trial: Trial) -> Any:
+        """A trial's task where every worker can read it, once for all trials of that task."""
+        key = (trial.data, trial.network, trial.l2, trial.dtype)
+        if key not in self._shared:
+            self._shared[key] = self._pool.share(self.task(trial))
+        return self._shared[key]
 
 
 class _Run:
@@ -326,41 +329,42 @@ class _Run:
         self._lab = lab
         self.trial = trial
         self._job = lab.open_job(trial)
-        self._actors = lab.hire(trial.workers)
-        task = Task(controller=lab.controller, job=self._job, network=trial.network, l2=trial.l2)
-        ray.get(
+        self._workers = lab.hire(trial.workers)
+        service, task = lab.service, lab.shared(trial)
+        assignment = Assignment(target=service.target, credentials=service.credentials, job=self._job)
+        parts = [loop_config(trial, rank) for rank in range(trial.workers)]
+        gather(
             [
-                actor.take.remote(task, lab.reference(trial.data), loop_config(trial, rank))
-                for rank, actor in enumerate(self._actors)
+                worker.call("take", assignment, task, part)
+                for worker, part in zip(self._workers, parts, strict=True)
             ],
-            timeout=CALL_S,
+            CALL_S,
         )
-        ray.get([actor.join.remote() for actor in self._actors], timeout=CALL_S)
+        gather([worker.call("join") for worker in self._workers], CALL_S)
         self._steps: list[StepReport] = []
         self._diverged = False
         self._began = time.perf_counter()
         self._seconds = 0.0
-        self.pending = [actor.run.remote() for actor in self._actors]
+        self.pending = [worker.work("run") for worker in self._workers]
 
     def look(self) -> None:
         """Take in what the workers report, and those that have ended."""
-        ended, self.pending = ray.wait(self.pending, num_returns=len(self.pending), timeout=0)
-        for ref in ended:
-            try:
-                ray.get(ref)
-            except RayTaskError as error:
-                cause = own_error(error)
-                if not isinstance(cause, NotFinite):
-                    raise cause from None
-                self._diverged = True
-                ray.get([actor.stop_at.remote(0) for actor in self._actors], timeout=CALL_S)
+        ended = [run for run in self.pending if run.done()]
+        self.pending = [run for run in self.pending if run not in ended]
+        for run in ended:
+            if (error := run.exception()) is None:
+                continue
+            if not isinstance(error, NotFinite):
+                raise error
+            self._diverged = True
+            gather([worker.call("stop_at", 0) for worker in self._workers], CALL_S)
         self._seconds = time.perf_counter() - self._began
         self._take_reports()
 
     def finish(self) -> Result:
         """The result; the workers are free again and the job is gone."""
         self._take_reports()
-        self._lab.release(self._actors)
+        self._lab.release(self._workers)
         self._lab.drop(self._job)
         latest = {step.rank: step.epoch for step in self._steps}
         whole = math.floor(min(latest.values(), default=0.0)) if self._diverged else self.trial.epochs
@@ -382,17 +386,16 @@ class _Run:
         return f"{type(rule).__name__} lr {rule.lr:g} seed {self.trial.seed}: {where}"
 
     def _take_reports(self) -> None:
-        gathered: list[list[Report]] = ray.get(
-            [actor.reports.remote() for actor in self._actors], timeout=CALL_S
-        )
+        gathered: list[list[Report]] = gather([worker.call("reports") for worker in self._workers], CALL_S)
         self._steps += [r for reports in gathered for r in reports if isinstance(r, StepReport)]
 
     def _regret(self) -> float:
         trial = self.trial
-        found = self._lab.hindsight(trial.data, trial.l2).regret_of(
-            self._steps, batch=trial.batch, workers=trial.workers, seed=trial.seed
+        return (
+            self._lab.hindsight(trial.data, trial.l2)
+            .regret_of(self._steps, loop_config(trial, 0).part)
+            .average
         )
-        return found.average
 
 
 def loop_config(trial: Trial, rank: int) -> LoopConfig:
@@ -403,7 +406,6 @@ def loop_config(trial: Trial, rank: int) -> LoopConfig:
         batch=trial.batch,
         epochs=trial.epochs,
         seed=trial.seed,
-        dtype=trial.dtype,
         evaluate=False,
     )
 

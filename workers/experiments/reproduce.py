@@ -14,11 +14,11 @@ import torch
 
 import adamserve
 from adamserve.errors import Conflict, InvalidArgument
+from adamserve.train.record import without_nan, write_json
 from workers.experiments import report
 from workers.experiments.base import Experiment, Findings, Settings
 from workers.experiments.catalogue import EXPERIMENTS
 from workers.experiments.lab import Lab
-from workers.record import without_nan, write_json
 
 SETTINGS, DATA = "settings.json", "data.json"
 """Files of a reproduction's folder that say what was chosen, and by name which data sets were used."""

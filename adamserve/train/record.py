@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workers.loop import EpochReport, StepReport
+    from adamserve.train.loop import EpochReport, StepReport
 
 COLUMNS = ("at", "rank", "step", "epoch", "loss", "comparator_loss", "outcome", "staleness", "clock")
 """Columns of metrics.csv: one line a push; `at` in seconds since 1970, staleness and clock in updates."""
@@ -61,15 +61,16 @@ def write_curve(
         y = [max(step.loss, 1e-12) for step in steps]
         axes.plot(x, y, color="tab:blue", alpha=0.25, linewidth=0.7, label="training loss, each batch")
         axes.plot(x, _smooth(y), color="tab:blue", linewidth=1.5, label="training loss, mean of 50")
-    if epochs:
+    tested = [epoch for epoch in epochs if "test_loss" in epoch.numbers]
+    if tested:
         axes.plot(
-            [e.epoch for e in epochs],
-            [e.test_loss for e in epochs],
+            [e.epoch for e in tested],
+            [e.numbers["test_loss"] for e in tested],
             "o-",
             color="tab:orange",
             label="test loss",
         )
-    if steps or epochs:
+    if steps or tested:
         axes.set_yscale("log")
         axes.legend()
     axes.set_xlabel("epoch")

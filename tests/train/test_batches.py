@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamserve.errors import InvalidArgument
-from workers.data.batches import indices, step_seed, steps_per_epoch
+from adamserve.train.batches import indices, step_seed, steps_per_epoch
 
 jobs = st.fixed_dictionaries(
     {"n": st.integers(1, 300), "batch": st.integers(1, 40), "workers": st.integers(1, 5)}

@@ -11,8 +11,8 @@ import numpy as np
 
 from adamserve.optim import Adam
 from adamserve.regret import Meter
+from adamserve.train.loop import Client
 from adamserve.values import Array, Clocks, Gradient, JobReceipt
-from workers.loop import Client
 
 PARTS = ("pull", "compute", "push")
 

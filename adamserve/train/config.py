@@ -1,0 +1,150 @@
+"""What a training run is: its options, checked, and what of them a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adamserve import checkpoint, optim
+from adamserve.errors import InvalidArgument
+from adamserve.observe.logs import LogConfig
+from adamserve.shard import consistency
+from adamserve.shard.consistency import Consistency
+from adamserve.train.bound import theorem_of
+from adamserve.train.loop import LoopConfig
+from adamserve.train.task import Recipe
+
+JOB = "train"
+"""Name of a training run's one job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        recipe: what is trained.
+        rule: the update rule.
+        consistency: when a push may be applied.
+        shards, workers: processes of each kind.
+        epochs: passes over the training set by all workers together.
+        batch: examples in one worker's mini-batch.
+        seed: of the initial weights, the data order and dropout.
+        run_dir: folder to write; it must be new, or the run to resume.
+        resume: go on from the newest checkpoint in `run_dir`.
+        address: of a running Ray cluster; None starts a local one.
+        gpus_per_shard, gpus_per_worker: GPUs (or fractions) that each is given.
+        lease_s: seconds after which a silent worker stops counting.
+        checkpoint_every_s: seconds between checkpoints.
+        max_steps, target_loss: stop conditions of each worker, beside `epochs`.
+        log: how the run's processes log.
+        metrics_host, metrics_port: where to serve Prometheus metrics; port None serves none, 0 takes a free one. Shards
+            and workers serve theirs beside it, on any free port.
+        sd_file: file to keep for Prometheus' file_sd: where every process's metrics are.
+    """
+
+    recipe: Recipe
+    rule: optim.Rule = field(default_factory=lambda: optim.Adam(lr=1e-3))
+    consistency: Consistency = field(default_factory=consistency.Async)
+    shards: int = 2
+    workers: int = 2
+    epochs: int = 20
+    batch: int = 32
+    seed: int = 0
+    run_dir: Path
+    resume: bool = False
+    address: str | None = None
+    gpus_per_shard: float = 0.0
+    gpus_per_worker: float = 0.0
+    lease_s: float = 10.0
+    checkpoint_every_s: float = 30.0
+    max_steps: int | None = None
+    target_loss: float | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    sd_file: Path | None = None
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("shards", "workers", "epochs", "batch"):
+            if not getattr(self, name) >= 1:
+                raise InvalidArgument(f"must be at least 1, got {getattr(self, name)}", field=name)
+        for name in ("gpus_per_shard", "gpus_per_worker"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)
+        for name in ("lease_s", "checkpoint_every_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
+        if self.target_loss is not None and not 0 < self.target_loss < float("inf"):
+            raise InvalidArgument(f"must be positive, got {self.target_loss}", field="target_loss")
+        if not 0 <= self.seed < 2**32:
+            raise InvalidArgument(f"must be in 0 to 2^32 - 1, got {self.seed}", field="seed")
+        if self.sd_file is not None and self.metrics_port is None:
+            raise InvalidArgument("there are no metrics", field="sd_file", fix="give --metrics-port too")
+
+    @property
+    def theorem(self) -> optim.Adam | None:
+        """The rule, where the run counts regret and the theorem's bound on it is about the rule.
+
+        It is about a run from its first update on: one that goes on counts its regret from there, at later rates.
+        """
+        return None if self.resume or not self.recipe.counts_regret else theorem_of(self.rule)
+
+    @property
+    def exported_at(self) -> str | None:
+        """Where shards and workers serve their metrics; None where nobody does."""
+        return None if self.metrics_port is None else self.metrics_host
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.run_dir / "checkpoints"
+
+    def loop(self, rank: int) -> LoopConfig:
+        """One worker's part in the run."""
+        return LoopConfig(
+            rank=rank,
+            workers=self.workers,
+            batch=self.batch,
+            epochs=self.epochs,
+            seed=self.seed,
+            max_steps=self.max_steps,
+            target_loss=self.target_loss,
+            device="cuda" if self.gpus_per_worker else "cpu",
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What the job is, as JSON: kept in every checkpoint, and not to be changed by `resume`."""
+        return {
+            **self.recipe.settings(),
+            "rule": optim.to_dict(self.rule),
+            "consistency": consistency.to_dict(self.consistency),
+            "workers": self.workers,
+            "batch": self.batch,
+            "seed": self.seed,
+        }
+
+    def resumed(self) -> TrainConfig:
+        """This run with the settings of the checkpoint that it goes on from."""
+        kept = kept_settings(self.run_dir)
+        return replace(
+            self,
+            recipe=self.recipe.resumed(kept),
+            rule=optim.from_dict(kept["rule"]),
+            consistency=consistency.from_dict(kept["consistency"]),
+            workers=kept["workers"],
+            batch=kept["batch"],
+            seed=kept["seed"],
+        )
+
+
+def kept_settings(run_dir: Path) -> Mapping[str, Any]:
+    """The settings in a run's newest checkpoint.
+
+    Raises:
+        AdamServeError: there is none, or it is damaged.
+    """
+    _, manifest = checkpoint.newest(run_dir / "checkpoints" / JOB)
+    return manifest.extra

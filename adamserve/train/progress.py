@@ -1,0 +1,86 @@
+"""What a run has come to: its workers' reports, and what they say at one moment."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adamserve.observe.state import JobState
+from adamserve.regret import Loss
+from adamserve.train.loop import EpochReport, Report, StepReport
+
+RECENT = 50
+"""Steps that count as the latest ones."""
+
+WINDOW_S = 5.0
+"""Seconds over which pushes a second are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A running job at one moment: for the live line.
+
+    Attributes:
+        epoch, epochs: passes over the training set, so far and in all.
+        loss: mean of the latest training losses; NaN before the first.
+        numbers: what the task measured at the end of the latest epoch.
+        pushes_per_s: of all workers.
+        staleness: mean of the latest pushes, in updates.
+        average_regret: R(T)/T; None where it is not counted.
+        rollbacks: how often a shard has lost updates.
+        note: what has just happened, for people.
+    """
+
+    epoch: float
+    epochs: int
+    loss: float
+    pushes_per_s: float
+    staleness: float
+    average_regret: float | None
+    rollbacks: int
+    note: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+class Log:
+    """Everything that the workers have reported."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepReport] = []
+        self.epochs: list[EpochReport] = []
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """What the task measured last."""
+        return self.epochs[-1].numbers if self.epochs else {}
+
+    def add(self, reports: Sequence[Report]) -> list[Loss]:
+        """Take reports in, in the order of their times; returns their losses."""
+        steps = [report for report in reports if isinstance(report, StepReport)]
+        self.steps += steps
+        self.epochs += [report for report in reports if isinstance(report, EpochReport)]
+        return [
+            Loss(step.loss, None if math.isnan(step.comparator_loss) else step.comparator_loss)
+            for step in steps
+        ]
+
+    def progress(self, state: JobState | None, *, epochs: int, note: str) -> Progress:
+        """How far the run is; `state` is None before there is a job."""
+        recent = self.steps[-RECENT:]
+        window = [step for step in self.steps[-2000:] if step.at > time.time() - WINDOW_S]
+        span = max(s.at for s in window) - min(s.at for s in window) if len(window) > 1 else 0.0
+        return Progress(
+            epoch=max((step.epoch for step in recent), default=0.0),
+            epochs=epochs,
+            loss=math.nan if state is None or state.loss is None else state.loss,
+            pushes_per_s=len(window) / span if span > 0 else 0.0,
+            staleness=float(np.mean([step.staleness for step in recent])) if recent else 0.0,
+            average_regret=state.average_regret if state else None,
+            rollbacks=len(state.rollbacks) if state else 0,
+            note=note,
+            numbers=self.numbers,
+        )

@@ -1,0 +1,225 @@
+"""A whole training run: a Ray, a service, a job, its workers, and the folder that is left behind.
+
+`train` is what `adamserve train` calls; nothing here prints.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+import adamserve
+from adamserve import optim
+from adamserve.cluster.config import SHARD_CPUS
+from adamserve.cluster.exporting import node_address
+from adamserve.cluster.service import Service
+from adamserve.errors import Conflict
+from adamserve.job import JobConfig
+from adamserve.observe.monitor import Monitor
+from adamserve.observe.state import JobState
+from adamserve.regret import Loss
+from adamserve.shard import consistency
+from adamserve.train.bound import Bound
+from adamserve.train.config import JOB, TrainConfig
+from adamserve.train.crew import Crew
+from adamserve.train.loop import measured
+from adamserve.train.progress import Log, Progress
+from adamserve.train.record import without_nan, write_curve, write_json, write_metrics
+from adamserve.train.task import Task, arrays, initial_model, put, tensor_specs
+from adamserve.train.worker import Assignment
+
+OnProgress = Callable[[Progress], None]
+
+
+def train(config: TrainConfig, *, on_progress: OnProgress, stop: threading.Event) -> dict[str, Any]:
+    """Run a job to its end, or until `stop` is set; either way with a last checkpoint.
+
+    Args:
+        config: the run.
+        on_progress: called a few times a second.
+        stop: set it to end after the steps under way.
+
+    Returns:
+        What `run.json` holds.
+
+    Raises:
+        AdamServeError: with nothing left running; what could be checked was checked before Ray was started.
+    """
+    began = time.time()
+    if config.resume:
+        config = config.resumed()
+    elif (config.run_dir / "run.json").exists() or config.checkpoints.exists():
+        raise Conflict(
+            f"{config.run_dir} holds a run already", field="run_dir", fix="give a new folder, or --resume"
+        )
+    log = Log()
+
+    def say(note: str) -> None:
+        on_progress(log.progress(None, epochs=config.epochs, note=note))
+
+    task = config.recipe.load(say)
+    model = initial_model(task, config.seed)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        monitor = Monitor(
+            config.metrics_host,
+            config.metrics_port,
+            advertise=node_address(config.metrics_host) if config.metrics_port is not None else "",
+            sd_file=config.sd_file,
+        )
+        stack.callback(monitor.close)
+        if monitor.address:
+            say(f"status at http://{monitor.address}/, metrics at http://{monitor.address}/metrics")
+        say("starting Ray, the shards and the workers")
+        service = Service.start(
+            name=f"adamserve-{config.run_dir.resolve().name}-{int(began * 1000):x}",
+            shards=config.shards,
+            address=config.address,
+            checkpoint_dir=config.checkpoints,
+            gpus_per_shard=config.gpus_per_shard,
+            metrics_host=config.exported_at,
+            num_cpus=config.workers + math.ceil(config.shards * SHARD_CPUS) + 1,
+            num_gpus=None if config.gpus_per_shard or config.gpus_per_worker else 0,
+            log=config.log,
+        )
+        stack.callback(service.stop)
+        service.serve()
+        say(f"the service is at {service.target}")
+        record = _train(config, service, task, model, log, on_progress, stop, monitor)
+    record = {**record, "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")}
+    record["seconds"] = {**record["seconds"], "total": round(time.time() - began, 3)}
+    record = dict(without_nan(record))
+    write_metrics(config.run_dir / "metrics.csv", log.steps, append=config.resume)
+    write_curve(config.run_dir / "loss.png", log.steps, log.epochs, title=task.name)
+    write_json(config.run_dir / "run.json", record)
+    return record
+
+
+def _train(
+    config: TrainConfig,
+    service: Service,
+    task: Task[Any],
+    model: torch.nn.Module,
+    log: Log,
+    on_progress: OnProgress,
+    stop: threading.Event,
+    monitor: Monitor,
+) -> dict[str, Any]:
+    """The part of a run that has a service: job, workers, last checkpoint, last evaluation."""
+    _open_job(config, service, task, model)
+    comparator = None
+    if config.recipe.counts_regret:
+        on_progress(log.progress(None, epochs=config.epochs, note="looking for the best parameters"))
+        comparator = task.comparator()
+    bound = Bound(config.theorem, comparator)
+    assignment = Assignment(
+        target=service.target,
+        credentials=service.credentials,
+        job=JOB,
+        lease_s=config.lease_s,
+        comparator=comparator,
+        theorem=config.theorem,
+        metrics_host=config.exported_at,
+    )
+    crew = Crew(config, task, assignment, bound, monitor)
+
+    def look(losses: Sequence[Loss], note: str) -> None:
+        numbers = dict(log.numbers)
+        if bound.average is not None:
+            numbers["average_regret_bound"] = bound.average
+        service.report(JOB, losses, {name: n for name, n in numbers.items() if math.isfinite(n)})
+        [state] = monitor.look(service)
+        on_progress(log.progress(state, epochs=config.epochs, note=note))
+
+    began = time.time()
+    stopped_early = crew.work(log, stop, look)
+    seconds = time.time() - began
+    service.checkpoint(JOB)
+    with service.client(JOB) as reader:
+        parameters, clocks = reader.pull(training=False)
+    put(model, parameters)
+    [state] = service.status()
+    pushes: Counter[str] = Counter()
+    for shard in state.shards:
+        pushes.update(shard.pushes)
+    staleness = np.array([step.staleness for step in log.steps] or [0])
+    regret = task.regret(log.steps, config.loop(0).part)
+    return {
+        "status": "stopped" if stopped_early else "completed",
+        "task": task.name,
+        "config": {
+            **config.settings(),
+            "epochs": config.epochs,
+            "shards": config.shards,
+            "max_steps": config.max_steps,
+            "target_loss": config.target_loss,
+            "resume": config.resume,
+            "address": config.address,
+        },
+        "seeds": {"job": config.seed},
+        "versions": {
+            "adamserve": adamserve.__version__,
+            "python": platform.python_version(),
+            "ray": version("ray"),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "kernels": [shard.kernel for shard in state.shards],
+        "target": service.target,
+        "shards": [asdict(process) for process in service.processes()],
+        **measured(task.summary, model),
+        "steps": len(log.steps),
+        "regret": regret and {**regret, "live": _live(state)},
+        "best_loss": state.best_loss,
+        "clocks": [stamp.clock for stamp in clocks],
+        "incarnations": [stamp.incarnation for stamp in clocks],
+        "pushes": {
+            "by_shard_and_outcome": dict(pushes),
+            "per_s": round(len(log.steps) / max(seconds, 1e-9), 1),
+        },
+        "bytes": {
+            "pushed": sum(shard.bytes_in for shard in state.shards),
+            "pulled": sum(shard.bytes_out for shard in state.shards),
+        },
+        "staleness": {f"p{q}": float(np.percentile(staleness, q)) for q in (50, 90, 99, 100)},
+        "rollbacks": [asdict(rollback) for rollback in state.rollbacks],
+        "worker_restarts": crew.restarts,
+        "checkpoints": state.checkpoint,
+        "seconds": {"training": round(seconds, 3)},
+        "run_dir": str(config.run_dir),
+    }
+
+
+def _live(state: JobState) -> dict[str, Any]:
+    """The regret as it was counted while the run went on, against the task's comparator."""
+    return {"regret": state.regret, "average_regret": state.average_regret}
+
+
+def _open_job(config: TrainConfig, service: Service, task: Task[Any], model: torch.nn.Module) -> None:
+    """Create the job with the model's initial parameters, or take it up from its newest checkpoint."""
+    if config.resume:
+        service.resume(JOB, {"checkpoint_every_s": config.checkpoint_every_s})
+        return
+    job = JobConfig(
+        name=JOB,
+        tensors=tensor_specs(task, model),
+        rule=optim.to_dict(config.rule),
+        consistency=consistency.to_dict(config.consistency),
+        sparse="lazy" if task.lazy else "exact",
+        checkpoint_every_s=config.checkpoint_every_s,
+        extra=config.settings(),
+    )
+    service.create(job, arrays(model))

@@ -1,0 +1,174 @@
+"""What is trained: a model, its batches and its loss. The loop asks a task, and knows no network and no data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import nn
+
+from adamserve.shard.gradients import borrow
+from adamserve.shard.sparse import spec_of
+from adamserve.train.batches import indices, step_seed
+from adamserve.values import Array, TensorSpec
+
+B = TypeVar("B")
+"""Whatever a task's batches are made of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One worker's part in a job: it says which examples the worker takes at a step, and what is random in them.
+
+    Attributes:
+        rank: this worker, from 0.
+        workers: all workers of the job.
+        batch: examples in a worker's mini-batch.
+        seed: the job's.
+        device: where the gradient is computed, as torch names it.
+    """
+
+    rank: int
+    workers: int
+    batch: int
+    seed: int
+    device: str = "cpu"
+
+    def examples(self, n: int, step: int) -> Array:
+        """The numbers, [batch] from 0 to n - 1, of the examples of a step, counted from 0."""
+        return indices(n=n, batch=self.batch, workers=self.workers, rank=self.rank, step=step, seed=self.seed)
+
+    def random(self, step: int) -> int:
+        """The seed of whatever else is random in a step."""
+        return step_seed(self.seed, self.rank, step)
+
+
+class Step(Protocol):
+    """A step that a worker reports: its rank, its number from 1, and its mini-batch's loss."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+
+
+class Task(Protocol[B]):
+    """What a run trains: a value that never changes. It is pickled, and each worker has a copy.
+
+    A class that derives from this one has to write `examples`, `model`, `batches` and `loss`; the rest is optional.
+
+    """
+
+    @property
+    def name(self) -> str:
+        """The task's name, for people."""
+        return type(self).__name__
+
+    @property
+    def examples(self) -> int:
+        """Examples in the training set: an epoch is as many, taken by all workers together."""
+
+    @property
+    def tables(self) -> Sequence[str]:
+        """Names of the parameters whose first rows are the busiest; they are spread over the shards."""
+        return ()
+
+    @property
+    def lazy(self) -> bool:
+        """Whether rows that a push does not name stay as they are, whatever their momentum."""
+        return False
+
+    def model(self) -> nn.Module:
+        """Make the model on the CPU, in the job's dtype; draw its weights from torch's generator."""
+
+    def batches(self, part: Part) -> Callable[[int], B]:
+        """Prepare a worker's batches; returns a pure function from the step, counted from 0, to its batch."""
+
+    def loss(self, model: nn.Module, batch: B) -> torch.Tensor:
+        """Compute a batch's mean loss, a scalar to differentiate. Draw random numbers from torch's generator only."""
+
+    def rows(self, batch: B) -> Mapping[str, Array] | None:
+        """Name by tensor the rows that a batch needs, increasing; None stands for all tensors, whole."""
+        return None
+
+    def evaluate(self, model: nn.Module) -> Mapping[str, float] | None:
+        """Measure a model between two epochs, in evaluation mode and without gradients; None measures nothing."""
+        return None
+
+    def summary(self, model: nn.Module) -> Mapping[str, float]:
+        """Measure the model that a run ends with, likewise."""
+        return self.evaluate(model) or {}
+
+    def comparator(self) -> Mapping[str, Array] | None:
+        """Find the parameters that the regret is counted against while a run goes on; None counts no regret."""
+        return None
+
+    def regret(self, steps: Sequence[Step], part: Part) -> Mapping[str, Any] | None:
+        """Count the regret of a whole run in hindsight.
+
+        Args:
+            steps: of all workers.
+            part: of any worker.
+        """
+        return None
+
+
+class Recipe(Protocol):
+    """A task before its data are loaded: its checked options, which a command line gives and a checkpoint keeps."""
+
+    @property
+    def label(self) -> str:
+        """The task's name as a part of a folder's name."""
+
+    @property
+    def counts_regret(self) -> bool:
+        """Whether the task has a comparator."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """The options that make the task what it is, as JSON; `network` is its name among the entry points."""
+
+    def resumed(self, settings: Mapping[str, Any]) -> Self:
+        """The recipe of a checkpoint's settings, with this one's paths."""
+
+    def load(self, progress: Callable[[str], None]) -> Task[Any]:
+        """Load the data, and say so where it takes long.
+
+        Raises:
+            AdamServeError: the data cannot be had, or do not fit the options.
+        """
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator, and put it back afterwards; another thread that draws meanwhile is disturbed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too, and for good
+        yield
+
+
+def initial_model(task: Task[Any], seed: int) -> nn.Module:
+    """Make a task's model, its initial weights a function of the seed alone."""
+    with seeded(seed):
+        return task.model()
+
+
+def tensor_specs(task: Task[Any], model: nn.Module) -> tuple[TensorSpec, ...]:
+    """The model's parameters as a job's tensors, in the model's order."""
+    return tuple(spec_of(name, p.detach().numpy(), task.tables) for name, p in model.named_parameters())
+
+
+def arrays(model: nn.Module) -> dict[str, Array]:
+    """The parameters of a model on the CPU, by name; they share its memory."""
+    return {name: p.detach().numpy() for name, p in model.named_parameters()}
+
+
+def put(model: nn.Module, parameters: Mapping[str, Array]) -> None:
+    """Copy arrays into a model's parameters."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(borrow(parameters[name]))
