@@ -31,7 +31,7 @@ from adamserve.cluster.exporting import node_address
 from adamserve.cluster.lifecycle import initial_parts
 from adamserve.cluster.process import ProcessInfo
 from adamserve.cluster.ray_calls import own_error
-from adamserve.cluster.ray_runtime import NAMESPACE, connected
+from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
@@ -124,6 +124,8 @@ class Service:
             metrics_host=metrics_host,
             log=log,
         )
+        if address is not None:
+            check_address(address)  # also where this process is connected already
         with ExitStack() as stack:
             if not ray.is_initialized():
                 stack.enter_context(connected(address, num_cpus=num_cpus, num_gpus=num_gpus))
