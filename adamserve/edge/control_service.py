@@ -1,4 +1,4 @@
-"""ControlService: jobs and who takes part in them, passed on to the controller."""
+"""ControlService: jobs, passed on to the controller."""
 
 from __future__ import annotations
 
@@ -44,14 +44,11 @@ class ControlServicer:
         self._tokens = security.tokens
         self._limits = security.limits
         self.stalls = Stalls(security.limits.stall_s)
-        self._pushers: dict[str, set[str]] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The methods by name; each takes and returns bytes."""
         unary: dict[str, tuple[Any, Any]] = {
             "GetTopology": (self.topology, control_pb2.GetTopologyRequest),
-            "Join": (self.join, control_pb2.JoinRequest),
-            "Leave": (self.leave, control_pb2.LeaveRequest),
             "Report": (self.report, control_pb2.ReportRequest),
             "GetStatus": (self.status, control_pb2.GetStatusRequest),
             "Checkpoint": (self.checkpoint, control_pb2.CheckpointRequest),
@@ -113,45 +110,14 @@ class ControlServicer:
         return control_pb2.CreateJobResponse(created=created)
 
     @answers
-    def join(
-        self, request: control_pb2.JoinRequest, context: grpc.ServicerContext
-    ) -> control_pb2.JoinResponse:
-        """As in control.proto."""
-        self._tokens.check(context.invocation_metadata(), request.job)
-        self._check_name(request.pusher, "pusher")
-        if not request.session:
-            raise InvalidArgument(
-                "is empty", field="session", fix="send a random text, the same in every call"
-            )
-        self._check_name(request.session, "session")
-        known = self._pushers.get(request.job, set())
-        if request.pusher not in known and len(known) >= self._limits.pushers:
-            raise LimitExceeded(
-                f"the job has had {len(known)} pushers", field="pusher", fix="use names again"
-            )
-        found: Topology = self._ask(
-            "join", request.job, request.pusher, request.session, request.lease_s, request.last_seq
-        )
-        self._pushers.setdefault(request.job, known).add(request.pusher)
-        return control_pb2.JoinResponse(shards=_places(found))
-
-    @answers
-    def leave(
-        self, request: control_pb2.LeaveRequest, context: grpc.ServicerContext
-    ) -> control_pb2.LeaveResponse:
-        """As in control.proto."""
-        self._tokens.check(context.invocation_metadata(), request.job)
-        self._ask("leave", request.job, request.pusher, request.session)
-        return control_pb2.LeaveResponse()
-
-    @answers
     def report(
         self, request: control_pb2.ReportRequest, context: grpc.ServicerContext
     ) -> control_pb2.ReportResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job)
-        comparator = request.comparator_loss if request.HasField("comparator_loss") else None
-        self._ask("report", request.job, request.loss, comparator)
+        for loss in request.losses:
+            comparator = loss.comparator_loss if loss.HasField("comparator_loss") else None
+            self._ask("report", request.job, loss.loss, comparator)
         return control_pb2.ReportResponse()
 
     @answers
@@ -283,19 +249,13 @@ def _places(found: Topology) -> list[types_pb2.ShardPlace]:
     parts = partition(found.config.tensors, len(found.actors))
     places = []
     for shard, (endpoint, direct) in enumerate(found.endpoints):
-        joined = found.joined[shard] if found.joined else None
-        stamp = joined.stamp if joined else None
         places.append(
             types_pb2.ShardPlace(
                 index=shard,
                 endpoint=endpoint,
                 direct_endpoint=direct,
-                stamp=types_pb2.Stamp(
-                    incarnation=stamp.incarnation if stamp else found.incarnations[shard],
-                    clock=stamp.clock if stamp else 0,
-                ),
-                restored_clock=joined.restored_clock if joined else found.restored[shard],
-                last_seq=joined.last_seq if joined else 0,
+                stamp=types_pb2.Stamp(incarnation=found.incarnations[shard]),
+                restored_clock=found.restored[shard],
                 spans=[
                     types_pb2.Span(tensor=s.tensor, start=s.start, stop=s.stop) for s in parts.shards[shard]
                 ],

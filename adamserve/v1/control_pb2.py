@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from adamserve.v1 import types_pb2 as adamserve_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61\x64\x61mserve/v1/control.proto\x12\x0c\x61\x64\x61mserve.v1\x1a\x18\x61\x64\x61mserve/v1/types.proto\"\x95\x02\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x07tensors\x18\x02 \x03(\x0b\x32\x18.adamserve.v1.TensorSpec\x12\x11\n\trule_json\x18\x03 \x01(\t\x12\x45\n\x11tensor_rules_json\x18\x04 \x03(\x0b\x32*.adamserve.v1.JobSpec.TensorRulesJsonEntry\x12\x13\n\x0b\x63onsistency\x18\x05 \x01(\t\x12\x1a\n\x12\x63heckpoint_every_s\x18\x06 \x01(\x01\x12\x0e\n\x06sparse\x18\x07 \x01(\t\x1a\x36\n\x14TensorRulesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x12GetTopologyRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"c\n\x13GetTopologyResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.adamserve.v1.JobSpec\x12(\n\x06shards\x18\x02 \x03(\x0b\x32\x18.adamserve.v1.ShardPlace\"]\n\x10\x43reateJobRequest\x12$\n\x05start\x18\x01 \x01(\x0b\x32\x15.adamserve.v1.JobSpec\x12#\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x13.adamserve.v1.Chunk\"$\n\x11\x43reateJobResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\"^\n\x0bJoinRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0f\n\x07lease_s\x18\x04 \x01(\x01\x12\x10\n\x08last_seq\x18\x05 \x01(\x03\"8\n\x0cJoinResponse\x12(\n\x06shards\x18\x01 \x03(\x0b\x32\x18.adamserve.v1.ShardPlace\"<\n\x0cLeaveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\"\x0f\n\rLeaveResponse\"l\n\rReportRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x1c\n\x0f\x63omparator_loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_comparator_loss\"\x10\n\x0eReportResponse\"\x1f\n\x10GetStatusRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xc5\x04\n\tJobStatus\x12\x0b\n\x03job\x18\x01 \x01(\t\x12#\n\x06stamps\x18\x02 \x03(\x0b\x32\x13.adamserve.v1.Stamp\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\t\x12\x0c\n\x04live\x18\x05 \x03(\t\x12\x11\n\trollbacks\x18\x06 \x01(\x03\x12\x12\n\ncheckpoint\x18\x07 \x01(\x03\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tbest_loss\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cregret_steps\x18\n \x01(\x03\x12\x13\n\x06regret\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04rule\x18\x0c \x01(\t\x12\x0c\n\x04rate\x18\r \x01(\x01\x12\x1d\n\x10\x63heckpoint_age_s\x18\x0e \x01(\x01H\x03\x88\x01\x01\x12)\n\x06shards\x18\x0f \x03(\x0b\x32\x19.adamserve.v1.ShardStatus\x12\x39\n\tstaleness\x18\x10 \x03(\x0b\x32&.adamserve.v1.JobStatus.StalenessEntry\x12+\n\x07pushers\x18\x11 \x03(\x0b\x32\x1a.adamserve.v1.PusherStatus\x12#\n\x06\x65vents\x18\x12 \x03(\x0b\x32\x13.adamserve.v1.Event\x1a\x30\n\x0eStalenessEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x07\n\x05_lossB\x0c\n\n_best_lossB\t\n\x07_regretB\x13\n\x11_checkpoint_age_s\"\xd8\x01\n\x0bShardStatus\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\n\n\x02up\x18\x02 \x01(\x08\x12\"\n\x05stamp\x18\x03 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x35\n\x06pushes\x18\x04 \x03(\x0b\x32%.adamserve.v1.ShardStatus.PushesEntry\x12\x0f\n\x07waiting\x18\x05 \x01(\x03\x12\x13\n\x0bstate_bytes\x18\x06 \x01(\x03\x1a-\n\x0bPushesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"O\n\x0cPusherStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x16\n\tpushed_at\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_pushed_at\"`\n\x05\x45vent\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x03(\x05\x12\x0e\n\x06pusher\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x63ount\x18\x06 \x01(\x03\":\n\x11GetStatusResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x17.adamserve.v1.JobStatus\" \n\x11\x43heckpointRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"$\n\x12\x43heckpointResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x32\x99\x04\n\x0e\x43ontrolService\x12R\n\x0bGetTopology\x12 .adamserve.v1.GetTopologyRequest\x1a!.adamserve.v1.GetTopologyResponse\x12N\n\tCreateJob\x12\x1e.adamserve.v1.CreateJobRequest\x1a\x1f.adamserve.v1.CreateJobResponse(\x01\x12=\n\x04Join\x12\x19.adamserve.v1.JoinRequest\x1a\x1a.adamserve.v1.JoinResponse\x12@\n\x05Leave\x12\x1a.adamserve.v1.LeaveRequest\x1a\x1b.adamserve.v1.LeaveResponse\x12\x43\n\x06Report\x12\x1b.adamserve.v1.ReportRequest\x1a\x1c.adamserve.v1.ReportResponse\x12L\n\tGetStatus\x12\x1e.adamserve.v1.GetStatusRequest\x1a\x1f.adamserve.v1.GetStatusResponse\x12O\n\nCheckpoint\x12\x1f.adamserve.v1.CheckpointRequest\x1a .adamserve.v1.CheckpointResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61\x64\x61mserve/v1/control.proto\x12\x0c\x61\x64\x61mserve.v1\x1a\x18\x61\x64\x61mserve/v1/types.proto\"\x95\x02\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x07tensors\x18\x02 \x03(\x0b\x32\x18.adamserve.v1.TensorSpec\x12\x11\n\trule_json\x18\x03 \x01(\t\x12\x45\n\x11tensor_rules_json\x18\x04 \x03(\x0b\x32*.adamserve.v1.JobSpec.TensorRulesJsonEntry\x12\x13\n\x0b\x63onsistency\x18\x05 \x01(\t\x12\x1a\n\x12\x63heckpoint_every_s\x18\x06 \x01(\x01\x12\x0e\n\x06sparse\x18\x07 \x01(\t\x1a\x36\n\x14TensorRulesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x12GetTopologyRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"c\n\x13GetTopologyResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.adamserve.v1.JobSpec\x12(\n\x06shards\x18\x02 \x03(\x0b\x32\x18.adamserve.v1.ShardPlace\"]\n\x10\x43reateJobRequest\x12$\n\x05start\x18\x01 \x01(\x0b\x32\x15.adamserve.v1.JobSpec\x12#\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x13.adamserve.v1.Chunk\"$\n\x11\x43reateJobResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\"\xbb\x01\n\rReportRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\"\n\x06losses\x18\x03 \x03(\x0b\x32\x12.adamserve.v1.Loss\x12\x39\n\x07numbers\x18\x04 \x03(\x0b\x32(.adamserve.v1.ReportRequest.NumbersEntry\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"F\n\x04Loss\x12\x0c\n\x04loss\x18\x01 \x01(\x01\x12\x1c\n\x0f\x63omparator_loss\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_comparator_loss\"\x10\n\x0eReportResponse\"\x1f\n\x10GetStatusRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xc5\x04\n\tJobStatus\x12\x0b\n\x03job\x18\x01 \x01(\t\x12#\n\x06stamps\x18\x02 \x03(\x0b\x32\x13.adamserve.v1.Stamp\x12\x0f\n\x07healthy\x18\x03 \x01(\x08\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\t\x12\x0c\n\x04live\x18\x05 \x03(\t\x12\x11\n\trollbacks\x18\x06 \x01(\x03\x12\x12\n\ncheckpoint\x18\x07 \x01(\x03\x12\x11\n\x04loss\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tbest_loss\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cregret_steps\x18\n \x01(\x03\x12\x13\n\x06regret\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04rule\x18\x0c \x01(\t\x12\x0c\n\x04rate\x18\r \x01(\x01\x12\x1d\n\x10\x63heckpoint_age_s\x18\x0e \x01(\x01H\x03\x88\x01\x01\x12)\n\x06shards\x18\x0f \x03(\x0b\x32\x19.adamserve.v1.ShardStatus\x12\x39\n\tstaleness\x18\x10 \x03(\x0b\x32&.adamserve.v1.JobStatus.StalenessEntry\x12+\n\x07pushers\x18\x11 \x03(\x0b\x32\x1a.adamserve.v1.PusherStatus\x12#\n\x06\x65vents\x18\x12 \x03(\x0b\x32\x13.adamserve.v1.Event\x1a\x30\n\x0eStalenessEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x07\n\x05_lossB\x0c\n\n_best_lossB\t\n\x07_regretB\x13\n\x11_checkpoint_age_s\"\xd8\x01\n\x0bShardStatus\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\n\n\x02up\x18\x02 \x01(\x08\x12\"\n\x05stamp\x18\x03 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x35\n\x06pushes\x18\x04 \x03(\x0b\x32%.adamserve.v1.ShardStatus.PushesEntry\x12\x0f\n\x07waiting\x18\x05 \x01(\x03\x12\x13\n\x0bstate_bytes\x18\x06 \x01(\x03\x1a-\n\x0bPushesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"O\n\x0cPusherStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x03\x12\x16\n\tpushed_at\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_pushed_at\"`\n\x05\x45vent\x12\n\n\x02\x61t\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x03(\x05\x12\x0e\n\x06pusher\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x63ount\x18\x06 \x01(\x03\":\n\x11GetStatusResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x17.adamserve.v1.JobStatus\" \n\x11\x43heckpointRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"$\n\x12\x43heckpointResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\".\n\x10\x44\x65leteJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05purge\x18\x02 \x01(\x08\"$\n\x11\x44\x65leteJobResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\x32\xe6\x03\n\x0e\x43ontrolService\x12R\n\x0bGetTopology\x12 .adamserve.v1.GetTopologyRequest\x1a!.adamserve.v1.GetTopologyResponse\x12N\n\tCreateJob\x12\x1e.adamserve.v1.CreateJobRequest\x1a\x1f.adamserve.v1.CreateJobResponse(\x01\x12\x43\n\x06Report\x12\x1b.adamserve.v1.ReportRequest\x1a\x1c.adamserve.v1.ReportResponse\x12L\n\tGetStatus\x12\x1e.adamserve.v1.GetStatusRequest\x1a\x1f.adamserve.v1.GetStatusResponse\x12O\n\nCheckpoint\x12\x1f.adamserve.v1.CheckpointRequest\x1a .adamserve.v1.CheckpointResponse\x12L\n\tDeleteJob\x12\x1e.adamserve.v1.DeleteJobRequest\x1a\x1f.adamserve.v1.DeleteJobResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBSPEC_TENSORRULESJSONENTRY']._loaded_options = None
   _globals['_JOBSPEC_TENSORRULESJSONENTRY']._serialized_options = b'8\001'
+  _globals['_REPORTREQUEST_NUMBERSENTRY']._loaded_options = None
+  _globals['_REPORTREQUEST_NUMBERSENTRY']._serialized_options = b'8\001'
   _globals['_JOBSTATUS_STALENESSENTRY']._loaded_options = None
   _globals['_JOBSTATUS_STALENESSENTRY']._serialized_options = b'8\001'
   _globals['_SHARDSTATUS_PUSHESENTRY']._loaded_options = None
@@ -50,38 +52,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEJOBREQUEST']._serialized_end=579
   _globals['_CREATEJOBRESPONSE']._serialized_start=581
   _globals['_CREATEJOBRESPONSE']._serialized_end=617
-  _globals['_JOINREQUEST']._serialized_start=619
-  _globals['_JOINREQUEST']._serialized_end=713
-  _globals['_JOINRESPONSE']._serialized_start=715
-  _globals['_JOINRESPONSE']._serialized_end=771
-  _globals['_LEAVEREQUEST']._serialized_start=773
-  _globals['_LEAVEREQUEST']._serialized_end=833
-  _globals['_LEAVERESPONSE']._serialized_start=835
-  _globals['_LEAVERESPONSE']._serialized_end=850
-  _globals['_REPORTREQUEST']._serialized_start=852
-  _globals['_REPORTREQUEST']._serialized_end=960
-  _globals['_REPORTRESPONSE']._serialized_start=962
-  _globals['_REPORTRESPONSE']._serialized_end=978
-  _globals['_GETSTATUSREQUEST']._serialized_start=980
-  _globals['_GETSTATUSREQUEST']._serialized_end=1011
-  _globals['_JOBSTATUS']._serialized_start=1014
-  _globals['_JOBSTATUS']._serialized_end=1595
-  _globals['_JOBSTATUS_STALENESSENTRY']._serialized_start=1492
-  _globals['_JOBSTATUS_STALENESSENTRY']._serialized_end=1540
-  _globals['_SHARDSTATUS']._serialized_start=1598
-  _globals['_SHARDSTATUS']._serialized_end=1814
-  _globals['_SHARDSTATUS_PUSHESENTRY']._serialized_start=1769
-  _globals['_SHARDSTATUS_PUSHESENTRY']._serialized_end=1814
-  _globals['_PUSHERSTATUS']._serialized_start=1816
-  _globals['_PUSHERSTATUS']._serialized_end=1895
-  _globals['_EVENT']._serialized_start=1897
-  _globals['_EVENT']._serialized_end=1993
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1995
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2053
-  _globals['_CHECKPOINTREQUEST']._serialized_start=2055
-  _globals['_CHECKPOINTREQUEST']._serialized_end=2087
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=2089
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=2125
-  _globals['_CONTROLSERVICE']._serialized_start=2128
-  _globals['_CONTROLSERVICE']._serialized_end=2665
+  _globals['_REPORTREQUEST']._serialized_start=620
+  _globals['_REPORTREQUEST']._serialized_end=807
+  _globals['_REPORTREQUEST_NUMBERSENTRY']._serialized_start=761
+  _globals['_REPORTREQUEST_NUMBERSENTRY']._serialized_end=807
+  _globals['_LOSS']._serialized_start=809
+  _globals['_LOSS']._serialized_end=879
+  _globals['_REPORTRESPONSE']._serialized_start=881
+  _globals['_REPORTRESPONSE']._serialized_end=897
+  _globals['_GETSTATUSREQUEST']._serialized_start=899
+  _globals['_GETSTATUSREQUEST']._serialized_end=930
+  _globals['_JOBSTATUS']._serialized_start=933
+  _globals['_JOBSTATUS']._serialized_end=1514
+  _globals['_JOBSTATUS_STALENESSENTRY']._serialized_start=1411
+  _globals['_JOBSTATUS_STALENESSENTRY']._serialized_end=1459
+  _globals['_SHARDSTATUS']._serialized_start=1517
+  _globals['_SHARDSTATUS']._serialized_end=1733
+  _globals['_SHARDSTATUS_PUSHESENTRY']._serialized_start=1688
+  _globals['_SHARDSTATUS_PUSHESENTRY']._serialized_end=1733
+  _globals['_PUSHERSTATUS']._serialized_start=1735
+  _globals['_PUSHERSTATUS']._serialized_end=1814
+  _globals['_EVENT']._serialized_start=1816
+  _globals['_EVENT']._serialized_end=1912
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1914
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1972
+  _globals['_CHECKPOINTREQUEST']._serialized_start=1974
+  _globals['_CHECKPOINTREQUEST']._serialized_end=2006
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=2008
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=2044
+  _globals['_DELETEJOBREQUEST']._serialized_start=2046
+  _globals['_DELETEJOBREQUEST']._serialized_end=2092
+  _globals['_DELETEJOBRESPONSE']._serialized_start=2094
+  _globals['_DELETEJOBRESPONSE']._serialized_end=2130
+  _globals['_CONTROLSERVICE']._serialized_start=2133
+  _globals['_CONTROLSERVICE']._serialized_end=2619
 # @@protoc_insertion_point(module_scope)

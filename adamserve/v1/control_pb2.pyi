@@ -60,51 +60,32 @@ class CreateJobResponse(_message.Message):
     created: bool
     def __init__(self, created: bool = ...) -> None: ...
 
-class JoinRequest(_message.Message):
-    __slots__ = ("job", "pusher", "session", "lease_s", "last_seq")
-    JOB_FIELD_NUMBER: _ClassVar[int]
-    PUSHER_FIELD_NUMBER: _ClassVar[int]
-    SESSION_FIELD_NUMBER: _ClassVar[int]
-    LEASE_S_FIELD_NUMBER: _ClassVar[int]
-    LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
-    job: str
-    pusher: str
-    session: str
-    lease_s: float
-    last_seq: int
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., lease_s: _Optional[float] = ..., last_seq: _Optional[int] = ...) -> None: ...
-
-class JoinResponse(_message.Message):
-    __slots__ = ("shards",)
-    SHARDS_FIELD_NUMBER: _ClassVar[int]
-    shards: _containers.RepeatedCompositeFieldContainer[_types_pb2.ShardPlace]
-    def __init__(self, shards: _Optional[_Iterable[_Union[_types_pb2.ShardPlace, _Mapping]]] = ...) -> None: ...
-
-class LeaveRequest(_message.Message):
-    __slots__ = ("job", "pusher", "session")
-    JOB_FIELD_NUMBER: _ClassVar[int]
-    PUSHER_FIELD_NUMBER: _ClassVar[int]
-    SESSION_FIELD_NUMBER: _ClassVar[int]
-    job: str
-    pusher: str
-    session: str
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
-
-class LeaveResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
 class ReportRequest(_message.Message):
-    __slots__ = ("job", "pusher", "loss", "comparator_loss")
+    __slots__ = ("job", "pusher", "losses", "numbers")
+    class NumbersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     JOB_FIELD_NUMBER: _ClassVar[int]
     PUSHER_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    pusher: str
+    losses: _containers.RepeatedCompositeFieldContainer[Loss]
+    numbers: _containers.ScalarMap[str, float]
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., numbers: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class Loss(_message.Message):
+    __slots__ = ("loss", "comparator_loss")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     COMPARATOR_LOSS_FIELD_NUMBER: _ClassVar[int]
-    job: str
-    pusher: str
     loss: float
     comparator_loss: float
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., loss: _Optional[float] = ..., comparator_loss: _Optional[float] = ...) -> None: ...
+    def __init__(self, loss: _Optional[float] = ..., comparator_loss: _Optional[float] = ...) -> None: ...
 
 class ReportResponse(_message.Message):
     __slots__ = ()
@@ -229,3 +210,17 @@ class CheckpointResponse(_message.Message):
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     number: int
     def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class DeleteJobRequest(_message.Message):
+    __slots__ = ("job", "purge")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    PURGE_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    purge: bool
+    def __init__(self, job: _Optional[str] = ..., purge: bool = ...) -> None: ...
+
+class DeleteJobResponse(_message.Message):
+    __slots__ = ("deleted",)
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    deleted: bool
+    def __init__(self, deleted: bool = ...) -> None: ...
