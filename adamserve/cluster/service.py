@@ -24,7 +24,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.actors import ControllerActor
 from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig, listening
 from adamserve.cluster.exporting import node_address
@@ -170,7 +170,7 @@ class Service:
     def client(self, job: str, **options: Any) -> Client:
         """A client of a job, as one of the service's own workers; options as for `adamserve.connect`."""
         credentials = replace(self._credentials, transport=options.pop("transport", "auto"))
-        return Client(self._target, job, credentials=credentials, **options)
+        return Client(self._target, job, credentials=credentials, kind="worker", **options)
 
     def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool:
         """Start a job from these parameters. Idempotent; returns whether it was not there before.
