@@ -59,7 +59,10 @@ def test_bench_grpc() -> None:
 def test_bench_loop() -> None:
     result = run("benchmarks/bench_loop.py", "--steps", "3")
     assert result["ratio"] > 0
-    assert set(result["median_s"]) == {"adamserve", "plain"}
+    assert set(result["median_s"]) == {"adamserve", "plain", "plain_alone"}
+    floor = min(result["median_s"]["plain"], result["median_s"]["plain_alone"])
+    assert result["ratio"] == pytest.approx(result["median_s"]["adamserve"] / floor, rel=0.02)
+    assert (result["met"] is None) is not result["steady"]
 
 
 def test_bench_sparse() -> None:
