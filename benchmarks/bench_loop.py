@@ -7,8 +7,8 @@ threads, and torch's fused Adam on the model itself.
 The two take turns, step by step, in one process; figures are medians of seconds. The plain one is timed by itself
 first, before there is a service that could slow it down, and the ratio is to the faster of its two medians.
 
-Where others keep the cores busy, torch's threads wait for each other at every layer. That slows the plain step more than
-ours, and flatters us, so there is a verdict only if the plain steps were steady.
+Where others keep the cores busy, torch's threads wait for each other at every layer. That slows the plain step more
+than ours, and flatters us, so there is a verdict only if the plain steps were steady.
 """
 
 from __future__ import annotations
