@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.process import ProcessInfo
 from adamserve.errors import Unavailable
 
@@ -17,31 +17,36 @@ WITHIN_S = 5.0
 
 
 def probe(
-    shards: Sequence[ProcessInfo], credentials: Credentials, *, node: str, within_s: float = WITHIN_S
+    target: str,
+    shards: Sequence[ProcessInfo],
+    credentials: Credentials,
+    *,
+    node: str,
+    within_s: float = WITHIN_S,
 ) -> None:
-    """Connect to both ports of every shard, all at once, and hang up.
+    """Connect to ControlService and to both ports of every shard, all at once, and hang up.
 
     Args:
+        target: host:port of ControlService.
         shards: the service's processes.
         credentials: how to connect.
-        node: name of this node, for the error.
+        node: this node, for the error.
         within_s: longest that this may take.
 
     Raises:
-        Unavailable: names this node, the shard's node, the port that cannot be reached, and the cause.
+        Unavailable: names this node, the process and its node, the port that cannot be reached, and the cause.
     """
     deadline = time.monotonic() + within_s
-    asked = [
-        (index, info, endpoint, tls)
-        for index, info in enumerate(shards)
-        for endpoint, tls in ((info.direct, True), (info.endpoint, False))
-    ]
-    with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
-        causes = list(pool.map(lambda one: _cause(one[2], credentials if one[3] else None, deadline), asked))
-    for (index, info, endpoint, _), cause in zip(asked, causes, strict=True):
+    places: list[tuple[str, str, Credentials | None]] = [("the service", target, None)]
+    for index, info in enumerate(shards):
+        what = f"shard {index} on node {info.node}"
+        places += [(what, info.direct, credentials), (what, info.endpoint, None)]
+    with ThreadPoolExecutor(max_workers=len(places)) as pool:
+        causes = list(pool.map(lambda place: _cause(place[1], place[2], deadline), places))
+    for (what, endpoint, _), cause in zip(places, causes, strict=True):
         if cause:
             raise Unavailable(
-                f"node {node} cannot reach shard {index} on node {info.node} at {endpoint}: {cause}",
+                f"node {node} cannot reach {what} at {endpoint}: {cause}",
                 field="shards",
                 fix="open the port between the nodes; --shard-ports LOW-HIGH says which ones shards listen on",
             )

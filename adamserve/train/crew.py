@@ -83,6 +83,7 @@ class Crew:
             Unavailable: a worker died too often.
             AdamServeError: what a worker raised.
         """
+        self._started([worker.call("probe") for worker in self._workers])
         self._started([worker.call("join") for worker in self._workers])
         self._monitor.put("worker", self._each("metrics"))
         runs = {worker.work("run"): rank for rank, worker in enumerate(self._workers)}

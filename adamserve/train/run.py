@@ -128,6 +128,7 @@ def _train(
         target=service.target,
         credentials=service.credentials,
         job=JOB,
+        shards=service.processes(),
         lease_s=config.lease_s,
         comparator=comparator,
         theorem=config.theorem,

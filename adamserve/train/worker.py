@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
-from adamserve.cluster.exporting import expose
+from adamserve.client.credentials import Credentials
+from adamserve.cluster.exporting import expose, node_address
+from adamserve.cluster.probe import probe
+from adamserve.cluster.process import ProcessInfo
 from adamserve.observe.exporter import Reading
 from adamserve.observe.families import WORKER_FAMILIES, WorkerOfJob
 from adamserve.observe.logs import LogConfig, fields, set_up
@@ -34,6 +36,7 @@ class Assignment:
         target: host:port of the service.
         credentials: those of the service's own workers.
         job: the job's name.
+        shards: the service's shard processes as the run begins, which every worker tries to reach.
         lease_s: the pushers' lease.
         comparator: parameters to count regret against.
         theorem: the rule, where the constants of the theorem on its regret are to be measured.
@@ -43,6 +46,7 @@ class Assignment:
     target: str
     credentials: Credentials = field(repr=False)
     job: str
+    shards: Sequence[ProcessInfo] = ()
     lease_s: float = 10.0
     comparator: Mapping[str, Array] | None = None
     theorem: Adam | None = None
@@ -81,6 +85,7 @@ class Worker:
             assignment.target,
             assignment.job,
             pusher=f"worker-{config.rank}",
+            kind="worker",
             credentials=assignment.credentials,
             lease_s=assignment.lease_s,
         )
@@ -94,6 +99,15 @@ class Worker:
         self._begun = 0
         self._held = False
         self._limit: int | None = None
+
+    def probe(self) -> None:
+        """Find out, within seconds, whether the service and all of its shards can be reached from here.
+
+        Raises:
+            Unavailable: says what cannot, and why.
+        """
+        given = self._assignment
+        probe(given.target, given.shards, given.credentials, node=node_address(None))
 
     def join(self) -> int:
         """Become live on every shard; returns the last step made."""

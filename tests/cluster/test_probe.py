@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from adamserve import optim
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.probe import probe
 from adamserve.edge.security import Security
 from adamserve.errors import Unavailable
@@ -40,27 +40,37 @@ def closed_port() -> str:
 
 def test_shards_that_answer(start: Start) -> None:
     service = start(shards=3)
-    probe(service.processes(), service.credentials, node="here")
+    probe(service.target, service.processes(), service.credentials, node="here")
+
+
+def test_a_service_that_is_gone(start: Start) -> None:
+    address = closed_port()
+    with pytest.raises(
+        Unavailable, match=f"node here cannot reach the service at {address}: Connection refused"
+    ):
+        probe(address, start().processes(), Credentials(), node="here")
 
 
 @pytest.mark.parametrize("port", ["endpoint", "direct"])
 def test_a_port_that_refuses(start: Start, port: str) -> None:
-    shards = start(shards=2).processes()
+    service = start(shards=2)
+    shards = service.processes()
     address = closed_port()
     moved = replace(shards[1], endpoint=address) if port == "endpoint" else replace(shards[1], direct=address)
     shards[1] = replace(moved, node="there")
     with pytest.raises(
         Unavailable, match=f"node here cannot reach shard 1 on node there at {address}: Connection refused"
     ):
-        probe(shards, Credentials(), node="here")
+        probe(service.target, shards, Credentials(), node="here")
 
 
 def test_a_port_that_does_not_answer(start: Start, silent: str) -> None:
-    shards = start(shards=2).processes()
+    service = start(shards=2)
+    shards = service.processes()
     shards[0] = replace(shards[0], endpoint=silent)
     began = time.monotonic()
     with pytest.raises(Unavailable, match=f"shard 0 on node local at {silent}: no answer in time"):
-        probe(shards, Credentials(), node="here", within_s=0.5)
+        probe(service.target, shards, Credentials(), node="here", within_s=0.5)
     assert time.monotonic() - began < 4.0
 
 
@@ -74,10 +84,10 @@ def test_tls(start: Start, tmp_path: Path) -> None:
         authority=authority.path.read_bytes(),
     )
     service = start(security=security)
-    probe(service.processes(), service.credentials, node="here")
+    probe(service.target, service.processes(), service.credentials, node="here")
     with service.client("job") as client:
         client.create({"w": np.zeros(3, np.float32)}, optim.SGD(lr=1.0))
         client.pull()
     strange = replace(service.credentials, ca=foreign.path.read_bytes())
     with pytest.raises(Unavailable, match="TLS failed: CERTIFICATE_VERIFY_FAILED"):
-        probe(service.processes(), strange, node="here")
+        probe(service.target, service.processes(), strange, node="here")

@@ -20,7 +20,7 @@ import ray
 import adamserve
 from adamserve import checkpoint
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.probe import probe
 from adamserve.cluster.service import Service
 from adamserve.errors import Conflict, InvalidArgument, NotFound, RolledBack, Unavailable
@@ -69,7 +69,7 @@ def test_workers_push_and_pull_as_everybody_does(begin: Start) -> None:
     service = begin(shards=2)
     assert service.create(config(), ZEROS)
     assert not service.create(config(), ZEROS)
-    probe(service.processes(), service.credentials, node="here")
+    probe(service.target, service.processes(), service.credentials, node="here")
     gradients = [np.full(8, float(3**i), np.float32) for i in range(3)]
     outcomes = ray.get(
         [
