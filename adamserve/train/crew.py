@@ -14,7 +14,6 @@ from adamserve.cluster.placement import ProcessGone
 from adamserve.cluster.pool import Pool, WorkerHandle, gather
 from adamserve.errors import Unavailable
 from adamserve.observe.monitor import Monitor
-from adamserve.regret import Loss
 from adamserve.train.bound import Bound
 from adamserve.train.config import TrainConfig
 from adamserve.train.loop import Report
@@ -68,13 +67,13 @@ class Crew:
         self._workers = [self._pool.start() for _ in range(config.workers)]
         self._started([self._take(rank) for rank in range(config.workers)])
 
-    def work(self, log: Log, stop: threading.Event, look: Callable[[Sequence[Loss], str], None]) -> bool:
+    def work(self, log: Log, stop: threading.Event, look: Callable[[str], None]) -> bool:
         """Run every worker to its end. All have joined before any begins, so that the first round is whole.
 
         Args:
             log: takes the workers' reports.
             stop: set it to end after the steps under way.
-            look: called after every round of questions, with the losses reported and a note of what has happened.
+            look: called after every round of questions, with a note of what has happened.
 
         Returns:
             Whether `stop` ended it early.
@@ -106,11 +105,12 @@ class Crew:
                         continue
                     note = f"worker {rank} died and was started again"
                     runs[self._replace(rank)] = rank
-            losses = log.add(self._reports())
+            log.add(self._reports())
             if self._bound.due():
                 self._bound.take(self._each("meter"))
-            look(losses, note)
-        look(log.add(self._reports()), note)
+            look(note)
+        log.add(self._reports())
+        look(note)
         return stopping
 
     def _take(self, rank: int) -> Future[Any]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from adamserve.observe.state import JobState
-from adamserve.regret import Loss
 from adamserve.train.loop import EpochReport, Report, StepReport
 
 RECENT = 50
@@ -58,15 +57,10 @@ class Log:
         """What the task measured last."""
         return self.epochs[-1].numbers if self.epochs else {}
 
-    def add(self, reports: Sequence[Report]) -> list[Loss]:
-        """Take reports in, in the order of their times; returns their losses."""
-        steps = [report for report in reports if isinstance(report, StepReport)]
-        self.steps += steps
+    def add(self, reports: Sequence[Report]) -> None:
+        """Take reports in, in the order of their times."""
+        self.steps += [report for report in reports if isinstance(report, StepReport)]
         self.epochs += [report for report in reports if isinstance(report, EpochReport)]
-        return [
-            Loss(step.loss, None if math.isnan(step.comparator_loss) else step.comparator_loss)
-            for step in steps
-        ]
 
     def progress(self, state: JobState | None, *, epochs: int, note: str) -> Progress:
         """How far the run is; `state` is None before there is a job."""

@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -29,7 +29,6 @@ from adamserve.errors import Conflict
 from adamserve.job import JobConfig
 from adamserve.observe.monitor import Monitor
 from adamserve.observe.state import JobState
-from adamserve.regret import Loss
 from adamserve.shard import consistency
 from adamserve.train.bound import Bound
 from adamserve.train.config import JOB, TrainConfig
@@ -136,11 +135,11 @@ def _train(
     )
     crew = Crew(config, task, assignment, bound, monitor)
 
-    def look(losses: Sequence[Loss], note: str) -> None:
+    def look(note: str) -> None:
         numbers = dict(log.numbers)
         if bound.average is not None:
             numbers["average_regret_bound"] = bound.average
-        service.report(JOB, losses, {name: n for name, n in numbers.items() if math.isfinite(n)})
+        service.report(JOB, [], {name: n for name, n in numbers.items() if math.isfinite(n)})
         [state] = monitor.look(service)
         on_progress(log.progress(state, epochs=config.epochs, note=note))
 

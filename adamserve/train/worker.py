@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,14 @@ from adamserve.client.credentials import Credentials
 from adamserve.cluster.exporting import expose, node_address
 from adamserve.cluster.probe import probe
 from adamserve.cluster.process import ProcessInfo
+from adamserve.errors import Unavailable
 from adamserve.observe.exporter import Reading
 from adamserve.observe.families import WORKER_FAMILIES, WorkerOfJob
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
 from adamserve.train.gauge import Timed, Watched
-from adamserve.train.loop import LoopConfig, Report, run
+from adamserve.train.loop import LoopConfig, Report, StepReport, run
 from adamserve.train.task import Task, initial_model
 from adamserve.values import Array
 
@@ -172,5 +174,12 @@ class Worker:
         return self._assignment.job, self._config.rank, self._timed
 
     def _keep(self, report: Report) -> None:
+        """Keep a report until the driver asks, and tell the service the loss; it does without where it is away."""
         with self._changed:
             self._reports.append(report)
+        if isinstance(report, StepReport):
+            known = not math.isnan(report.comparator_loss)
+            try:
+                self._client.report(report.loss, report.comparator_loss if known else None)
+            except Unavailable as error:
+                log.warning("losses were not reported: %s", error)

@@ -30,7 +30,7 @@ from workers.experiments import NAMES, vae
 from workers.experiments.base import Scale, Settings, relative
 from workers.experiments.catalogue import EXPERIMENTS
 from workers.experiments.comparison import COMPARISONS, STEP, _grown
-from workers.experiments.lab import Data, Result, Trial, kept, read_log
+from workers.experiments.trial import Data, Result, Trial, kept, read_log
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -14,7 +14,8 @@ from adamserve.values import Array, Gradient
 from workers.experiments import figures
 from workers.experiments.base import Claim, Findings, Scale, Settings
 from workers.experiments.comparison import COMPARISONS, Comparison, Contender, Finals
-from workers.experiments.lab import Data, Lab, Trial
+from workers.experiments.lab import Lab
+from workers.experiments.trial import Data, Trial
 
 SOURCE = "slides p. 27-28; Kingma & Ba 2015, section 7.1"
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from adamserve.shard.consistency import Consistency
 from workers.data import Dataset
-from workers.experiments.lab import Data, Lab
+from workers.experiments.lab import Lab
+from workers.experiments.trial import Data
 
 
 class Scale(StrEnum):

@@ -10,7 +10,8 @@ from pathlib import Path
 from adamserve import optim
 from workers.experiments import figures
 from workers.experiments.base import Claim, Findings, Scale, Settings, counted, differences, relative
-from workers.experiments.lab import Data, Lab, Result, Trial
+from workers.experiments.lab import Lab
+from workers.experiments.trial import Data, Result, Trial
 
 STEP = math.sqrt(10.0)
 """Factor from one rate of the grid to the next."""

@@ -19,7 +19,8 @@ from adamserve.values import Array, Gradient, SparseRows, TensorSpec
 from workers.data.streams import Alternating, Quadratic, Stream
 from workers.experiments import figures
 from workers.experiments.base import Claim, Findings, Scale, Settings, counted, differences
-from workers.experiments.lab import Data, Lab, Trial, kept
+from workers.experiments.lab import Lab
+from workers.experiments.trial import Data, Trial, kept
 
 THEOREM = "slides p. 15; Kingma & Ba 2015, Theorem 4.1"
 REDDI = "Reddi, Kale & Kumar 2018, Theorem 1"

@@ -11,7 +11,8 @@ from pathlib import Path
 from adamserve import optim
 from workers.experiments import figures
 from workers.experiments.base import Claim, Findings, Scale, Settings, counted, differences, relative
-from workers.experiments.lab import Data, Lab, Trial
+from workers.experiments.lab import Lab
+from workers.experiments.trial import Data, Trial
 
 SOURCE = "slides p. 25; Kingma & Ba 2015, section 6.4"
 
