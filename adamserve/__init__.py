@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from adamserve.client.asyncio_client import AsyncClient, connect_async
     from adamserve.client.client import Client
-    from adamserve.client.connect import AsyncClient, connect, connect_async
+    from adamserve.client.connect import connect
     from adamserve.client.remote_optimizer import RemoteOptimizer
     from adamserve.errors import AdamServeError, RolledBack
     from adamserve.values import SparseRows
@@ -32,10 +33,14 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name at its first use: importing the package loads neither numpy, grpc nor torch."""
-    if name in ("AsyncClient", "Client", "connect", "connect_async"):
+    if name in ("Client", "connect"):
         from adamserve.client import connect
 
         return getattr(connect, name)
+    if name in ("AsyncClient", "connect_async"):
+        from adamserve.client import asyncio_client
+
+        return getattr(asyncio_client, name)
     if name in ("AdamServeError", "RolledBack"):
         from adamserve import errors
 

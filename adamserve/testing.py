@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar
 
 from adamserve.checkpoint import ShardEntry
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.controller import Controller
 from adamserve.cluster.placement import ProcessGone
 from adamserve.cluster.process import ProcessInfo, ShardProcess
@@ -35,7 +35,7 @@ from adamserve.job import JobConfig
 from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
 from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Joined, Stamp
+from adamserve.values import Array, Stamp
 
 __all__ = ["LocalPlacement", "LocalShard", "ManualClock", "Service"]
 
@@ -89,18 +89,6 @@ class LocalShard:
     def write(self, job: str, folder: Path) -> Future[ShardEntry]:
         """As `ShardProcess.write`."""
         return self._call(lambda process: process.write(job, folder))
-
-    def join(self, job: str, pusher: str, *, lease_s: float, last_seq: int, session: str) -> Future[Joined]:
-        """As `ShardHost.join`."""
-        return self._call(
-            lambda process: process.host(job).join(
-                pusher, lease_s=lease_s, last_seq=last_seq, session=session
-            )
-        )
-
-    def leave(self, job: str, pusher: str, session: str) -> Future[None]:
-        """As `ShardHost.leave`."""
-        return self._call(lambda process: process.host(job).leave(pusher, session))
 
     def statistics(self) -> Future[Mapping[str, ShardStatistics]]:
         """As `ShardProcess.statistics`."""

@@ -54,6 +54,17 @@ def test_bench_grpc() -> None:
     assert all(ratio > 0 for ratio in result["ratios"].values())
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_bench_loop() -> None:
+    result = run("benchmarks/bench_loop.py", "--steps", "3")
+    assert result["ratio"] > 0
+    assert set(result["median_s"]) == {"adamserve", "plain", "plain_alone"}
+    floor = min(result["median_s"]["plain"], result["median_s"]["plain_alone"])
+    assert result["ratio"] == pytest.approx(result["median_s"]["adamserve"] / floor, rel=0.02)
+    assert (result["met"] is None) is not result["steady"]
+
+
 def test_bench_sparse() -> None:
     result = run("benchmarks/bench_sparse.py", "--rows", "20000", "--repeats", "3", "--gap", "2000")
     assert set(result["ratios"]) == set(result["targets"])

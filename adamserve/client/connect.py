@@ -1,65 +1,13 @@
-"""The ways in: `connect`, and `connect_async` for asyncio."""
+"""`adamserve.connect`, the way in."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
 
-from adamserve import optim
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.errors import InvalidArgument
-from adamserve.observe.state import JobState
-from adamserve.values import Array, Clocks, JobReceipt
-
-
-class AsyncClient:
-    """`Client` for asyncio: the same methods, awaited."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    async def create(self, parameters: Mapping[str, Array], rule: optim.Rule, **options: Any) -> bool:
-        """As `Client.create`."""
-        return await asyncio.to_thread(self._client.create, parameters, rule, **options)
-
-    async def pull(self, **options: Any) -> tuple[Mapping[str, Array], Clocks]:
-        """As `Client.pull`."""
-        return await asyncio.to_thread(self._client.pull, **options)
-
-    async def push(self, gradients: Mapping[str, Array], clock: Clocks, **options: Any) -> JobReceipt:
-        """As `Client.push`."""
-        return await asyncio.to_thread(lambda: self._client.push(gradients, clock, **options))
-
-    async def push_pull(
-        self, gradients: Mapping[str, Array], clock: Clocks, **options: Any
-    ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
-        """As `Client.push_pull`."""
-        return await asyncio.to_thread(self._client.push_pull, gradients, clock, **options)
-
-    async def report(self, loss: float, comparator_loss: float | None = None) -> None:
-        """As `Client.report`."""
-        await asyncio.to_thread(self._client.report, loss, comparator_loss)
-
-    async def status(self) -> JobState:
-        """As `Client.status`."""
-        return await asyncio.to_thread(self._client.status)
-
-    async def checkpoint(self) -> int:
-        """As `Client.checkpoint`."""
-        return await asyncio.to_thread(self._client.checkpoint)
-
-    async def close(self) -> None:
-        """As `Client.close`."""
-        await asyncio.to_thread(self._client.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
+from adamserve.values import PusherKind
 
 
 def connect(
@@ -67,6 +15,8 @@ def connect(
     job: str,
     *,
     pusher: str = "",
+    kind: PusherKind = "trainer",
+    credentials: Credentials | None = None,
     token: str = "",
     token_file: str | Path | None = None,
     ca: str | Path | None = None,
@@ -85,6 +35,8 @@ def connect(
         target: host:port of its ControlService.
         job: the job's name; `Client.create` starts one.
         pusher: this pusher's name, unique in the job and the same after a restart; "" makes one up.
+        kind: where the pusher runs: "worker", started by `adamserve.train`, or "trainer", anywhere else.
+        credentials: all from `token` to `transport` in one value, in place of them.
         token, token_file: bearer token, or the file that holds it.
         ca: PEM file of the authorities that sign the server's certificate; without it the connection is plain text.
         cert, key: PEM files of this client's own certificate, for mutual TLS.
@@ -102,7 +54,7 @@ def connect(
     """
     if token_file is not None:
         token = _read("token_file", token_file).decode().strip()
-    credentials = Credentials(
+    given = Credentials(
         token=token,
         ca=_read("ca", ca),
         cert=_read("cert", cert),
@@ -110,21 +62,19 @@ def connect(
         server_name=server_name,
         transport=transport,
     )
+    if credentials is not None and given != Credentials():
+        raise InvalidArgument("stand beside a part of them", field="credentials", fix="put all into them")
     return Client(
         target,
         job,
         pusher=pusher,
-        credentials=credentials,
+        kind=kind,
+        credentials=credentials or given,
         timeout_s=timeout_s,
         lease_s=lease_s,
         wire_dtype=wire_dtype,
         max_in_flight=max_in_flight,
     )
-
-
-def connect_async(target: str, job: str, **options: Any) -> AsyncClient:
-    """As `connect`, for asyncio."""
-    return AsyncClient(connect(target, job, **options))
 
 
 def _read(name: str, path: str | Path | None) -> bytes:

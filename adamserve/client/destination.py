@@ -10,6 +10,7 @@ import numpy as np
 from adamserve.errors import InvalidArgument, NotFound
 from adamserve.shard import sparse
 from adamserve.values import Array, Span, TensorSpec
+from adamserve.wire import chunks, codec
 
 
 class Target:
@@ -65,6 +66,27 @@ class Target:
         spans = list(spans)
         by_row = sum(len(rows) * self._specs[span.tensor].width for span, rows in self.asked(spans))
         return by_row + sum(span.numel for span in spans if span.tensor not in self._wanted)
+
+    def take(self, chunk: chunks.Chunk, spans: Mapping[str, Span]) -> int:
+        """Write a chunk to its place; returns how many elements it had.
+
+        Args:
+            chunk: a part of a shard's answer.
+            spans: the shard's, by tensor.
+
+        Raises:
+            InvalidArgument: it is of no such span, or garbled.
+        """
+        if chunk.rows is not None:
+            rows, values, _ = codec.decode_rows(chunk, self._specs[chunk.tensor].width)
+            self.put_rows(chunk.tensor, rows, values)
+        else:
+            begin, end = chunk.start, chunk.start + chunk.length
+            span = spans.get(chunk.tensor)
+            if span is None or not span.start <= begin <= end <= span.stop:
+                raise InvalidArgument(f"elements {begin} to {end} are another shard's", field=chunk.tensor)
+            codec.decode(chunk, self.flat[chunk.tensor][begin:end])
+        return chunk.length
 
     def put_rows(self, tensor: str, rows: Array, values: Array) -> None:
         """Write some of the rows of a tensor: their places, and values of shape (n, width)."""

@@ -17,12 +17,11 @@ from torch import Tensor
 from adamserve import optim
 from adamserve.client.client import Client
 from adamserve.client.connect import connect
-from adamserve.client.destination import Target
-from adamserve.client.link import Feed
+from adamserve.client.pushes import OutgoingPush
 from adamserve.errors import Conflict, InvalidArgument, RolledBack
 from adamserve.optim import torch_map
 from adamserve.shard.sparse import as_rows
-from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome, Stamp
+from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome
 
 Group = dict[str, Any]
 RuleOf = Callable[[Group], optim.Rule]
@@ -30,11 +29,9 @@ RuleOf = Callable[[Group], optim.Rule]
 
 @dataclass(slots=True)
 class _Early:
-    """A push begun while backward runs."""
+    """A push begun while backward runs; void where a gradient changed, so that it cannot be committed."""
 
-    feed: Feed
-    stamps: list[Stamp]
-    target: Target
+    push: OutgoingPush
     sent: dict[str, Tensor]
     void: bool = False
 
@@ -179,8 +176,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """What became of the last push."""
         self._early: _Early | None = None
         self._sending = threading.Lock()
-        # What int8 loses of a gradient goes into the next one, which has to wait for it.
-        self._overlap = overlap = overlap and options.get("wire_dtype") != "int8"
+        self._overlap = overlap
         self._hooks: list[Any] = []
         try:
             self.client.create(
@@ -222,7 +218,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         gradients = {name: self._gradient(name, p) for name, p in self._named.items() if p.grad is not None}
         early, self._early = self._early, None
         if early is not None and not self._still(early, gradients):
-            self.client.abort(early.feed)
+            early.push.abort()
             early, self._overlap = None, False
         try:
             if early is None:
@@ -231,7 +227,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
                     arrays, self._clock, into=self._host, rates=rates
                 )
             else:
-                self.receipt, self._clock = self._finish(early, gradients, rates)
+                self.receipt, self._clock = _finish(early, gradients, rates)
         except RolledBack:
             self._pull()
             raise
@@ -294,7 +290,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _give_up_early(self) -> None:
         early, self._early = self._early, None
         if early is not None:
-            self.client.abort(early.feed)
+            early.push.abort()
 
     def _pull(self) -> None:
         """Take the job's parameters; a rollback is no news to a model that takes everything."""
@@ -329,8 +325,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         if self._early is None:
             if not torch.isfinite(gradient.sum()):
                 return
-            feed, stamps, target = self.client.begin(self._clock, into=self._host)
-            self._early = _Early(feed, stamps, target, {})
+            self._early = _Early(self.client.stream(self._clock, into=self._host), {})
         early = self._early
         if name in early.sent:
             early.void = True
@@ -339,35 +334,16 @@ class RemoteOptimizer(torch.optim.Optimizer):
             return
         copy = self._signed(name, gradient.detach()).to("cpu", copy=True)
         early.sent[name] = copy
-        early.feed.add(name, self.client.gradient(name, _array(name, copy), copy=False))
-
-    def _finish(
-        self, early: _Early, gradients: Mapping[str, Tensor], rates: Mapping[str, float]
-    ) -> tuple[JobReceipt, Clocks]:
-        """Add what was not sent early, and commit; a gradient that is refused gives the whole push up."""
-        try:
-            rest = {
-                name: self.client.gradient(name, _array(name, gradient), copy=False)
-                for name, gradient in gradients.items()
-                if name not in early.sent
-            }
-        except InvalidArgument:
-            self.client.abort(early.feed)
-            raise
-        for name, array in rest.items():
-            early.feed.add(name, array)
-        receipt = self.client.finish(early.feed, rates=rates).result()
-        self.client.raise_lost()
-        early.target.result()
-        return receipt, Clocks(early.stamps)
+        early.push.add(name, _array(name, copy))
 
     def _still(self, early: _Early, gradients: Mapping[str, Tensor]) -> bool:
         """Whether what was sent early is what is to be sent now, and is still on its way."""
-        ended = early.feed.aborted or any(
-            future.done() for future in early.feed.futures
-        )  # before its commit: its deadline passed
-        return not (ended or early.void) and all(
-            name in gradients and torch.equal(sent, gradients[name]) for name, sent in early.sent.items()
+        return (
+            early.push.alive
+            and not early.void
+            and all(
+                name in gradients and torch.equal(sent, gradients[name]) for name, sent in early.sent.items()
+            )
         )
 
     def _gradient(self, name: str, parameter: Tensor) -> Tensor:
@@ -405,6 +381,18 @@ class RemoteOptimizer(torch.optim.Optimizer):
                         field=field.name,
                         fix="only lr may change while a job runs",
                     )
+
+
+def _finish(
+    early: _Early, gradients: Mapping[str, Tensor], rates: Mapping[str, float]
+) -> tuple[JobReceipt, Clocks]:
+    """Add what was not sent early, and commit; a gradient that is refused gives the whole push up."""
+    with early.push:
+        for name, gradient in gradients.items():
+            if name not in early.sent:
+                early.push.add(name, _array(name, gradient))
+        receipt, _, clock = early.push.commit(rates=rates)
+    return receipt, clock
 
 
 def _names(groups: Iterable[Group]) -> Iterable[tuple[str, Tensor]]:

@@ -1,19 +1,20 @@
-"""One pusher's standing with a service: lease, places of the shards, what was seen of them, and calls tried again."""
+"""One client's standing with the shards of a job: where they are, its lease on each, and what it has seen of them."""
 
 from __future__ import annotations
 
 import os
-import random
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
 
-import grpc
-
-from adamserve.client.link import Credentials, Feed, Link, spans_of
+from adamserve.client.backoff import Backoff, Tries
+from adamserve.client.control_link import ControlLink
+from adamserve.client.credentials import Credentials
+from adamserve.client.links import Member, Place, ShardLink
+from adamserve.client.wire_link import WireLink
 from adamserve.errors import (
     AdamServeError,
     Conflict,
@@ -23,104 +24,162 @@ from adamserve.errors import (
     RolledBack,
     Unavailable,
 )
-from adamserve.v1 import control_pb2, control_pb2_grpc
-from adamserve.values import Clocks, Deadline, Stamp, TensorSpec
-from adamserve.wire import codec
-from adamserve.wire.status import error_of
+from adamserve.values import Clocks, Deadline, Joined, PusherKind, Stamp, TensorSpec
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
-"""Pause before a second try; it doubles with each, and a random share of it is waited."""
+KINDS: tuple[PusherKind, ...] = ("worker", "trainer")
 
-ATTEMPT_S = 60.0
-"""Longest that one try may take before the call is made again on a new connection."""
+FIND_S = 5.0
+"""Longest that a shard is looked for before a call to it is tried again where it was."""
 
-
-class Aborted(Exception):
-    """A push was given up before its commit."""
+LEAVE_S = 5.0
+"""Longest that a shard is told that a client leaves: otherwise the lease runs out by itself."""
 
 
 class Session:
-    """Joins a job's shards, keeps the lease, and makes calls until they are answered.
+    """Finds a job's shards, joins them, keeps the leases, and notices what a restore has lost. Thread-safe.
 
     Attributes:
-        id: tells this client from another one of the same pusher's name.
-        shards: the ways to them; empty before `open`.
+        member: who the client is to the shards.
+        links: the ways to them, in shard order; empty before `open`.
         tensors: the job's, by name; empty before `open`.
-        seq: the last one used.
-        resync: some shards may have counted another seq than others; `join` makes them agree.
+        restores: how often a shard was found to have been restored; it may know of fewer pushes than were made.
     """
 
     def __init__(
         self,
-        target: str,
+        control: ControlLink,
         job: str,
-        *,
         pusher: str,
-        credentials: Credentials,
-        timeout_s: float,
+        *,
+        kind: PusherKind,
         lease_s: float,
+        credentials: Credentials,
+        backoff: Backoff,
+        timeout_s: float,
     ) -> None:
-        self.job = job
-        self.pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.id = uuid.uuid4().hex
-        self.credentials = credentials
-        self.channel: Any = credentials.channel(target)
-        self.control = control_pb2_grpc.ControlServiceStub(self.channel)  # type: ignore[no-untyped-call]
-        self.shards: list[Link] = []
+        if kind not in KINDS:
+            raise InvalidArgument(f"{kind!r} is none", field="kind", fix=f"one of {', '.join(KINDS)}")
+        pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.member = Member(job, pusher, uuid.uuid4().hex, kind, lease_s)
+        self.links: tuple[ShardLink, ...] = ()
         self.tensors: dict[str, TensorSpec] = {}
-        self.seq = 0
-        self.resync = False
+        self.restores = 0
+        self._control = control
+        self._credentials = credentials
+        self._backoff = backoff
         self._timeout_s = timeout_s
-        self._lease_s = lease_s
-        self._joined = False
+        self._opening = threading.Lock()
         self._closed = threading.Event()
+        self._beside: ThreadPoolExecutor | None = None
+        self._beating: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._seen: list[Stamp] = []
         self._lost: tuple[Clocks, Clocks] | None = None
 
     def deadline(self) -> Deadline:
         """That of a call which begins now."""
         return Deadline.after(self._timeout_s)
 
-    # ---- the lease
+    # ---- where the shards are
 
-    def open(self, deadline: Deadline, *, join: bool = False) -> None:
-        """Learn where the shards are, and join them, the first time."""
+    def open(self, deadline: Deadline) -> None:
+        """Learn where the shards are, the first time.
+
+        Raises:
+            InvalidArgument: the client is closed.
+        """
         if self.closed:
             raise InvalidArgument("the client is closed", field="client")
-        if not self.shards:
-            request = control_pb2.GetTopologyRequest(job=self.job)
-            found = self.call(self.control.GetTopology, request, deadline)
-            self.tensors = {
-                t.name: TensorSpec(
-                    t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name), t.stride or 1
-                )
-                for t in found.job.tensors
-            }
-            self.shards = [Link(i, place, self.credentials) for i, place in enumerate(found.shards)]
-        if join and not self._joined:
-            self.seq = max(self.join(deadline, 0), default=0)
-            self.join(deadline, self.seq)
-            self._joined = True
-            threading.Thread(target=self._beat, name="adamserve-lease", daemon=True).start()
+        if self.links:
+            return
+        with self._opening:
+            if self.links:
+                return
+            topology = self._control.topology(self.member.job, deadline)
+            self.tensors = {spec.name: spec for spec in topology.tensors}
+            self._seen = [Stamp(place.incarnation, 0) for place in topology.places]
+            self.links = tuple(
+                WireLink(place, self.member, self._credentials, self, self._backoff)
+                for place in topology.places
+            )
 
-    def join(self, deadline: Deadline, last_seq: int) -> list[int]:
-        """Join every shard; returns the last seq that each knows."""
-        found = self.call(self.control.Join, self._lease(last_seq), deadline)
-        self._note(found.shards)
-        return [place.last_seq for place in found.shards]
+    def recover(self, link: ShardLink, tries: Tries, error: AdamServeError) -> None:
+        """As `Recovery.recover`."""
+        # A restored shard knows neither job nor pusher for a moment.
+        restoring = isinstance(error, NotFound) and error.field in ("job", "pusher")
+        if not (restoring or isinstance(error, Unavailable)) or self.closed:
+            raise error
+        self._closed.wait(tries.pause_after(error))
+        link.reconnect()
+        with suppress(Unavailable, NotFound, LimitExceeded):  # the service is away too
+            self._find(link, Deadline.after(min(FIND_S, tries.deadline.remaining())))
 
-    def _lease(self, last_seq: int = 0) -> control_pb2.JoinRequest:
-        return control_pb2.JoinRequest(
-            job=self.job, pusher=self.pusher, session=self.id, lease_s=self._lease_s, last_seq=last_seq
-        )
+    def _find(self, link: ShardLink, deadline: Deadline) -> None:
+        """Learn anew where the shards are, and be live on this one, which may have been restored."""
+        self.note(self._control.topology(self.member.job, deadline).places)
+        if self._beating is not None:
+            self._joined(link, link.join(0, max(0.001, deadline.remaining())))
+
+    def note(self, places: tuple[Place, ...]) -> None:
+        """Talk to the shards where they are now.
+
+        Raises:
+            Conflict: they are not the shards that the client knows.
+        """
+        if [place.spans for place in places] != [link.spans for link in self.links]:
+            raise Conflict(
+                f"the service has {len(places)} shards now, where it had {len(self.links)}, or others",
+                field="shards",
+                fix="connect again",
+            )
+        for link, place in zip(self.links, places, strict=True):
+            link.move(place)
+            self._restored(link, place.incarnation, place.restored_clock)
+
+    # ---- the leases
+
+    def join(self, last_seq: int, deadline: Deadline) -> list[int]:
+        """Be live on every shard, from now on until `close`; returns the last seq that each knows."""
+        self.open(deadline)
+        if self._beside is None:
+            self._beside = ThreadPoolExecutor(len(self.links), thread_name_prefix="adamserve-lease")
+        joins = [self._beside.submit(self._join, link, last_seq, deadline) for link in self.links]
+        known = [join.result().last_seq for join in joins]
+        if self._beating is None:
+            self._beating = threading.Thread(target=self._beat, name="adamserve-beat", daemon=True)
+            self._beating.start()
+        return known
+
+    def _join(self, link: ShardLink, last_seq: int, deadline: Deadline) -> Joined:
+        tries = Tries(self._backoff, deadline)
+        while True:
+            try:
+                return self._joined(link, link.join(last_seq, tries.seconds))
+            except AdamServeError as error:
+                self.recover(link, tries, error)
+
+    def _joined(self, link: ShardLink, joined: Joined) -> Joined:
+        self._restored(link, joined.stamp.incarnation, joined.restored_clock)
+        return joined
 
     def _beat(self) -> None:
-        """Renew the lease three times in its length, until closed."""
-        while not self._closed.wait(self._lease_s / 3):
+        """Renew the leases three times in their length, until closed."""
+        assert self._beside is not None
+        third = self.member.lease_s / 3
+        while not self._closed.wait(third):
+            due = [link for link in self.links if time.monotonic() - link.renewed_at > third]
+            with suppress(RuntimeError):  # the interpreter is ending
+                for renewal in [self._beside.submit(self._renew, link) for link in due]:
+                    renewal.result()
+
+    def _renew(self, link: ShardLink) -> None:
+        """Renew one lease, where the shard was or where it is now; the next call says what is wrong with both."""
+        deadline = Deadline.after(self.member.lease_s / 3)
+        with suppress(AdamServeError):
             try:
-                self.control.Join(self._lease(), timeout=self._lease_s, metadata=self.credentials.metadata)
-            except (grpc.RpcError, ValueError):
-                continue  # the next push or pull says what is wrong; ValueError: the channel was closed meanwhile
+                self._joined(link, link.join(0, self.member.lease_s / 6))
+            except (Unavailable, NotFound):
+                self._find(link, deadline)
 
     @property
     def closed(self) -> bool:
@@ -130,50 +189,41 @@ class Session:
     def close(self) -> None:
         """Stop counting as live, and disconnect."""
         self._closed.set()
-        if self._joined:
-            request = control_pb2.LeaveRequest(job=self.job, pusher=self.pusher, session=self.id)
-            with suppress(grpc.RpcError):  # the lease runs out by itself
-                self.control.Leave(request, timeout=5.0, metadata=self.credentials.metadata)
-        for shard in self.shards:
-            shard.close()
-        self.channel.close()
+        if self._beating is not None:
+            self._beating.join(LEAVE_S)  # so that no renewal comes after the leaving
+        if self._beside is not None:
+            leaving = [self._beside.submit(link.leave, LEAVE_S) for link in self.links]
+            for left in leaving:
+                left.exception()
+            self._beside.shutdown()
+        for link in self.links:
+            link.close()
+        self._control.close()
 
-    # ---- shards, seen and lost
+    # ---- what was seen of the shards, and lost
 
-    def refresh(self, deadline: Deadline) -> None:
-        """Learn anew where the shards are, and be live on those that were restored."""
-        if self._joined:
-            self.join(deadline, 0)
-        else:
-            request = control_pb2.GetTopologyRequest(job=self.job)
-            self._note(self.call(self.control.GetTopology, request, deadline).shards)
-
-    def _note(self, places: Any) -> None:
-        if [spans_of(place) for place in places] != [shard.spans for shard in self.shards]:
-            raise Conflict(
-                f"the service has {len(places)} shards now, where it had {len(self.shards)}, or others",
-                field="shards",
-                fix="connect again",
-            )
-        for shard, place in zip(self.shards, places, strict=True):
-            shard.move(place)
-            if place.stamp.incarnation > shard.seen.incarnation:
-                shard.restored_clock = place.restored_clock
-                self.resync = True  # it may know of fewer pushes than were made
-                self.see(shard, Stamp(place.stamp.incarnation, place.restored_clock))
-
-    def see(self, shard: Link, stamp: Stamp) -> None:
-        """Note a shard's stamp; a new incarnation that began before what was seen in the old one has lost updates."""
+    def see(self, clock: Clocks) -> None:
+        """Note every shard's stamp; one of a new incarnation is asked at which clock that began."""
+        for link, stamp in zip(self.links, clock, strict=True):
+            if stamp.incarnation > self._seen[link.index].incarnation:
+                if self._beating is not None:
+                    self._join(link, 0, self.deadline())
+                else:
+                    self.note(self._control.topology(self.member.job, self.deadline()).places)
         with self._lock:
-            if stamp.incarnation > shard.seen.incarnation and shard.restored_clock < shard.seen.clock:
-                before, after = self._lost or (None, None)
-                now = Clocks(s.seen for s in self.shards)
-                mended = Clocks(
-                    Stamp(stamp.incarnation, shard.restored_clock) if s is shard else kept
-                    for s, kept in zip(self.shards, after or now, strict=True)
-                )
-                self._lost = (before or now, mended)
-            shard.seen = max(shard.seen, stamp)
+            self._seen = [max(pair) for pair in zip(self._seen, clock, strict=True)]
+
+    def _restored(self, link: ShardLink, incarnation: int, clock: int) -> None:
+        """Note that a shard is in an incarnation that began at this clock: what was seen beyond it is lost."""
+        with self._lock:
+            before, now = self._seen[link.index], Stamp(incarnation, clock)
+            if incarnation <= before.incarnation:
+                return
+            self.restores += 1
+            if clock < before.clock:
+                first, mended = self._lost or (Clocks(self._seen), Clocks(self._seen))
+                self._lost = first, Clocks(now if i == link.index else s for i, s in enumerate(mended))
+            self._seen[link.index] = now
 
     def raise_lost(self) -> None:
         """Say once that a shard was restored and updates that this client saw are lost.
@@ -181,75 +231,16 @@ class Session:
         Raises:
             RolledBack: with the clocks before and after.
         """
-        lost = self.forget_lost()
-        if lost is not None:
-            raise rolled_back(
-                "a shard was restored from a checkpoint; updates that this client saw are lost", *lost
-            )
+        if self._lost is not None:
+            problem = "a shard was restored from a checkpoint; updates that this client saw are lost"
+            raise self.rolled_back(problem, *self._lost)
 
-    def forget_lost(self) -> tuple[Clocks, Clocks] | None:
-        """The clocks before and after what `raise_lost` would say, which it then does not."""
+    def rolled_back(self, problem: str, before: Clocks, after: Clocks) -> RolledBack:
+        """The error that tells a rollback, with its clocks; `raise_lost` does not tell it again."""
         with self._lock:
-            lost, self._lost = self._lost, None
-        return lost
-
-    # ---- calls
-
-    def call(self, method: Any, request: Any, deadline: Deadline | None = None) -> Any:
-        """One call of the ControlService, tried until it is answered."""
-        return self.retrying(
-            lambda s: method(request, timeout=s, metadata=self.credentials.metadata),
-            deadline or self.deadline(),
+            self._lost = None
+        error = RolledBack(
+            f"{problem} (clocks {before} before, {after} after)", fix="pull, and compute again"
         )
-
-    def retrying(
-        self,
-        attempt: Callable[[float], Any],
-        deadline: Deadline,
-        shard: Link | None = None,
-        feed: Feed | None = None,
-    ) -> Any:
-        """Call until it is answered, the error is not one that time mends, or the deadline passes.
-
-        Args:
-            attempt: one try, given the seconds that it may take.
-            shard: whose connections are made anew before another try.
-            feed: the push that the call is a part of.
-
-        Raises:
-            Aborted: the push was given up.
-            AdamServeError: what the last try met.
-        """
-        pause = FIRST_PAUSE_S
-        while True:
-            try:
-                return attempt(min(ATTEMPT_S, max(0.001, deadline.remaining())))
-            except grpc.RpcError as failed:
-                error = error_of(failed)
-            except AdamServeError as failed:
-                error = failed
-            if feed is not None and feed.aborted:
-                raise Aborted
-            # A restored shard knows neither job nor pusher for a moment.
-            restoring = shard is not None and isinstance(error, NotFound) and error.field in ("job", "pusher")
-            if not (restoring or isinstance(error, Unavailable)) or self.closed:
-                raise error
-            if deadline.remaining() < pause:
-                raise Unavailable(
-                    f"gave up after {self._timeout_s:g} s: {error.problem}", field=error.field, fix=error.fix
-                )
-            self._closed.wait(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-            if shard is not None:
-                shard.reconnect()
-                try:
-                    self.refresh(Deadline.after(min(5.0, deadline.remaining())))
-                except (Unavailable, NotFound, LimitExceeded):
-                    continue  # the service is away too
-
-
-def rolled_back(problem: str, before: Clocks, after: Clocks) -> RolledBack:
-    """The error that tells a rollback, with its clocks."""
-    error = RolledBack(f"{problem} (clocks {before} before, {after} after)", fix="pull, and compute again")
-    error.before, error.after = tuple(before), tuple(after)
-    return error
+        error.before, error.after = tuple(before), tuple(after)
+        return error

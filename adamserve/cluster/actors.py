@@ -11,7 +11,7 @@ import ray
 
 from adamserve import optim
 from adamserve.checkpoint import ShardEntry
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.config import ServiceConfig
 from adamserve.cluster.controller import Controller
 from adamserve.cluster.exporting import node_address
@@ -25,7 +25,7 @@ from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
 from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Joined, Stamp
+from adamserve.values import Array, Stamp
 
 CONCURRENCY = {"control": 8}
 """Threads of a shard's process for calls through Ray; pushes and pulls come to its own endpoints."""
@@ -90,22 +90,6 @@ class ShardActor:
     def drain(self, grace_s: float) -> None:
         """As `ShardProcess.drain`."""
         self._process.drain(grace_s)
-
-    @ray.method(concurrency_group="control")
-    def join(self, job: str, pusher: str, lease_s: float, last_seq: int, session: str = "") -> Joined:
-        """As `ShardHost.join`."""
-        return self._process.host(job).join(
-            pusher,
-            lease_s=lease_s,
-            last_seq=last_seq,
-            session=session,
-            kind="trainer" if session else "worker",
-        )
-
-    @ray.method(concurrency_group="control")
-    def leave(self, job: str, pusher: str, session: str = "") -> None:
-        """As `ShardHost.leave`."""
-        self._process.host(job).leave(pusher, session)
 
 
 class ServiceController:

@@ -27,7 +27,7 @@ from adamserve.cluster.watch import Watch
 from adamserve.job import JobConfig, Place, Topology
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
-from adamserve.values import Array, Joined
+from adamserve.values import Array
 
 log = logging.getLogger("adamserve.service")
 
@@ -134,19 +134,6 @@ class Controller:
     def handles(self) -> tuple[ShardHandle, ...]:
         """The shards' processes, in shard order."""
         return self._shards.handles
-
-    def join(self, name: str, pusher: str, session: str, lease_s: float, last_seq: int) -> list[Joined]:
-        """Make a pusher live on every shard, as `ShardHost.join`."""
-        self._table.get(name)
-        return self._shards.ask(
-            lambda handle: handle.join(name, pusher, lease_s=lease_s, last_seq=last_seq, session=session),
-            f"{pusher} to join",
-        )
-
-    def leave(self, name: str, pusher: str, session: str) -> None:
-        """Stop counting a pusher on every shard."""
-        self._table.get(name)
-        self._shards.ask(lambda handle: handle.leave(name, pusher, session), f"{pusher} to leave")
 
     def processes(self) -> list[ProcessInfo]:
         """Who each shard's process is."""

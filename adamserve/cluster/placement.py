@@ -14,7 +14,7 @@ from adamserve.cluster.process import ProcessInfo
 from adamserve.errors import Unavailable
 from adamserve.job import JobConfig
 from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Joined, Stamp
+from adamserve.values import Array, Stamp
 
 Answer = TypeVar("Answer")
 
@@ -43,12 +43,6 @@ class ShardHandle(Protocol):
 
     def write(self, job: str, folder: Path) -> Future[ShardEntry]:
         """As `ShardProcess.write`."""
-
-    def join(self, job: str, pusher: str, *, lease_s: float, last_seq: int, session: str) -> Future[Joined]:
-        """As `ShardHost.join`."""
-
-    def leave(self, job: str, pusher: str, session: str) -> Future[None]:
-        """As `ShardHost.leave`."""
 
     def statistics(self) -> Future[Mapping[str, ShardStatistics]]:
         """As `ShardProcess.statistics`."""

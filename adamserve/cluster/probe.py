@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.process import ProcessInfo
 from adamserve.errors import Unavailable
 

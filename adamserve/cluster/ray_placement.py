@@ -18,7 +18,7 @@ from adamserve.cluster.ray_calls import as_future
 from adamserve.errors import Unavailable
 from adamserve.job import JobConfig
 from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Joined, Stamp
+from adamserve.values import Array, Stamp
 
 Answer = TypeVar("Answer")
 
@@ -46,14 +46,6 @@ class RayHandle:
     def write(self, job: str, folder: Path) -> Future[ShardEntry]:
         """As `ShardProcess.write`."""
         return as_future(self.actor.write.remote(job, folder))
-
-    def join(self, job: str, pusher: str, *, lease_s: float, last_seq: int, session: str) -> Future[Joined]:
-        """As `ShardHost.join`."""
-        return as_future(self.actor.join.remote(job, pusher, lease_s, last_seq, session))
-
-    def leave(self, job: str, pusher: str, session: str) -> Future[None]:
-        """As `ShardHost.leave`."""
-        return as_future(self.actor.leave.remote(job, pusher, session))
 
     def statistics(self) -> Future[Mapping[str, ShardStatistics]]:
         """As `ShardProcess.statistics`."""

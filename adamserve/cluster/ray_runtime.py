@@ -49,7 +49,7 @@ def connected(
                 logging_level=logging.ERROR,
             )
         else:
-            _probe(address)
+            check_address(address)
             try:
                 ray.init(
                     address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
@@ -81,7 +81,7 @@ def _same_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _probe(address: str) -> None:
+def check_address(address: str) -> None:
     """Find out in seconds what Ray takes minutes to say: that nothing listens there."""
     if address == "auto":
         return

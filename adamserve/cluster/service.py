@@ -24,14 +24,14 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.actors import ControllerActor
 from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig, listening
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.lifecycle import initial_parts
 from adamserve.cluster.process import ProcessInfo
 from adamserve.cluster.ray_calls import own_error
-from adamserve.cluster.ray_runtime import NAMESPACE, connected
+from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
@@ -124,6 +124,8 @@ class Service:
             metrics_host=metrics_host,
             log=log,
         )
+        if address is not None:
+            check_address(address)  # also where this process is connected already
         with ExitStack() as stack:
             if not ray.is_initialized():
                 stack.enter_context(connected(address, num_cpus=num_cpus, num_gpus=num_gpus))
@@ -168,7 +170,7 @@ class Service:
     def client(self, job: str, **options: Any) -> Client:
         """A client of a job, as one of the service's own workers; options as for `adamserve.connect`."""
         credentials = replace(self._credentials, transport=options.pop("transport", "auto"))
-        return Client(self._target, job, credentials=credentials, **options)
+        return Client(self._target, job, credentials=credentials, kind="worker", **options)
 
     def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool:
         """Start a job from these parameters. Idempotent; returns whether it was not there before.

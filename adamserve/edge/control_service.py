@@ -1,4 +1,4 @@
-"""ControlService: jobs and who takes part in them, in the controller's own process."""
+"""ControlService: jobs, in the controller's own process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adamserve.shard import consistency
 from adamserve.shard.geometry import partition
 from adamserve.shard.sparse import in_order
 from adamserve.v1 import control_pb2, types_pb2
-from adamserve.values import Array, Joined, TensorSpec
+from adamserve.values import Array, TensorSpec
 from adamserve.wire import chunks, codec
 from adamserve.wire.records import from_message, to_message
 
@@ -43,12 +43,6 @@ class Jobs(Protocol):
 
     def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool:
         """Start a job; returns whether it was not there before."""
-
-    def join(self, name: str, pusher: str, session: str, lease_s: float, last_seq: int) -> Sequence[Joined]:
-        """Make a pusher live on every shard."""
-
-    def leave(self, name: str, pusher: str, session: str) -> None:
-        """Stop counting a pusher on every shard."""
 
     def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
         """Note training losses, and the latest value of each of some other numbers."""
@@ -90,14 +84,11 @@ class ControlServicer:
         self._tokens = security.tokens
         self._limits = security.limits
         self.stalls = Stalls(security.limits.stall_s)
-        self._pushers: dict[str, set[str]] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The methods by name; each takes and returns bytes."""
         unary: dict[str, tuple[Any, Any]] = {
             "GetTopology": (self.topology, control_pb2.GetTopologyRequest),
-            "Join": (self.join, control_pb2.JoinRequest),
-            "Leave": (self.leave, control_pb2.LeaveRequest),
             "Report": (self.report, control_pb2.ReportRequest),
             "GetStatus": (self.status, control_pb2.GetStatusRequest),
             "Checkpoint": (self.checkpoint, control_pb2.CheckpointRequest),
@@ -154,39 +145,6 @@ class ControlServicer:
             for spec in config.tensors
         }
         return control_pb2.CreateJobResponse(created=self._jobs.create(config, parameters))
-
-    @answers
-    def join(
-        self, request: control_pb2.JoinRequest, context: grpc.ServicerContext
-    ) -> control_pb2.JoinResponse:
-        """As in control.proto."""
-        self._tokens.check(context.invocation_metadata(), request.job)
-        self._check_name(request.pusher, "pusher")
-        if not request.session:
-            raise InvalidArgument(
-                "is empty", field="session", fix="send a random text, the same in every call"
-            )
-        self._check_name(request.session, "session")
-        known = self._pushers.get(request.job, set())
-        if request.pusher not in known and len(known) >= self._limits.pushers:
-            raise LimitExceeded(
-                f"the job has had {len(known)} pushers", field="pusher", fix="use names again"
-            )
-        topology = self._jobs.topology(request.job)
-        joined = self._jobs.join(
-            request.job, request.pusher, request.session, request.lease_s, request.last_seq
-        )
-        self._pushers.setdefault(request.job, known).add(request.pusher)
-        return control_pb2.JoinResponse(shards=_places(topology, joined))
-
-    @answers
-    def leave(
-        self, request: control_pb2.LeaveRequest, context: grpc.ServicerContext
-    ) -> control_pb2.LeaveResponse:
-        """As in control.proto."""
-        self._tokens.check(context.invocation_metadata(), request.job)
-        self._jobs.leave(request.job, request.pusher, request.session)
-        return control_pb2.LeaveResponse()
 
     @answers
     def report(
@@ -320,26 +278,17 @@ def _job_spec(config: JobConfig) -> control_pb2.JobSpec:
     )
 
 
-def _places(topology: Topology, joined: Sequence[Joined] = ()) -> list[types_pb2.ShardPlace]:
-    """The shards' places; to a pusher that has joined, as they answered it."""
+def _places(topology: Topology) -> list[types_pb2.ShardPlace]:
     parts = partition(topology.config.tensors, len(topology.places))
     places = []
     for shard, place in enumerate(topology.places):
-        stamp, last_seq, restored = (place.incarnation, 0), 0, place.restored_clock
-        if joined:
-            stamp, last_seq, restored = (
-                joined[shard].stamp,
-                joined[shard].last_seq,
-                joined[shard].restored_clock,
-            )
         places.append(
             types_pb2.ShardPlace(
                 index=shard,
                 endpoint=place.endpoint,
                 direct_endpoint=place.direct,
-                stamp=types_pb2.Stamp(incarnation=stamp[0], clock=stamp[1]),
-                restored_clock=restored,
-                last_seq=last_seq,
+                stamp=types_pb2.Stamp(incarnation=place.incarnation),
+                restored_clock=place.restored_clock,
                 spans=[
                     types_pb2.Span(tensor=s.tensor, start=s.start, stop=s.stop) for s in parts.shards[shard]
                 ],

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from adamserve.edge.grpc_server import parse
 from adamserve.edge.security import Security
-from adamserve.edge.shard_service import ShardCalls
-from adamserve.errors import AdamServeError, InvalidArgument, NotFound, Unavailable
+from adamserve.edge.shard_service import METHODS, ShardCalls
+from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.job import host_port
 from adamserve.observe.rpc_counts import Calls
 from adamserve.v1 import direct_pb2
@@ -200,16 +200,11 @@ class DirectEndpoint:
             if kind != CALL:
                 raise InvalidArgument("a call begins with CALL", field="frame")
             asked = parse(direct_pb2.Call, content)
-            method = self._calls.methods.get(asked.method)
-            name = "unknown" if method is None else asked.method
+            name = asked.method if asked.method in METHODS else "unknown"
             self._counts.started(name, CARRIER)
-            if method is None:
-                raise NotFound(
-                    f"there is no method {asked.method!r}", field="method", fix=f"{[*self._calls.methods]}"
-                )
             deadline = Deadline.after(asked.timeout_ms / 1000) if asked.timeout_ms else None
             call = DirectCall(frames, caller, asked.authorization, deadline)
-            for parts in method(messages, call):
+            for parts in self._calls.answer(asked.method, messages, call):
                 frames.put(MESSAGE, parts)
             frames.socket.settimeout(
                 self._limits.stall_s

@@ -214,10 +214,16 @@ def parse(kind: type[Parsed], data: bytes | memoryview) -> Parsed:
     return message
 
 
+ANSWER_S = 0.1
+"""Seconds that an answer may take to reach its caller."""
+
+
 def deadline_of(call: Call, limits: Limits) -> Deadline:
-    """The call's own deadline, or the service's longest."""
+    """A little before the call's own deadline, so that the caller hears why; or the service's longest."""
     remaining = call.time_remaining()
-    return Deadline.after(limits.call_s if remaining is None else min(remaining, limits.call_s))
+    if remaining is None:
+        return Deadline.after(limits.call_s)
+    return Deadline.after(min(remaining - min(ANSWER_S, remaining / 10), limits.call_s))
 
 
 class Stalls:

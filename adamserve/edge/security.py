@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.errors import DataError, InvalidArgument, Unauthenticated
 from adamserve.job import host_port
 from adamserve.job import is_loopback as is_loopback

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from typing import TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import grpc
 import numpy as np
@@ -17,10 +19,10 @@ from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
 from adamserve.edge.grpc_server import Call, Stalls, answers, deadline_of, parse, streams
 from adamserve.edge.security import Security
-from adamserve.errors import InvalidArgument
+from adamserve.errors import InvalidArgument, LimitExceeded, NotFound, Unavailable
 from adamserve.shard.host import ShardHost
 from adamserve.v1 import shard_pb2, types_pb2
-from adamserve.values import Array, Outcome, Parameters, PullRequest, Push, Receipt, Stamp
+from adamserve.values import Array, Outcome, Parameters, PullRequest, Push, PusherKind, Receipt, Stamp
 from adamserve.wire import chunks, codec
 from adamserve.wire.frames import Parts
 
@@ -31,7 +33,14 @@ Hosts = Callable[[str], ShardHost]
 
 Messages = Iterable[bytes | memoryview]
 
-Method = Callable[[Messages, Call], Iterator[Parts]]
+Named = shard_pb2.PushStart | shard_pb2.PullRequest | shard_pb2.JoinRequest | shard_pb2.LeaveRequest
+"""What says which job a call is for, and which shard."""
+
+Request = TypeVar("Request", shard_pb2.PullRequest, shard_pb2.JoinRequest, shard_pb2.LeaveRequest)
+
+METHODS = ("Push", "Pull", "PushPull", "Join", "Leave")
+
+KINDS = ("worker", "trainer")
 
 OUTCOMES: Mapping[Outcome, shard_pb2.Outcome] = {
     Outcome.APPLIED: shard_pb2.OUTCOME_APPLIED,
@@ -41,10 +50,7 @@ OUTCOMES: Mapping[Outcome, shard_pb2.Outcome] = {
 
 
 class ShardCalls:
-    """Push, Pull and PushPull over the hosts of one process, whatever carries their messages.
-
-    Each takes a call's messages, which need to last only until the next one is taken, and yields answers in pieces.
-    """
+    """The methods of ShardService over the hosts of one process, whatever carries their messages."""
 
     def __init__(self, hosts: Hosts, security: Security) -> None:
         self._hosts = hosts
@@ -52,32 +58,43 @@ class ShardCalls:
         self._limits = security.limits
         self.stalls = Stalls(security.limits.stall_s)
         self._buffers = Buffers()
-        self.methods: Mapping[str, Method] = {
-            "Push": self.push,
-            "Pull": self.pull,
-            "PushPull": self.push_pull,
-        }
+        self._pushers: WeakKeyDictionary[ShardHost, set[str]] = WeakKeyDictionary()
 
-    def push(self, messages: Messages, call: Call) -> Iterator[Parts]:
-        """As in shard.proto."""
+    def answer(self, method: str, messages: Messages, call: Call) -> Iterator[Parts]:
+        """Answer one call, as shard.proto says.
+
+        Args:
+            method: one of `METHODS`.
+            messages: the call's; each needs to last only until the next one is taken.
+            call: who calls, and for how long.
+
+        Returns:
+            The answers, in pieces.
+
+        Raises:
+            NotFound: there is no such method. While answers are taken: what is wrong with the call.
+        """
+        match method:
+            case "Push":
+                return self._push(messages, call)
+            case "PushPull":
+                return self._push_pull(messages, call)
+            case "Pull":
+                return self._pull(messages, call)
+            case "Join":
+                return self._join(messages, call)
+            case "Leave":
+                return self._leave(messages, call)
+        raise NotFound(
+            f"there is no method {method!r}", field="method", fix=f"call one of {', '.join(METHODS)}"
+        )
+
+    def _push(self, messages: Messages, call: Call) -> Iterator[Parts]:
         host, push, _ = self._receive(((message, None) for message in messages), call)
         receipt = host.push(push, deadline=deadline_of(call, self._limits))
         yield [_response(receipt).SerializeToString()]
 
-    def pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
-        """As in shard.proto."""
-        with self.stalls.watching(call):
-            requests = [parse(shard_pb2.PullRequest, message) for message in itertools.islice(messages, 2)]
-        if len(requests) != 1:
-            raise InvalidArgument("a pull is asked for by one message", field="message")
-        [request] = requests
-        self._tokens.check(call.invocation_metadata(), request.job)
-        host = self._hosts(request.job)
-        asked = _asked(request)
-        yield from self._answer(host, asked, host.pull(asked, deadline=deadline_of(call, self._limits)), call)
-
-    def push_pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
-        """As in shard.proto."""
+    def _push_pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
         host, push, request = self._receive(
             ((push, rest) for push, rest in (chunks.inside(message, 1) for message in messages)), call
         )
@@ -87,6 +104,63 @@ class ShardCalls:
         yield [shard_pb2.PushPullResponse(push=_response(receipt)).SerializeToString()]
         for parts in self._answer(host, asked, parameters, call):
             yield chunks.embedded(2, parts)
+
+    def _pull(self, messages: Messages, call: Call) -> Iterator[Parts]:
+        request = self._only(shard_pb2.PullRequest, messages, call)
+        host, asked = self._host(request, call), _asked(request)
+        yield from self._answer(host, asked, host.pull(asked, deadline=deadline_of(call, self._limits)), call)
+
+    def _join(self, messages: Messages, call: Call) -> Iterator[Parts]:
+        request = self._only(shard_pb2.JoinRequest, messages, call)
+        host = self._host(request, call)
+        for field in ("pusher", "session"):
+            size = len(getattr(request, field).encode())
+            if not 0 < size <= self._limits.name_bytes:
+                raise InvalidArgument(
+                    f"has {size} bytes", field=field, fix=f"use 1 to {self._limits.name_bytes}"
+                )
+        if request.kind not in ("", *KINDS):
+            raise InvalidArgument(f"{request.kind!r} is none", field="kind", fix=f"one of {', '.join(KINDS)}")
+        pushers = self._pushers.setdefault(host, set())
+        if request.pusher not in pushers and len(pushers) >= self._limits.pushers:
+            raise LimitExceeded(
+                f"the job has had {len(pushers)} pushers", field="pusher", fix="use names again"
+            )
+        joined = host.join(
+            request.pusher,
+            lease_s=request.lease_s,
+            last_seq=request.last_seq,
+            session=request.session,
+            kind=cast("PusherKind", request.kind or "trainer"),
+        )
+        pushers.add(request.pusher)
+        answer = shard_pb2.JoinResponse(
+            stamp=_stamp(joined.stamp), last_seq=joined.last_seq, restored_clock=joined.restored_clock
+        )
+        yield [answer.SerializeToString()]
+
+    def _leave(self, messages: Messages, call: Call) -> Iterator[Parts]:
+        request = self._only(shard_pb2.LeaveRequest, messages, call)
+        self._host(request, call).leave(request.pusher, request.session)
+        yield [shard_pb2.LeaveResponse().SerializeToString()]
+
+    def _host(self, named: Named, call: Call) -> ShardHost:
+        """Find the shard that a call is for, if its caller may ask for that job."""
+        self._tokens.check(call.invocation_metadata(), named.job)
+        host = self._hosts(named.job)
+        if named.HasField("shard") and named.shard != host.index:
+            raise Unavailable(
+                f"this is shard {host.index}, not {named.shard}", field="shard", fix="ask the topology"
+            )
+        return host
+
+    def _only(self, kind: type[Request], messages: Messages, call: Call) -> Request:
+        """Receive the message of a call that has one."""
+        with self.stalls.watching(call):
+            requests = [parse(kind, message) for message in itertools.islice(messages, 2)]
+        if len(requests) != 1:
+            raise InvalidArgument(f"a {kind.DESCRIPTOR.name} is one message", field="message")
+        return requests[0]
 
     def _receive(
         self, messages: Iterable[tuple[bytes | memoryview, bytes | None]], call: Call
@@ -105,8 +179,7 @@ class ShardCalls:
                     if not part.HasField("start"):
                         raise InvalidArgument("the first message has none", field="start")
                     start = part.start
-                    self._tokens.check(call.invocation_metadata(), start.job)
-                    host = self._hosts(start.job)
+                    host = self._host(start, call)
                     host.may_push(start.pusher, start.session)
                     assembly = Assembly(host.partition, host.index, self._buffers)
                     if beside:
@@ -146,9 +219,8 @@ class ShardCalls:
         self, host: ShardHost, asked: PullRequest, parameters: Parameters, call: Call
     ) -> Iterator[list[bytes | memoryview]]:
         """Parameters as the parts of PullResponses; small tensors share a message."""
-        stamp = types_pb2.Stamp(incarnation=parameters.stamp.incarnation, clock=parameters.stamp.clock)
         fields = _chunks(host, asked, parameters.arrays)
-        first = shard_pb2.PullResponse(stamp=stamp)
+        first = shard_pb2.PullResponse(stamp=_stamp(parameters.stamp))
         head: list[bytes | memoryview] = [first.SerializeToString()]
         with self.stalls.watching(call) as moved:
             for parts in fields:
@@ -195,34 +267,34 @@ def _chunks(
 def _response(receipt: Receipt) -> shard_pb2.PushResponse:
     return shard_pb2.PushResponse(
         outcome=OUTCOMES[receipt.outcome],
-        stamp=types_pb2.Stamp(incarnation=receipt.stamp.incarnation, clock=receipt.stamp.clock),
+        stamp=_stamp(receipt.stamp),
         staleness=receipt.staleness,
         reason=receipt.reason,
     )
+
+
+def _stamp(stamp: Stamp) -> types_pb2.Stamp:
+    return types_pb2.Stamp(incarnation=stamp.incarnation, clock=stamp.clock)
 
 
 def grpc_handler(calls: ShardCalls) -> grpc.GenericRpcHandler:
     """The methods as gRPC takes them; messages come and go as bytes."""
 
     @answers
-    def push(calls: ShardCalls, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        return b"".join(next(calls.push(messages, context)))
+    def one(method: str, messages: Messages, context: grpc.ServicerContext) -> bytes:
+        return b"".join(next(calls.answer(method, messages, context)))
 
     @streams
-    def pull(calls: ShardCalls, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        return map(b"".join, calls.pull([message], context))
-
-    @streams
-    def push_pull(
-        calls: ShardCalls, messages: Iterator[bytes], context: grpc.ServicerContext
-    ) -> Iterator[bytes]:
-        return map(b"".join, calls.push_pull(messages, context))
+    def several(method: str, messages: Messages, context: grpc.ServicerContext) -> Iterator[bytes]:
+        return map(b"".join, calls.answer(method, messages, context))
 
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
-            "Push": grpc.stream_unary_rpc_method_handler(partial(push, calls)),
-            "Pull": grpc.unary_stream_rpc_method_handler(partial(pull, calls)),
-            "PushPull": grpc.stream_stream_rpc_method_handler(partial(push_pull, calls)),
+            "Push": grpc.stream_unary_rpc_method_handler(partial(one, "Push")),
+            "Pull": grpc.unary_stream_rpc_method_handler(lambda m, context: several("Pull", [m], context)),
+            "PushPull": grpc.stream_stream_rpc_method_handler(partial(several, "PushPull")),
+            "Join": grpc.unary_unary_rpc_method_handler(lambda m, context: one("Join", [m], context)),
+            "Leave": grpc.unary_unary_rpc_method_handler(lambda m, context: one("Leave", [m], context)),
         },
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
@@ -18,7 +19,10 @@ PARTS = ("pull", "compute", "push")
 
 
 class Timed:
-    """A client that notes how long the loop spends where; what is neither pull nor push counts as computing."""
+    """A client that notes how long the loop spends where; what is neither pull nor push counts as computing.
+
+    An exchange that pushes and pulls counts as a push.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -47,13 +51,29 @@ class Timed:
 
     def push(self, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt:
         """As the client's."""
+        with self._pushing():
+            return self._client.push(gradients, clock)
+
+    def push_pull(
+        self,
+        gradients: Mapping[str, Gradient],
+        clock: Clocks,
+        *,
+        into: Mapping[str, Array] | None = None,
+        rows: Mapping[str, Array] | None = None,
+    ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
+        """As the client's."""
+        with self._pushing():
+            return self._client.push_pull(gradients, clock, into=into, rows=rows)
+
+    @contextmanager
+    def _pushing(self) -> Iterator[None]:
         self._until("compute")
         try:
-            receipt = self._client.push(gradients, clock)
+            yield
         finally:
             self._until("push")
         self.steps += 1
-        return receipt
 
     def begin(self) -> None:
         """The loop begins now."""

@@ -1,4 +1,5 @@
-"""The training loop of one worker: pull -> gradient -> push.
+"""The training loop of one worker: pull -> gradient -> push; from the second step on, a push and the next pull are one
+exchange.
 
 The loop keeps no state of its own beyond the pusher's seq: step k of a worker is its k-th push, and everything
 random in it (its mini-batch, its dropout masks) is a function of (seed, rank, k). So a worker that is started
@@ -17,15 +18,15 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
-from adamserve.errors import InvalidArgument, NotFinite
+from adamserve.errors import InvalidArgument, NotFinite, RolledBack
 from adamserve.shard.sparse import as_rows
 from adamserve.train.batches import steps_per_epoch
 from adamserve.train.task import B, Part, Task, put
-from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome
+from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome, Receipt, Stamp
 
 
 class Client(Protocol):
-    """What the loop asks of a client: DESIGN's three verbs, and the last seq used."""
+    """What the loop asks of a client, whose methods `adamserve.client.Client` describes."""
 
     @property
     def seq(self) -> int: ...
@@ -39,6 +40,15 @@ class Client(Protocol):
     ) -> tuple[Mapping[str, Array], Clocks]: ...
 
     def push(self, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt: ...
+
+    def push_pull(
+        self,
+        gradients: Mapping[str, Gradient],
+        clock: Clocks,
+        *,
+        into: Mapping[str, Array] | None = None,
+        rows: Mapping[str, Array] | None = None,
+    ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +143,8 @@ def run(
 ) -> int:
     """Train until the epochs are done, a stop condition holds, or `stopped()` says so.
 
-    A push that is refused as STALE is counted and its batch passed over; the next step pulls anew.
+    A push that is refused as STALE, or that a shard has lost because it was restored, is counted as STALE and its batch
+    passed over; the next step pulls anew.
 
     Args:
         client: has joined.
@@ -161,18 +172,34 @@ def run(
     per_epoch = steps_per_epoch(task.examples, config.batch, config.workers)
     last = config.last_step(task.examples)
     recent: list[float] = []
+    ahead: tuple[B, Clocks] | None = (
+        None  # this step's batch, and the clock of the parameters, if they are there
+    )
     while client.seq < last and not stopped():
         step = client.seq
         seed = part.random(step)
-        batch = batch_of(step)
-        clock = mirror.pull(client, task.rows(batch))
+        if ahead is not None:
+            batch, clock = ahead
+        else:
+            batch = batch_of(step)
+            clock = mirror.pull(client, task.rows(batch))
         loss = gradient(task, model, batch, seed=seed)
         if not math.isfinite(loss):
             raise NotFinite(f"the loss of step {step + 1} is {loss}", field="loss", fix="lower the rate")
         gradients = mirror.gradients()
         if observe is not None:
             observe(mirror.arrays, gradients)
-        receipt = client.push(gradients, clock)
+        recent = [*recent[-19:], loss]
+        reached = (
+            config.target_loss is not None and len(recent) == 20 and sum(recent) / 20 <= config.target_loss
+        )
+        evaluates = config.evaluate and config.rank == 0 and (step + 1) % per_epoch == 0
+        if reached or evaluates or step + 1 == last:
+            receipt, ahead = mirror.push(client, gradients, clock), None
+        else:
+            following = batch_of(step + 1)
+            receipt, pulled = mirror.push_pull(client, gradients, clock, task.rows(following))
+            ahead = None if pulled is None else (following, pulled)
         done = (step + 1) / per_epoch
         report(
             StepReport(
@@ -187,13 +214,12 @@ def run(
                 time.time(),
             )
         )
-        if config.evaluate and config.rank == 0 and (step + 1) % per_epoch == 0:
-            clock = mirror.pull(client, training=False)
+        if evaluates:
+            measured_at = mirror.pull(client, training=False)
             numbers = measured(task.evaluate, model)
             if numbers is not None:
-                report(EpochReport(config.rank, round(done), clock.newest, numbers, time.time()))
-        recent = [*recent[-19:], loss]
-        if config.target_loss is not None and len(recent) == 20 and sum(recent) / 20 <= config.target_loss:
+                report(EpochReport(config.rank, round(done), measured_at.newest, numbers, time.time()))
+        if reached:
             break
     return client.seq
 
@@ -244,14 +270,40 @@ class Mirror:
         self, client: Client, rows: Mapping[str, Array] | None = None, *, training: bool = True
     ) -> Clocks:
         """Bring the job's parameters, or some of their rows, into the model."""
-        found, clock = client.pull(into=self.arrays, rows=rows, training=training)
-        for name, numbers in (rows or {}).items():
-            self.arrays[name][numbers] = found[name]
-        self._load()
-        return clock
+        while True:
+            try:
+                found, clock = client.pull(into=self.arrays, rows=rows, training=training)
+            except RolledBack:  # said once for each restore
+                continue
+            self._load(found, rows)
+            return clock
+
+    def push(self, client: Client, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt:
+        """Push gradients of parameters that were pulled at `clock`."""
+        try:
+            return client.push(gradients, clock)
+        except RolledBack as error:
+            return _lost(error)
+
+    def push_pull(
+        self,
+        client: Client,
+        gradients: Mapping[str, Gradient],
+        clock: Clocks,
+        rows: Mapping[str, Array] | None,
+    ) -> tuple[JobReceipt, Clocks | None]:
+        """Push gradients, and bring the parameters after them into the model; the clock is None where that failed."""
+        try:
+            receipt, found, pulled = client.push_pull(gradients, clock, into=self.arrays, rows=rows)
+        except RolledBack as error:
+            return _lost(error), None
+        self._load(found, rows)
+        return receipt, pulled
 
     @torch.no_grad()
-    def _load(self) -> None:
+    def _load(self, found: Mapping[str, Array], rows: Mapping[str, Array] | None) -> None:
+        for name, numbers in (rows or {}).items():
+            self.arrays[name][numbers] = found[name]
         for name, parameter in self._parameters.items():
             if parameter.device.type != "cpu":
                 parameter.copy_(self._host[name])
@@ -260,3 +312,8 @@ class Mirror:
         """The gradients by name, sparse ones as rows; a parameter without one is left out."""
         grads = {name: p.grad.detach().cpu() for name, p in self._parameters.items() if p.grad is not None}
         return {name: as_rows(name, grad) or grad.numpy() for name, grad in grads.items()}
+
+
+def _lost(error: RolledBack) -> JobReceipt:
+    """What became of a push that a restored shard does not hold."""
+    return JobReceipt(tuple(Receipt(Outcome.STALE, Stamp(*stamp), 0, error.problem) for stamp in error.after))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.exporting import expose, node_address
 from adamserve.cluster.probe import probe
 from adamserve.cluster.process import ProcessInfo
@@ -85,6 +85,7 @@ class Worker:
             assignment.target,
             assignment.job,
             pusher=f"worker-{config.rank}",
+            kind="worker",
             credentials=assignment.credentials,
             lease_s=assignment.lease_s,
         )

@@ -60,40 +60,6 @@ class CreateJobResponse(_message.Message):
     created: bool
     def __init__(self, created: bool = ...) -> None: ...
 
-class JoinRequest(_message.Message):
-    __slots__ = ("job", "pusher", "session", "lease_s", "last_seq")
-    JOB_FIELD_NUMBER: _ClassVar[int]
-    PUSHER_FIELD_NUMBER: _ClassVar[int]
-    SESSION_FIELD_NUMBER: _ClassVar[int]
-    LEASE_S_FIELD_NUMBER: _ClassVar[int]
-    LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
-    job: str
-    pusher: str
-    session: str
-    lease_s: float
-    last_seq: int
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., lease_s: _Optional[float] = ..., last_seq: _Optional[int] = ...) -> None: ...
-
-class JoinResponse(_message.Message):
-    __slots__ = ("shards",)
-    SHARDS_FIELD_NUMBER: _ClassVar[int]
-    shards: _containers.RepeatedCompositeFieldContainer[_types_pb2.ShardPlace]
-    def __init__(self, shards: _Optional[_Iterable[_Union[_types_pb2.ShardPlace, _Mapping]]] = ...) -> None: ...
-
-class LeaveRequest(_message.Message):
-    __slots__ = ("job", "pusher", "session")
-    JOB_FIELD_NUMBER: _ClassVar[int]
-    PUSHER_FIELD_NUMBER: _ClassVar[int]
-    SESSION_FIELD_NUMBER: _ClassVar[int]
-    job: str
-    pusher: str
-    session: str
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
-
-class LeaveResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
-
 class ReportRequest(_message.Message):
     __slots__ = ("job", "pusher", "losses", "numbers")
     class NumbersEntry(_message.Message):

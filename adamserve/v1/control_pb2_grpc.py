@@ -45,16 +45,6 @@ class ControlServiceStub(object):
                 request_serializer=adamserve_dot_v1_dot_control__pb2.CreateJobRequest.SerializeToString,
                 response_deserializer=adamserve_dot_v1_dot_control__pb2.CreateJobResponse.FromString,
                 _registered_method=True)
-        self.Join = channel.unary_unary(
-                '/adamserve.v1.ControlService/Join',
-                request_serializer=adamserve_dot_v1_dot_control__pb2.JoinRequest.SerializeToString,
-                response_deserializer=adamserve_dot_v1_dot_control__pb2.JoinResponse.FromString,
-                _registered_method=True)
-        self.Leave = channel.unary_unary(
-                '/adamserve.v1.ControlService/Leave',
-                request_serializer=adamserve_dot_v1_dot_control__pb2.LeaveRequest.SerializeToString,
-                response_deserializer=adamserve_dot_v1_dot_control__pb2.LeaveResponse.FromString,
-                _registered_method=True)
         self.Report = channel.unary_unary(
                 '/adamserve.v1.ControlService/Report',
                 request_serializer=adamserve_dot_v1_dot_control__pb2.ReportRequest.SerializeToString,
@@ -91,21 +81,6 @@ class ControlServiceServicer(object):
     def CreateJob(self, request_iterator, context):
         """Starts a job from its initial parameters. A job that exists with the same tensors, rule and mode is left as it
         is; one that differs is an error. start comes first and alone, then chunks that cover every tensor.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Join(self, request, context):
-        """Makes a pusher live on every shard until its lease runs out; call it again, with the same session, before that.
-        A name that is live with another session is refused.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Leave(self, request, context):
-        """Stops counting a pusher on every shard; its last seq is remembered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,16 +126,6 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.CreateJob,
                     request_deserializer=adamserve_dot_v1_dot_control__pb2.CreateJobRequest.FromString,
                     response_serializer=adamserve_dot_v1_dot_control__pb2.CreateJobResponse.SerializeToString,
-            ),
-            'Join': grpc.unary_unary_rpc_method_handler(
-                    servicer.Join,
-                    request_deserializer=adamserve_dot_v1_dot_control__pb2.JoinRequest.FromString,
-                    response_serializer=adamserve_dot_v1_dot_control__pb2.JoinResponse.SerializeToString,
-            ),
-            'Leave': grpc.unary_unary_rpc_method_handler(
-                    servicer.Leave,
-                    request_deserializer=adamserve_dot_v1_dot_control__pb2.LeaveRequest.FromString,
-                    response_serializer=adamserve_dot_v1_dot_control__pb2.LeaveResponse.SerializeToString,
             ),
             'Report': grpc.unary_unary_rpc_method_handler(
                     servicer.Report,
@@ -238,60 +203,6 @@ class ControlService(object):
             '/adamserve.v1.ControlService/CreateJob',
             adamserve_dot_v1_dot_control__pb2.CreateJobRequest.SerializeToString,
             adamserve_dot_v1_dot_control__pb2.CreateJobResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Join(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/adamserve.v1.ControlService/Join',
-            adamserve_dot_v1_dot_control__pb2.JoinRequest.SerializeToString,
-            adamserve_dot_v1_dot_control__pb2.JoinResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Leave(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/adamserve.v1.ControlService/Leave',
-            adamserve_dot_v1_dot_control__pb2.LeaveRequest.SerializeToString,
-            adamserve_dot_v1_dot_control__pb2.LeaveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,19 +19,65 @@ OUTCOME_APPLIED: Outcome
 OUTCOME_DUPLICATE: Outcome
 OUTCOME_STALE: Outcome
 
+class JoinRequest(_message.Message):
+    __slots__ = ("job", "pusher", "session", "kind", "lease_s", "last_seq", "shard")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    PUSHER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    pusher: str
+    session: str
+    kind: str
+    lease_s: float
+    last_seq: int
+    shard: int
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., kind: _Optional[str] = ..., lease_s: _Optional[float] = ..., last_seq: _Optional[int] = ..., shard: _Optional[int] = ...) -> None: ...
+
+class JoinResponse(_message.Message):
+    __slots__ = ("stamp", "last_seq", "restored_clock")
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_CLOCK_FIELD_NUMBER: _ClassVar[int]
+    stamp: _types_pb2.Stamp
+    last_seq: int
+    restored_clock: int
+    def __init__(self, stamp: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ..., last_seq: _Optional[int] = ..., restored_clock: _Optional[int] = ...) -> None: ...
+
+class LeaveRequest(_message.Message):
+    __slots__ = ("job", "pusher", "session", "shard")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    PUSHER_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    pusher: str
+    session: str
+    shard: int
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., shard: _Optional[int] = ...) -> None: ...
+
+class LeaveResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class PushStart(_message.Message):
-    __slots__ = ("job", "pusher", "session", "seq", "pulled")
+    __slots__ = ("job", "pusher", "session", "seq", "pulled", "shard")
     JOB_FIELD_NUMBER: _ClassVar[int]
     PUSHER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     PULLED_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
     job: str
     pusher: str
     session: str
     seq: int
     pulled: _types_pb2.Stamp
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., seq: _Optional[int] = ..., pulled: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ...) -> None: ...
+    shard: int
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., seq: _Optional[int] = ..., pulled: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ..., shard: _Optional[int] = ...) -> None: ...
 
 class PushCommit(_message.Message):
     __slots__ = ("lr", "rates")
@@ -71,7 +117,7 @@ class PushResponse(_message.Message):
     def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., stamp: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ..., staleness: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("job", "pusher", "session", "training", "at_least", "encoding", "rows")
+    __slots__ = ("job", "pusher", "session", "training", "at_least", "encoding", "rows", "shard")
     JOB_FIELD_NUMBER: _ClassVar[int]
     PUSHER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +125,7 @@ class PullRequest(_message.Message):
     AT_LEAST_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
     job: str
     pusher: str
     session: str
@@ -86,7 +133,8 @@ class PullRequest(_message.Message):
     at_least: int
     encoding: _types_pb2.Encoding
     rows: _containers.RepeatedCompositeFieldContainer[RowSet]
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., training: bool = ..., at_least: _Optional[int] = ..., encoding: _Optional[_Union[_types_pb2.Encoding, str]] = ..., rows: _Optional[_Iterable[_Union[RowSet, _Mapping]]] = ...) -> None: ...
+    shard: int
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., training: bool = ..., at_least: _Optional[int] = ..., encoding: _Optional[_Union[_types_pb2.Encoding, str]] = ..., rows: _Optional[_Iterable[_Union[RowSet, _Mapping]]] = ..., shard: _Optional[int] = ...) -> None: ...
 
 class RowSet(_message.Message):
     __slots__ = ("tensor", "rows")

@@ -35,6 +35,16 @@ class ShardServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.Join = channel.unary_unary(
+                '/adamserve.v1.ShardService/Join',
+                request_serializer=adamserve_dot_v1_dot_shard__pb2.JoinRequest.SerializeToString,
+                response_deserializer=adamserve_dot_v1_dot_shard__pb2.JoinResponse.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/adamserve.v1.ShardService/Leave',
+                request_serializer=adamserve_dot_v1_dot_shard__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=adamserve_dot_v1_dot_shard__pb2.LeaveResponse.FromString,
+                _registered_method=True)
         self.Push = channel.stream_unary(
                 '/adamserve.v1.ShardService/Push',
                 request_serializer=adamserve_dot_v1_dot_shard__pb2.PushRequest.SerializeToString,
@@ -56,10 +66,27 @@ class ShardServiceServicer(object):
     """One shard. Every shard of a service listens on an endpoint of its own; ControlService names them.
     """
 
+    def Join(self, request, context):
+        """Makes a pusher live on this shard until its lease runs out. A client joins every shard of the job, and calls again
+        with the same session and last_seq 0 before the lease ends; pushes and pulls renew it too. A name that is live with
+        another session is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """Stops counting a pusher on this shard; its last seq is remembered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Push(self, request_iterator, context):
         """Applies one push, wholly or not at all, and exactly once for each (job, pusher, seq): sent again, it is answered
-        with outcome DUPLICATE and the first answer's clock, or STALE again where it was refused. The first message holds start, the last one commit, and one
-        message may hold everything. Nothing is applied before commit has come and the stream has been closed.
+        with outcome DUPLICATE and the first answer's clock, or STALE again where it was refused. The first message holds
+        start, the last one commit, and one message may hold everything. Nothing is applied before commit has come and the
+        stream has been closed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,6 +109,16 @@ class ShardServiceServicer(object):
 
 def add_ShardServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=adamserve_dot_v1_dot_shard__pb2.JoinRequest.FromString,
+                    response_serializer=adamserve_dot_v1_dot_shard__pb2.JoinResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=adamserve_dot_v1_dot_shard__pb2.LeaveRequest.FromString,
+                    response_serializer=adamserve_dot_v1_dot_shard__pb2.LeaveResponse.SerializeToString,
+            ),
             'Push': grpc.stream_unary_rpc_method_handler(
                     servicer.Push,
                     request_deserializer=adamserve_dot_v1_dot_shard__pb2.PushRequest.FromString,
@@ -108,6 +145,60 @@ def add_ShardServiceServicer_to_server(servicer, server):
 class ShardService(object):
     """One shard. Every shard of a service listens on an endpoint of its own; ControlService names them.
     """
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adamserve.v1.ShardService/Join',
+            adamserve_dot_v1_dot_shard__pb2.JoinRequest.SerializeToString,
+            adamserve_dot_v1_dot_shard__pb2.JoinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adamserve.v1.ShardService/Leave',
+            adamserve_dot_v1_dot_shard__pb2.LeaveRequest.SerializeToString,
+            adamserve_dot_v1_dot_shard__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Push(request_iterator,

@@ -71,19 +71,17 @@ class Span(_message.Message):
     def __init__(self, tensor: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class ShardPlace(_message.Message):
-    __slots__ = ("index", "endpoint", "stamp", "restored_clock", "last_seq", "spans", "direct_endpoint")
+    __slots__ = ("index", "endpoint", "stamp", "restored_clock", "spans", "direct_endpoint")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     STAMP_FIELD_NUMBER: _ClassVar[int]
     RESTORED_CLOCK_FIELD_NUMBER: _ClassVar[int]
-    LAST_SEQ_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     DIRECT_ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     index: int
     endpoint: str
     stamp: Stamp
     restored_clock: int
-    last_seq: int
     spans: _containers.RepeatedCompositeFieldContainer[Span]
     direct_endpoint: str
-    def __init__(self, index: _Optional[int] = ..., endpoint: _Optional[str] = ..., stamp: _Optional[_Union[Stamp, _Mapping]] = ..., restored_clock: _Optional[int] = ..., last_seq: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., direct_endpoint: _Optional[str] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., endpoint: _Optional[str] = ..., stamp: _Optional[_Union[Stamp, _Mapping]] = ..., restored_clock: _Optional[int] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., direct_endpoint: _Optional[str] = ...) -> None: ...

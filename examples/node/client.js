@@ -80,9 +80,10 @@ async function main() {
     { chunks: [chunk(initial, 0)] },
   ]);
   const join = { job, pusher: PUSHER, session: SESSION, leaseS: 10 };
-  const { shards } = await unary(control, "Join", join);
+  const { shards } = await unary(control, "GetTopology", { job });
   const clients = shards.map((shard) => new ShardService(shard.endpoint, insecure));
-  const seq = Math.max(...shards.map((shard) => shard.lastSeq || 0));
+  const joined = await Promise.all(clients.map((client) => unary(client, "Join", join)));
+  const seq = Math.max(...joined.map((answer) => answer.lastSeq || 0));
   const parameters = new Float32Array(SIZE);
   for (let step = 1; step <= Number(steps); step++) {
     const stamps = await Promise.all(clients.map((client, i) => pull(client, shards[i], parameters)));
@@ -99,7 +100,7 @@ async function main() {
     );
   }
   await Promise.all(clients.map((client, i) => pull(client, shards[i], parameters)));
-  await unary(control, "Leave", { job, pusher: PUSHER, session: SESSION });
+  await Promise.all(clients.map((client) => unary(client, "Leave", { job, pusher: PUSHER, session: SESSION })));
   console.log(Buffer.from(parameters.buffer).toString("hex"));
   for (const client of [control, ...clients]) client.close();
 }

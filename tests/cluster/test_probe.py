@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from adamserve import optim
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.probe import probe
 from adamserve.edge.security import Security
 from adamserve.errors import Unavailable

@@ -18,9 +18,9 @@ import ray
 from ray.exceptions import RayTaskError
 
 from adamserve import checkpoint, optim
-from adamserve.client import session as session_module
+from adamserve.client.backoff import Backoff
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.ray_calls import own_error
 from adamserve.cluster.ray_runtime import NAMESPACE
 from adamserve.cluster.serving import Ready, ServeConfig, serving
@@ -83,9 +83,7 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
     transport: str,
     one: tuple[Ready, str, Path],
     proxies: dict[str, Proxy],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session_module, "FIRST_PAUSE_S", 0.005)
     ready, _, _ = one
     with Client(ready.target, "sum", pusher="first") as first:
         first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
@@ -106,6 +104,7 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
                 credentials=credentials,
                 timeout_s=60,
                 lease_s=60,
+                backoff=Backoff(first_s=0.005),
             ) as client:
                 while faults() < 500:
                     _, clock = client.pull()
@@ -114,7 +113,7 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
                     assert receipt.outcome is not Outcome.STALE
                     sums[trainer] += gradient
                     # A connection that works stays; a new one meets the next fault.
-                    for shard in client._session.shards:
+                    for shard in client._session.links:
                         shard.reconnect()
                 for proxy in proxies.values():
                     proxy.quiet.set()
@@ -172,7 +171,7 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
                             handle = client.push({"w": gradient}, clock, wait=False)
                             answers = [_answer(future) for future in handle.futures]
                             for shard, answer in enumerate(answers):
-                                span = client._session.shards[shard].spans[0]
+                                span = client._session.links[shard].spans[0]
                                 if answer.outcome is Outcome.STALE:
                                     continue
                                 stamp = answer.stamp
@@ -209,7 +208,7 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
     ends: dict[tuple[int, int], int] = {(r.shard, r.incarnation - 1): r.clock_after for r in status.rollbacks}
     with Client(ready.target, "sum") as reader:
         arrays, _ = reader.pull(training=False)
-        spans = [shard.spans[0] for shard in reader._session.shards]
+        spans = [shard.spans[0] for shard in reader._session.links]
     expected = np.zeros(SIZE)
     for shard, stamp, part in applied:
         later = [
@@ -222,5 +221,5 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
 
 
 def _answer(future: Any) -> Receipt:
-    receipt: Receipt = future.result()
+    receipt: Receipt = future.result().receipt
     return receipt

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import grpc
@@ -14,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamserve import optim
-from adamserve.client.carrier import DirectCarrier
+from adamserve.client.carriers import DirectCarrier, GrpcCarrier
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.serving import Ready
 from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
@@ -42,12 +41,12 @@ class Raw:
         )
         _, clock = client.pull()
         self.incarnation = clock[0].incarnation
-        self.session = client._session.id
+        self.session = client._session.member.session
         self.channel: Any = grpc.insecure_channel(service.shards[0])
         self.control: Any = control_pb2_grpc.ControlServiceStub(grpc.insecure_channel(service.target))
         self.method: Any = self.channel.stream_unary("/adamserve.v1.ShardService/Push")
         found = self.control.GetTopology(control_pb2.GetTopologyRequest(job=self.job))
-        self.direct = DirectCarrier(partial(Credentials().connect, found.shards[0].direct_endpoint), "")
+        self.direct = DirectCarrier(Credentials(), found.shards[0].direct_endpoint)
 
     def start(self, **fields: Any) -> bytes:
         known = {"job": self.job, "pusher": self.client.pusher, "session": self.session, "seq": 1}
@@ -350,28 +349,6 @@ def test_a_bad_job_is_refused(raw: Raw, fields: dict[str, Any], code: Code, fiel
 
 
 CONTROL: dict[str, tuple[Callable[[Raw], Any], Code, str]] = {
-    "join without a name": (
-        lambda r: r.control.Join(control_pb2.JoinRequest(job=r.job, session="s", lease_s=1)),
-        Code.INVALID_ARGUMENT,
-        "pusher",
-    ),
-    "join without a session": (
-        lambda r: r.control.Join(control_pb2.JoinRequest(job=r.job, pusher="p", lease_s=1)),
-        Code.INVALID_ARGUMENT,
-        "session",
-    ),
-    "join without a lease": (
-        lambda r: r.control.Join(control_pb2.JoinRequest(job=r.job, pusher="p", session="s")),
-        Code.INVALID_ARGUMENT,
-        "lease_s",
-    ),
-    "join with a negative seq": (
-        lambda r: r.control.Join(
-            control_pb2.JoinRequest(job=r.job, pusher="p", session="s", lease_s=1, last_seq=-1)
-        ),
-        Code.INVALID_ARGUMENT,
-        "last_seq",
-    ),
     "topology of no job": (
         lambda r: r.control.GetTopology(control_pb2.GetTopologyRequest(job="no")),
         Code.NOT_FOUND,
@@ -421,6 +398,35 @@ def test_a_bad_control_call_is_refused(raw: Raw, call: Callable[[Raw], Any], cod
         call(raw)
     error: Any = caught.value
     assert (error.code(), status.error_of(error).field) == (code, field)
+
+
+JOINS: dict[str, tuple[dict[str, Any], Code, str]] = {
+    "an unknown job": ({"job": "no"}, Code.NOT_FOUND, "job"),
+    "no name": ({"pusher": ""}, Code.INVALID_ARGUMENT, "pusher"),
+    "a long name": ({"pusher": "p" * 257}, Code.INVALID_ARGUMENT, "pusher"),
+    "no session": ({"session": ""}, Code.INVALID_ARGUMENT, "session"),
+    "no lease": ({"lease_s": 0.0}, Code.INVALID_ARGUMENT, "lease_s"),
+    "an endless lease": ({"lease_s": float("inf")}, Code.INVALID_ARGUMENT, "lease_s"),
+    "a negative seq": ({"last_seq": -1}, Code.INVALID_ARGUMENT, "last_seq"),
+    "an unknown kind": ({"kind": "visitor"}, Code.INVALID_ARGUMENT, "kind"),
+    "another shard": ({"shard": 1}, Code.UNAVAILABLE, "shard"),
+}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("way", ["grpc", "direct"])
+@pytest.mark.parametrize(("fields", "code", "field"), JOINS.values(), ids=JOINS)
+def test_a_bad_join_is_refused_and_nobody_has_joined(
+    raw: Raw, way: str, fields: dict[str, Any], code: Code, field: str
+) -> None:
+    request = shard_pb2.JoinRequest(
+        **{"job": raw.job, "pusher": "p", "session": "s", "lease_s": 60.0, **fields}
+    )
+    carrier = raw.direct if way == "direct" else GrpcCarrier(raw.channel, ())
+    with pytest.raises(AdamServeError) as caught:
+        list(carrier.call("Join", iter([[request.SerializeToString()]]), 20.0))
+    assert (status.code_of(caught.value), caught.value.field) == (code, field)
+    assert [pusher.name for pusher in raw.client.status().pushers] == [raw.client.pusher]
 
 
 PARTS = partition([TensorSpec("w", (6,)), TensorSpec("d", (4,), "float64")], 1)

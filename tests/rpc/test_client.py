@@ -15,11 +15,10 @@ import torch
 import adamserve
 from adamserve import optim
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.serving import Ready
 from adamserve.errors import Conflict, InvalidArgument, NotFinite, NotFound, Unavailable
 from adamserve.regret import RECENT
-from adamserve.v1 import control_pb2
 from adamserve.values import Clocks, Outcome, SparseRows, Stamp
 from tests.rpc.conftest import Connect, ones, zeros
 
@@ -48,10 +47,9 @@ def test_a_push_that_is_given_up_ends_at_once(connect: Connect) -> None:
     client = connect(timeout_s=1000.0)
     client.create(zeros(), optim.SGD(lr=1.0, momentum=0.0))
     _, clock = client.pull()
-    feed, _, _ = client.begin(clock, into=zeros())
-    feed.add("w", client.gradient("w", ones()["w"], copy=True))
-    client.abort(feed)
-    assert all(future.done() for future in feed.futures)
+    with client.stream(clock, into=zeros()) as push:
+        push.add("w", ones()["w"])
+    assert push.done()
     client.push(ones(), clock)
     assert float(client.pull()[0]["w"].sum()) == -20.0
 
@@ -82,12 +80,12 @@ def test_a_clock_of_plain_tuples_is_one_and_what_is_none_takes_no_place(counting
 def test_a_service_of_other_shards_is_not_taken_for_the_old_one(counting: Client) -> None:
     counting.pull()
     session = counting._session
-    places = session.control.GetTopology(control_pb2.GetTopologyRequest(job=counting.job), timeout=10).shards
-    session._note(places)
+    places = session._control.topology(counting.job, session.deadline()).places
+    session.note(places)
     with pytest.raises(Conflict, match=r"the service has 1 shards now, where it had 2.*connect again"):
-        session._note(places[:1])
+        session.note(places[:1])
     with pytest.raises(Conflict, match="connect again"):
-        session._note([*reversed(places)])
+        session.note(places[::-1])
     counting.pull()
 
 

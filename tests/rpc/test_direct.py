@@ -12,19 +12,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamserve import optim
-from adamserve.client.carrier import DirectCarrier, Full, Unreachable
-from adamserve.client.link import Credentials, Link
+from adamserve.client.backoff import Backoff, Tries
+from adamserve.client.carriers import DirectCarrier, Full, Unreachable
+from adamserve.client.credentials import Credentials
+from adamserve.client.destination import Target
+from adamserve.client.links import Member, Place, Pull, ShardLink
+from adamserve.client.wire_link import WireLink
 from adamserve.edge import direct
 from adamserve.edge.direct import DirectEndpoint
 from adamserve.edge.security import Limits, Security, Tokens
@@ -80,8 +82,7 @@ class Live:
         return self.host
 
     def carrier(self, credentials: Credentials | None = None) -> DirectCarrier:
-        credentials = credentials or Credentials()
-        made = DirectCarrier(partial(credentials.connect, self.endpoint.address), credentials.authorization)
+        made = DirectCarrier(credentials or Credentials(), self.endpoint.address)
         self.stack.callback(made.close)
         return made
 
@@ -541,25 +542,56 @@ def test_a_shard_that_is_full_is_said_to_be_so_at_once(start: Callable[..., Live
     assert not isinstance(caught.value, Full), "it had answered before"
 
 
-def test_who_finds_the_shard_full_uses_grpc_for_a_while(start: Callable[..., Live]) -> None:
+class Once:
+    """A `Recovery` that lets every call fail at its first try."""
+
+    def recover(self, link: ShardLink, tries: Tries, error: AdamServeError) -> None:
+        raise error
+
+
+def test_a_client_that_finds_the_shard_full_uses_grpc_for_a_while(start: Callable[..., Live]) -> None:
     """gRPC is not there either, and says so: that is how it is seen to have been asked."""
     live = start(limits=Limits(streams=1, stall_s=STALL_S))
     kept = live.carrier()
     pulled(kept)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        place = types_pb2.ShardPlace(
-            endpoint=f"127.0.0.1:{closed.getsockname()[1]}", direct_endpoint=live.endpoint.address
-        )
-        link = Link(0, place, Credentials())
-        live.stack.callback(link.close)
-        with pytest.raises(Full):
-            list(link.call("Pull", lambda: [[PULL]], 5.0))
-        link.reconnect()
-        with pytest.raises(grpc.RpcError):
-            list(link.call("Pull", lambda: [[PULL]], 5.0))
-        alone = Link(0, place, Credentials(transport="direct"))
-        live.stack.callback(alone.close)
-        for _ in range(2):
-            with pytest.raises(Full):
-                list(alone.call("Pull", lambda: [[PULL]], 5.0))
+        grpc_at = f"127.0.0.1:{closed.getsockname()[1]}"
+        place = Place(0, grpc_at, live.endpoint.address, 1, 0, live.host.partition.shards[0])
+
+        def link(**options: Any) -> WireLink:
+            made = WireLink(
+                place, Member("job", "a", "s", "trainer", 60.0), Credentials(**options), Once(), Backoff()
+            )
+            live.stack.callback(made.close)
+            return made
+
+        def error_of(way: WireLink) -> BaseException | None:
+            target = Target(live.host.partition.specs)
+            return way.pull(
+                Pull(target, Deadline.after(5.0), "float32", training=False), here=True
+            ).exception()
+
+        both, alone = link(), link(transport="direct")
+        assert isinstance(error_of(both), Full)
+        both.reconnect()
+        assert "Connection refused" in str(error_of(both))
+        assert [type(error_of(alone)) for _ in range(2)] == [Full, Full]
+        # A lease is renewed beside whatever has the only place: by gRPC at once, and what that says counts.
+        for way, says in ((both, "Connection refused"), (alone, "ended before")):
+            with pytest.raises(Unavailable, match=f"{says}|connection failed"):
+                way.join(0, 5.0)
+
+
+def test_a_shard_that_was_not_meant_answers_nothing_else(live: Live) -> None:
+    """Its port may have been another's: the caller is to ask where the shard that it means is now."""
+    place = Place(3, "", live.endpoint.address, 1, 0, live.host.partition.shards[0])
+    member = Member("job", "a", "s", "trainer", 60.0)
+    link = WireLink(place, member, Credentials(transport="direct"), Once(), Backoff())
+    live.stack.callback(link.close)
+    target = Target(live.host.partition.specs)
+    error = link.pull(Pull(target, _soon(), "float32"), here=True).exception()
+    assert str(error) == "shard: this is shard 0, not 3 (ask the topology)"
+    for call in (lambda: link.join(0, 5.0), lambda: link.leave(5.0)):
+        with pytest.raises(Unavailable, match="this is shard 0, not 3"):
+            call()

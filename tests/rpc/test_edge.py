@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from adamserve.client.carrier import Carrier, DirectCarrier, GrpcCarrier
-from adamserve.client.link import Credentials
+from adamserve.client.carriers import Carrier, DirectCarrier, GrpcCarrier
+from adamserve.client.credentials import Credentials
 from adamserve.edge.grpc_server import REFLECTIONS, WATCHERS
 from adamserve.edge.security import Limits, Security
 from adamserve.edge.shard_edge import ShardEdge, ShardEndpoint
@@ -104,7 +104,7 @@ def _refused(calls: list[Any], count: int) -> list[Any]:
 def test_both_ways_lead_to_one_shard(opened: tuple[Live, ShardEndpoint]) -> None:
     live, endpoint = opened
     endpoint.serve()
-    direct = DirectCarrier(partial(Credentials().connect, endpoint.direct_address), "")
+    direct = DirectCarrier(Credentials(), endpoint.direct_address)
     carriers: list[Carrier] = [direct, GrpcCarrier(grpc.insecure_channel(endpoint.address), ())]
     found = []
     for seq, carrier in enumerate(carriers, start=1):

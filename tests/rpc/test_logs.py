@@ -152,7 +152,7 @@ def refuse_ten(client: adamserve.Client, endpoint: str, ca: bytes) -> None:
         push: Any = channel.stream_unary("/adamserve.v1.ShardService/Push")
         pulled = types_pb2.Stamp(incarnation=1, clock=1)
         start = shard_pb2.PushStart(
-            job="digits", pusher="me", session=client._session.id, seq=2, pulled=pulled
+            job="digits", pusher="me", session=client._session.member.session, seq=2, pulled=pulled
         )
         messages = [shard_pb2.PushRequest(start=start).SerializeToString(), chunk([np.nan] * 6), COMMIT]
         for _ in range(10):

@@ -321,7 +321,7 @@ def test_gradients_that_come_on_several_threads_begin_one_push(remote: Remote) -
         for thread in threads:
             thread.join()
         assert optimizer._early is not None
-        assert len(optimizer._early.feed.gradients) == len(weights), "all of them are under way before step"
+        assert len(optimizer._early.push.gradients) == len(weights), "all of them are under way before step"
         optimizer.step()
     assert [weight.tolist() for weight in weights] == [[-5.0] * 4] * 8
     assert optimizer.client.seq == 5
@@ -375,7 +375,7 @@ def test_an_early_push_that_has_ended_is_sent_again(remote: Remote) -> None:
     loss_of(net, next(batches())).backward()
     early = optimizer._early
     assert early is not None
-    for future in early.feed.futures:
+    for future in early.push.futures:
         assert future.exception(timeout=20) is not None
     optimizer.step()
     gradient = torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])

@@ -113,7 +113,7 @@ def test_reflection_tells_all_that_a_client_needs(served: Served) -> None:
         FileDescriptorProto.FromString(f) for f in answers[1].file_descriptor_response.file_descriptor_proto
     ]
     methods = {m.name for file in files for service in file.service for m in service.method}
-    assert {"CreateJob", "Join", "Leave", "GetTopology", "Report", "GetStatus", "Checkpoint"} <= methods
+    assert {"CreateJob", "GetTopology", "Report", "GetStatus", "Checkpoint", "DeleteJob"} <= methods
 
 
 def test_metrics_are_where_the_ready_block_says(served: Served) -> None:

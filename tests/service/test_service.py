@@ -20,7 +20,7 @@ import ray
 import adamserve
 from adamserve import checkpoint
 from adamserve.client.client import Client
-from adamserve.client.link import Credentials
+from adamserve.client.credentials import Credentials
 from adamserve.cluster.probe import probe
 from adamserve.cluster.service import Service
 from adamserve.errors import Conflict, InvalidArgument, NotFound, RolledBack, Unavailable

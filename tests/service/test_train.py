@@ -142,7 +142,7 @@ def check_metrics(discovery: str) -> None:
     with urllib.request.urlopen(discovery, timeout=10) as answer:
         groups = json.load(answer)
     assert [group["labels"] for group in groups] == [
-        {"process": "controller"},
+        {"process": "driver"},
         {"process": "shard", "shard": "0"},
         {"process": "shard", "shard": "1"},
         {"process": "worker", "worker": "0"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from adamserve import optim
 from adamserve.errors import InvalidArgument
@@ -20,29 +18,12 @@ from adamserve.train.batches import indices, step_seed
 from adamserve.train.bound import theorem_of
 from adamserve.train.config import TrainConfig
 from adamserve.train.loop import gradient, loss_of, measured
-from adamserve.train.task import Part, Task, arrays, initial_model, put, tensor_specs
+from adamserve.train.task import Part, arrays, initial_model, put, tensor_specs
 from adamserve.train.tasks import GROUP, recipe
+from tests.train.line import Line
 from workers.task import NetworkRecipe
 
 PART = Part(rank=1, workers=2, batch=3, seed=5)
-
-
-class Line(Task[torch.Tensor]):
-    """The smallest task: what it does not write has a default."""
-
-    @property
-    def examples(self) -> int:
-        return 12
-
-    def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5))
-
-    def batches(self, part: Part) -> Callable[[int], torch.Tensor]:
-        return lambda step: torch.from_numpy(part.examples(self.examples, step)).float()[:, None]
-
-    def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = (model(batch) - 2 * batch).square().mean()
-        return loss
 
 
 def test_a_task_of_one_s_own_needs_four_methods() -> None:
@@ -51,7 +32,7 @@ def test_a_task_of_one_s_own_needs_four_methods() -> None:
     assert task.rows(batch) is task.evaluate(model) is task.comparator() is task.regret([], PART) is None
     assert measured(task.summary, model) == {}
     assert not model.training
-    assert (task.name, [spec.name for spec in tensor_specs(task, model)]) == ("Line", ["0.weight", "0.bias"])
+    assert (task.name, [spec.name for spec in tensor_specs(task, model)]) == ("Line", ["1.weight", "1.bias"])
 
 
 def test_a_step_s_dropout_is_a_function_of_its_seed() -> None:

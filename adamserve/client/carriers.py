@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 import threading
@@ -9,6 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
+import grpc
+
+from adamserve.client.credentials import Credentials
 from adamserve.errors import AdamServeError, Unavailable
 from adamserve.v1 import direct_pb2
 from adamserve.values import Deadline
@@ -36,7 +40,7 @@ class Carrier(Protocol):
             The answers; each stays where it is until the next one is taken.
 
         Raises:
-            grpc.RpcError, AdamServeError: while the answers are taken. Unavailable: another try may help.
+            AdamServeError: while the answers are taken. Unavailable: another try may help.
         """
 
     def close(self) -> None:
@@ -48,29 +52,40 @@ class GrpcCarrier:
 
     def __init__(self, channel: Any, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
         self._channel = channel
+        self._closed = False
         self._metadata = metadata
-        self._push_one = channel.unary_unary(f"{SERVICE}/Push")
         self._push = channel.stream_unary(f"{SERVICE}/Push")
-        self._pull = channel.unary_stream(f"{SERVICE}/Pull")
         self._push_pull = channel.stream_stream(f"{SERVICE}/PushPull")
+        self._pull = channel.unary_stream(f"{SERVICE}/Pull")
+        self._one = {name: channel.unary_unary(f"{SERVICE}/{name}") for name in ("Push", "Join", "Leave")}
 
     def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
         """As `Carrier.call`."""
-        whole = map(b"".join, messages)
         options = {"timeout": timeout_s, "metadata": self._metadata}
-        if method == "Pull":
-            yield from self._pull(next(whole), **options)
-        elif method == "PushPull":
+        try:
+            yield from self._answers(method, map(b"".join, messages), options)
+        except grpc.RpcError as error:
+            raise status.error_of(error) from None
+        except ValueError:
+            if not self._closed:
+                raise
+            raise Unavailable("the connection was closed meanwhile") from None
+
+    def _answers(self, method: str, whole: Iterator[bytes], options: dict[str, Any]) -> Iterator[bytes]:
+        if method == "PushPull":
             yield from self._push_pull(whole, **options)
-        else:
-            first, second = next(whole), next(whole, None)
-            if second is None:  # the same bytes as a stream of one message, in fewer steps
-                yield self._push_one(first, **options)
-            else:
-                yield self._push(_chained(first, second, whole), **options)
+            return
+        first = next(whole)
+        if method == "Pull":
+            yield from self._pull(first, **options)
+        elif method == "Push" and (second := next(whole, None)) is not None:
+            yield self._push(itertools.chain((first, second), whole), **options)
+        else:  # of a push, the same bytes as a stream of one message, in fewer steps
+            yield self._one[method](first, **options)
 
     def close(self) -> None:
         """As `Carrier.close`."""
+        self._closed = True
         self._channel.close()
 
 
@@ -82,23 +97,12 @@ class Full(Unavailable):
     """A new connection was ended before anything came over it, as by a shard that has no place for another."""
 
 
-class Connector(Protocol):
-    """Makes connections to one endpoint."""
-
-    def __call__(self, timeout_s: float) -> socket.socket:
-        """A connection with the preface sent.
-
-        Raises:
-            OSError: there is none to be had.
-        """
-
-
 class DirectCarrier:
     """ShardService over bare connections (direct.proto): one for each call under way, kept for the next."""
 
-    def __init__(self, connect: Connector, authorization: str) -> None:
-        self._connect = connect
-        self._authorization = authorization
+    def __init__(self, credentials: Credentials, endpoint: str) -> None:
+        self._credentials = credentials
+        self._endpoint = endpoint
         self._free: list[Frames] = []
         self._used: set[Frames] = set()
         self._lock = threading.Lock()
@@ -113,7 +117,9 @@ class DirectCarrier:
         deadline = Deadline.after(timeout_s)
         frames, fresh = self._take(timeout_s)
         asked = direct_pb2.Call(
-            method=method, authorization=self._authorization, timeout_ms=max(1, int(timeout_s * 1000))
+            method=method,
+            authorization=self._credentials.authorization,
+            timeout_ms=max(1, int(timeout_s * 1000)),
         )
         return self._exchange(frames, asked, messages, deadline, fresh=fresh)
 
@@ -179,14 +185,12 @@ class DirectCarrier:
         with self._lock:
             while self._free:
                 frames = self._free.pop()
-                if not _readable(
-                    frames.socket
-                ):  # else it was closed meanwhile: nothing else comes between calls
+                if not _readable(frames.socket):
                     self._used.add(frames)
                     return frames, False
-                frames.close()
+                frames.close()  # nothing comes between calls but the connection's end
         try:
-            frames = Frames(self._connect(timeout_s), LONGEST_ANSWER)
+            frames = Frames(self._credentials.connect(self._endpoint, timeout_s), LONGEST_ANSWER)
         except OSError as error:
             raise Unreachable(f"cannot connect: {error or type(error).__name__}") from None
         with self._lock:
@@ -214,9 +218,3 @@ def _readable(connected: socket.socket) -> bool:
 
 def _error(details: bytes) -> AdamServeError:
     return status.from_details(details) or Unavailable("the shard answered with an error that cannot be read")
-
-
-def _chained(first: bytes, second: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield second
-    yield from rest

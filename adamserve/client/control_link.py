@@ -1,0 +1,167 @@
+"""The way to a service's controller: jobs, and how they stand, in values."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+from adamserve import optim
+from adamserve.client.backoff import Backoff, Tries
+from adamserve.client.credentials import Credentials
+from adamserve.client.links import Place
+from adamserve.errors import AdamServeError, Unavailable
+from adamserve.observe.state import JobState
+from adamserve.regret import Loss
+from adamserve.shard.sparse import to_places
+from adamserve.v1 import control_pb2, control_pb2_grpc, types_pb2
+from adamserve.values import Array, Deadline, Span, TensorSpec
+from adamserve.wire import codec
+from adamserve.wire.records import from_message, to_message
+from adamserve.wire.status import error_of
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """A job's tensors in order, and the places of its shards."""
+
+    tensors: tuple[TensorSpec, ...]
+    places: tuple[Place, ...]
+
+
+class ControlLink:
+    """One client's way to a service's controller. Thread-safe.
+
+    Every call is tried until it is answered, the error is one that time does not mend, or its deadline passes.
+
+    Args:
+        target: host:port of the service's ControlService.
+        credentials: how to reach it.
+        backoff: when to try again.
+        timeout_s: longest that a call may take, where it is given no deadline.
+    """
+
+    def __init__(self, target: str, credentials: Credentials, backoff: Backoff, timeout_s: float) -> None:
+        self._channel: Any = credentials.channel(target)
+        self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._metadata = credentials.metadata
+        self._backoff = backoff
+        self._timeout_s = timeout_s
+        self._closed = threading.Event()
+
+    def topology(self, job: str, deadline: Deadline) -> Topology:
+        """Where a job's shards are now.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        answer = self._call(self._stub.GetTopology, control_pb2.GetTopologyRequest(job=job), deadline)
+        tensors = (
+            TensorSpec(t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name), t.stride or 1)
+            for t in answer.job.tensors
+        )
+        return Topology(tuple(tensors), tuple(map(_place, answer.shards)))
+
+    def create(
+        self,
+        job: str,
+        specs: Sequence[TensorSpec],
+        parameters: Mapping[str, Array],
+        rule: optim.Rule,
+        *,
+        consistency: str,
+        tensor_rules: Mapping[str, optim.Rule],
+        sparse: str,
+        checkpoint_every_s: float | None,
+    ) -> bool:
+        """Start a job, as `Client.create`; the parameters are contiguous."""
+        asked = control_pb2.JobSpec(
+            name=job,
+            tensors=[
+                types_pb2.TensorSpec(
+                    name=spec.name,
+                    shape=spec.shape,
+                    dtype=codec.ENCODINGS[spec.dtype].number,  # type: ignore[arg-type] # an enum's number
+                    stride=spec.stride,
+                )
+                for spec in specs
+            ],
+            rule_json=json.dumps(optim.to_dict(rule)),
+            tensor_rules_json={
+                name: json.dumps(optim.to_dict(other)) for name, other in tensor_rules.items()
+            },
+            consistency=consistency,
+            checkpoint_every_s=checkpoint_every_s or 0.0,
+            sparse=sparse,
+        )
+
+        def messages() -> Iterator[bytes]:
+            yield control_pb2.CreateJobRequest(start=asked).SerializeToString()
+            for spec in specs:
+                kept = to_places(spec, np.ascontiguousarray(parameters[spec.name]))
+                for parts in codec.encode(spec.name, kept, 0, spec.dtype):
+                    yield b"".join(parts)
+
+        create = self._channel.stream_unary("/adamserve.v1.ControlService/CreateJob")
+        return control_pb2.CreateJobResponse.FromString(self._call(create, messages)).created
+
+    def report(self, job: str, pusher: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
+        """Report losses, in the order in which they were met, and the latest values of other numbers."""
+        messages = [to_message(loss, control_pb2.Loss) for loss in losses]
+        request = control_pb2.ReportRequest(job=job, pusher=pusher, losses=messages, numbers=numbers)
+        self._call(self._stub.Report, request)
+
+    def status(self, job: str) -> list[JobState]:
+        """How a job stands; with "" every job that the token may see."""
+        answer = self._call(self._stub.GetStatus, control_pb2.GetStatusRequest(job=job))
+        return [from_message(JobState, state) for state in answer.jobs]
+
+    def checkpoint(self, job: str) -> int:
+        """Write a checkpoint now; returns its number, 0 where the service keeps none."""
+        answer = self._call(self._stub.Checkpoint, control_pb2.CheckpointRequest(job=job))
+        return int(answer.number)
+
+    def delete(self, job: str, *, purge: bool) -> bool:
+        """Delete a job; returns whether there was one."""
+        answer = self._call(self._stub.DeleteJob, control_pb2.DeleteJobRequest(job=job, purge=purge))
+        return bool(answer.deleted)
+
+    def close(self) -> None:
+        """Disconnect; calls under way fail."""
+        self._closed.set()
+        self._channel.close()
+
+    def _call(self, method: Any, request: Any, deadline: Deadline | None = None) -> Any:
+        """Make a call until it is answered.
+
+        Args:
+            method: gRPC's.
+            request: a message, or a function that begins a stream of them.
+            deadline: in place of the timeout's.
+        """
+        tries = Tries(self._backoff, deadline or Deadline.after(self._timeout_s))
+        error: AdamServeError
+        while True:
+            try:
+                sent = request() if callable(request) else request
+                return method(sent, timeout=tries.seconds, metadata=self._metadata)
+            except grpc.RpcError as failed:
+                error = error_of(failed)
+            except ValueError:  # the channel was closed meanwhile
+                if not self._closed.is_set():
+                    raise
+                error = Unavailable("the client is closed")
+            if not isinstance(error, Unavailable) or self._closed.is_set():
+                raise error
+            self._closed.wait(tries.pause_after(error))
+
+
+def _place(place: types_pb2.ShardPlace) -> Place:
+    spans = tuple(Span(span.tensor, span.start, span.stop) for span in place.spans)
+    incarnation = place.stamp.incarnation
+    return Place(place.index, place.endpoint, place.direct_endpoint, incarnation, place.restored_clock, spans)

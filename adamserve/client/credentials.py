@@ -1,0 +1,92 @@
+"""How a client reaches a service, and shows that it may."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+
+import grpc
+
+from adamserve.errors import InvalidArgument
+from adamserve.wire.frames import PREFACE, client_tls
+
+TRANSPORTS = ("auto", "direct", "grpc")
+
+CONNECT_S = 2.0
+"""Longest that a bare connection may take to be made."""
+
+OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_retries", 0),
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Credentials:
+    """How to reach a service: plain text without `ca`, TLS with it, mutual TLS with `cert` and `key` too.
+
+    Attributes:
+        token: bearer token; "" sends none.
+        ca: PEM authorities that the server's certificate must come from.
+        cert, key: this client's own PEM certificate chain and key.
+        server_name: name to expect in the server's certificate in place of the endpoint's host.
+        transport: how tensors travel: "direct", over bare connections; "grpc"; "auto", direct where that can be had.
+    """
+
+    token: str = field(default="", repr=False)
+    ca: bytes = field(default=b"", repr=False)
+    cert: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    server_name: str = ""
+    transport: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.transport not in TRANSPORTS:
+            raise InvalidArgument(
+                f"{self.transport!r} is none", field="transport", fix=f"one of {', '.join(TRANSPORTS)}"
+            )
+
+    def channel(self, endpoint: str) -> grpc.Channel:
+        """A gRPC channel of its own to an endpoint; it connects when it is first used."""
+        if not self.ca:
+            return grpc.insecure_channel(endpoint, OPTIONS)
+        name = [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
+        secure = grpc.ssl_channel_credentials(self.ca, self.key or None, self.cert or None)
+        return grpc.secure_channel(endpoint, secure, [*OPTIONS, *name])
+
+    def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
+        """A bare connection to an endpoint, its preface sent.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        host, _, port = endpoint.rpartition(":")
+        host = host.strip("[]")
+        connected = socket.create_connection((host, int(port)), min(CONNECT_S, timeout_s))
+        try:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.ca:
+                tls = client_tls(self.ca, self.cert, self.key)
+                connected = tls.wrap_socket(connected, server_hostname=self.server_name or host)
+            connected.sendall(PREFACE)
+        except BaseException:
+            connected.close()
+            raise
+        return connected
+
+    @property
+    def authorization(self) -> str:
+        """What every call carries; "" without a token."""
+        return f"Bearer {self.token}" if self.token else ""
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """`authorization` as gRPC takes it."""
+        return (("authorization", self.authorization),) if self.token else ()

@@ -1,0 +1,100 @@
+"""Gradients before they leave: checked, laid out for the shards, and given the encoding that they travel in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from adamserve.client.session import Session
+from adamserve.errors import InvalidArgument, NotFound
+from adamserve.shard import sparse
+from adamserve.shard.checks import check_dense, not_finite
+from adamserve.values import Array, Gradient, SparseRows, TensorSpec
+from adamserve.wire import codec
+
+
+class Prepared(NamedTuple):
+    """A gradient as it is sent: one run of elements or checked rows, its encoding, and what that loses of it."""
+
+    gradient: Gradient
+    encoding: str
+    lost: Array | None = None
+
+
+class Gradients:
+    """What a client sends of its gradients; `lost` is what int8 has lost of each so far."""
+
+    def __init__(self, session: Session, wire_dtype: str) -> None:
+        known = [name for name in codec.ENCODINGS if name != "float64"]
+        if wire_dtype not in known:
+            raise InvalidArgument(
+                f"{wire_dtype!r} is not a wire dtype", field="wire_dtype", fix=f"one of {', '.join(known)}"
+            )
+        self._session = session
+        self._wire_dtype = wire_dtype
+        self.lost: dict[str, Array] = {}
+
+    def checked(self, name: str, gradient: Gradient, *, copy: bool) -> Gradient:
+        """Check a gradient, and bring it into the form that is sent; `copy` where the caller may change it meanwhile.
+
+        Raises:
+            InvalidArgument, NotFound, NotFinite: what is wrong with it; names the tensor.
+        """
+        spec = self._session.tensors.get(name)
+        if spec is None:
+            known = ", ".join([*self._session.tensors][:5])
+            raise NotFound("the job has no such tensor", field=name, fix=f"it has {known}")
+        rows = sparse.as_rows(name, gradient)
+        if rows is not None:
+            rows = sparse.for_shards(spec, SparseRows(rows.indices, _widened(rows.values)))
+            self._check_finite(spec, rows.values, by_rows=True)
+            return SparseRows(rows.indices, rows.values.copy() if copy else rows.values)
+        array = np.asarray(gradient)
+        check_dense(spec, array, spec.shape)
+        wide = _widened(array)
+        own = copy and spec.stride == 1 and wide is array  # otherwise it is a copy, or `to_places` makes one
+        flat = sparse.to_places(spec, np.array(wide, order="C") if own else np.ascontiguousarray(wide))
+        self._check_finite(spec, flat, by_rows=False)
+        return flat
+
+    def prepared(self, name: str, gradient: Gradient) -> Prepared:
+        """Choose a checked gradient's encoding; to one that travels as int8, add what was lost of the last one."""
+        spec = self._session.tensors[name]
+        if isinstance(gradient, SparseRows):
+            return Prepared(gradient, self._encoding(spec, gradient.values, by_rows=True))
+        encoding = self._encoding(spec, gradient, by_rows=False)
+        if encoding != "int8":
+            return Prepared(gradient, encoding)
+        total: Array = gradient + self.lost.get(name, np.float32(0))
+        lost = np.empty_like(total)
+        for span in (span for link in self._session.links for span in link.spans if span.tensor == name):
+            part = slice(span.start, span.stop)
+            codec.dequantize(*codec.quantize(total[part]), out=lost[part])
+        np.subtract(total, lost, out=lost)
+        return Prepared(total, encoding, lost)
+
+    @property
+    def pulled_as(self) -> str:
+        """How float32 parameters travel."""
+        return self._wire_dtype if self._wire_dtype in ("bfloat16", "float16") else "float32"
+
+    def _check_finite(self, spec: TensorSpec, values: Array, *, by_rows: bool) -> None:
+        """One shard refuses a push whole by itself; of several, some would apply their part and others not. int8 would
+        change a NaN."""
+        encoding = self._encoding(spec, values, by_rows=by_rows)
+        checks_here = len(self._session.links) > 1 or encoding == "int8"
+        if checks_here and not codec.fits(values, encoding):
+            raise not_finite(spec.name)
+
+    def _encoding(self, spec: TensorSpec, values: Array, *, by_rows: bool) -> str:
+        """The encoding that a gradient travels in: narrow for float32 parameters only."""
+        if spec.dtype != "float32":
+            return str(values.dtype)
+        # int8 needs the error of the last gradient of the same rows.
+        return "float32" if by_rows and self._wire_dtype == "int8" else self._wire_dtype
+
+
+def _widened(values: Array) -> Array:
+    """Halves as float32; anything else as it is."""
+    return values.astype(np.float32) if values.dtype.name in ("float16", "bfloat16") else values

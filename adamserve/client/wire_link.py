@@ -1,0 +1,292 @@
+"""The way to a shard over the network: bare connections, or gRPC where they cannot be had."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from adamserve.client.backoff import Backoff, Tries
+from adamserve.client.carriers import DirectCarrier, Full, GrpcCarrier, Unreachable
+from adamserve.client.credentials import Credentials
+from adamserve.client.links import Aborted, Member, Place, Pull, PushAnswer, Recovery
+from adamserve.errors import AdamServeError, Unavailable
+from adamserve.v1 import shard_pb2, types_pb2
+from adamserve.values import Joined, Outcome, Receipt, SparseRows, Stamp
+from adamserve.wire import chunks, codec
+from adamserve.wire.frames import Parts
+
+if TYPE_CHECKING:
+    from adamserve.client.pushes import OutgoingPush
+
+AVOID_S = 300.0
+"""How long gRPC is used once no bare connection could be made, and"""
+
+AVOID_FULL_S = 10.0
+"""once the shard took a connection and ended it."""
+
+OUTCOMES: Mapping[int, Outcome] = {
+    shard_pb2.OUTCOME_APPLIED: Outcome.APPLIED,
+    shard_pb2.OUTCOME_DUPLICATE: Outcome.DUPLICATE,
+    shard_pb2.OUTCOME_STALE: Outcome.STALE,
+}
+
+Answers = Iterator[bytes | memoryview]
+
+
+class _Here(Executor):
+    """Runs what it is given at once, in the caller's thread."""
+
+    def submit(self, work: Any, /, *args: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*args, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+HERE = _Here()
+
+
+class WireLink:
+    """One client's way to one shard over the network (`ShardLink`); `recovery` finds the shard again."""
+
+    def __init__(
+        self, place: Place, member: Member, credentials: Credentials, recovery: Recovery, backoff: Backoff
+    ) -> None:
+        self.index = place.index
+        self.spans = place.spans
+        self.renewed_at = 0.0
+        self._spans = {span.tensor: span for span in place.spans}
+        self._member = member
+        self._credentials = credentials
+        self._recovery = recovery
+        self._backoff = backoff
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"adamserve-shard-{place.index}")
+        self._lock = threading.Lock()
+        self._endpoints = ("", "")
+        self._carriers: tuple[DirectCarrier | None, GrpcCarrier | None] = (None, None)
+        self._avoid_until = 0.0
+        self.move(place)
+
+    def push(self, push: OutgoingPush, then: Pull | None, *, here: bool) -> Future[PushAnswer]:
+        """As `ShardLink.push`."""
+        return (HERE if here else self._thread).submit(self._push, push, then)
+
+    def pull(self, pull: Pull, *, here: bool) -> Future[Stamp]:
+        """As `ShardLink.pull`."""
+        return (HERE if here else self._thread).submit(self._pull, pull)
+
+    def join(self, last_seq: int, timeout_s: float) -> Joined:
+        """As `ShardLink.join`."""
+        m, began = self._member, time.monotonic()
+        request = shard_pb2.JoinRequest(
+            job=m.job, pusher=m.pusher, session=m.session, kind=m.kind, lease_s=m.lease_s, last_seq=last_seq,
+            shard=self.index,
+        )  # fmt: skip
+        answer = self._call_beside("Join", request.SerializeToString(), timeout_s)
+        joined = shard_pb2.JoinResponse.FromString(answer)
+        self.renewed_at = began
+        return Joined(_stamp(joined.stamp), joined.last_seq, joined.restored_clock)
+
+    def leave(self, timeout_s: float) -> None:
+        """As `ShardLink.leave`."""
+        m = self._member
+        request = shard_pb2.LeaveRequest(job=m.job, pusher=m.pusher, session=m.session, shard=self.index)
+        self._call_beside("Leave", request.SerializeToString(), timeout_s)
+
+    def move(self, place: Place) -> None:
+        """As `ShardLink.move`."""
+        with self._lock:
+            if (place.endpoint, place.direct) != self._endpoints:
+                if place.direct != self._endpoints[1]:
+                    self._avoid_until = 0.0
+                self._endpoints = (place.endpoint, place.direct)
+                self._reconnect()
+
+    def reconnect(self) -> None:
+        """As `ShardLink.reconnect`."""
+        with self._lock:
+            self._reconnect()
+
+    def close(self) -> None:
+        """As `ShardLink.close`."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._use(None, None)
+
+    # ---- calls
+
+    def _push(self, push: OutgoingPush, then: Pull | None) -> PushAnswer:
+        tries = Tries(self._backoff, push.deadline)
+        while True:
+            began = time.monotonic()
+            try:
+                answer = self._push_once(push, then, tries.seconds)
+                self.renewed_at = began
+                return answer
+            except AdamServeError as error:
+                if push.aborted:
+                    raise Aborted from None
+                self._after(error)
+                self._recovery.recover(self, tries, error)
+
+    def _push_once(self, push: OutgoingPush, then: Pull | None, timeout_s: float) -> PushAnswer:
+        if then is None:
+            answer = _only(self._call("Push", self._messages(push), timeout_s))
+            return PushAnswer(_receipt(shard_pb2.PushResponse.FromString(answer)), None)
+        answers = self._call("PushPull", self._messages_of_both(push, then), timeout_s)
+        receipt = _receipt(shard_pb2.PushPullResponse.FromString(_first(answers)).push)
+        pulled = self._take((chunks.inside(answer, 2)[0] for answer in answers), then)
+        return PushAnswer(receipt, pulled)
+
+    def _pull(self, pull: Pull) -> Stamp:
+        tries = Tries(self._backoff, pull.deadline)
+        message = self._pull_request(pull).SerializeToString()
+        while True:
+            began = time.monotonic()
+            try:
+                stamp = self._take(self._call("Pull", iter([[message]]), tries.seconds), pull)
+                self.renewed_at = began if pull.training else self.renewed_at
+                return stamp
+            except AdamServeError as error:
+                self._after(error)
+                self._recovery.recover(self, tries, error)
+
+    def _call(self, method: str, messages: Iterator[Parts], timeout_s: float) -> Answers:
+        """Make one call, as `Carrier.call`, over the better way that there is."""
+        direct, below = self._carriers
+        if direct is not None and time.monotonic() >= self._avoid_until:
+            try:
+                return direct.call(method, messages, timeout_s)
+            except Unreachable:
+                if below is None:
+                    raise
+                self._avoid_until = time.monotonic() + AVOID_S
+        if below is None:
+            raise Unavailable(f"shard {self.index} has no direct endpoint", field="transport", fix="use grpc")
+        return below.call(method, messages, timeout_s)
+
+    def _call_beside(self, method: str, message: bytes, timeout_s: float) -> bytes:
+        """Make a short call beside a push under way: by gRPC where the shard has no place for a second connection."""
+        try:
+            return _only(self._call(method, iter([[message]]), timeout_s))
+        except Full:
+            below = self._carriers[1]
+            if below is None:
+                raise
+            return _only(below.call(method, iter([[message]]), timeout_s))
+
+    def _after(self, error: AdamServeError) -> None:
+        """Leave bare connections alone for a while where the shard has no place for another."""
+        if isinstance(error, Full) and self._carriers[1] is not None:
+            self._avoid_until = time.monotonic() + AVOID_FULL_S
+
+    # ---- messages
+
+    def _messages(self, push: OutgoingPush) -> Iterator[list[bytes | memoryview]]:
+        """A push as messages of about a chunk: start in the first, commit in the last; small tensors share one."""
+        m, pulled = self._member, push.clock[self.index]
+        stamp = types_pb2.Stamp(incarnation=pulled.incarnation, clock=pulled.clock)
+        start = shard_pb2.PushStart(
+            job=m.job, pusher=m.pusher, session=m.session, seq=push.seq, pulled=stamp, shard=self.index
+        )
+        message: list[bytes | memoryview] = [shard_pb2.PushRequest(start=start).SerializeToString()]
+        size = 0
+        for span, (gradient, encoding, _) in push.parts(self._spans):
+            if isinstance(gradient, SparseRows):
+                fields = codec.encode_rows(span.tensor, gradient.indices, gradient.values, encoding)
+            else:
+                fields = codec.encode(span.tensor, gradient, span.start, encoding)
+            for parts in fields:
+                message += parts
+                size += sum(map(len, parts))
+                if size >= codec.CHUNK_BYTES:
+                    yield message
+                    message, size = [], 0
+        if not push.aborted:
+            commit = shard_pb2.PushCommit(lr=push.lr, rates=push.rates)
+            message.append(shard_pb2.PushRequest(commit=commit).SerializeToString())
+        yield message
+
+    def _messages_of_both(self, push: OutgoingPush, then: Pull) -> Iterator[list[bytes | memoryview]]:
+        request = shard_pb2.PushPullRequest(pull=self._pull_request(then))
+        head: list[bytes | memoryview] = [request.SerializeToString()]
+        for message in self._messages(push):
+            yield head + chunks.embedded(1, message)
+            head = []
+
+    def _pull_request(self, pull: Pull) -> shard_pb2.PullRequest:
+        member = self._member
+        return shard_pb2.PullRequest(
+            job=member.job,
+            pusher=member.pusher if pull.training else "",
+            session=member.session if pull.training else "",
+            training=pull.training,
+            at_least=pull.at_least,
+            encoding=codec.ENCODINGS[pull.encoding].number,  # type: ignore[arg-type] # an enum's number
+            rows=[
+                shard_pb2.RowSet(tensor=span.tensor, rows=numbers.astype("<u4").tobytes())
+                for span, numbers in pull.target.asked(self.spans)
+            ],
+            shard=self.index,
+        )
+
+    def _take(self, messages: Answers, pull: Pull) -> Stamp:
+        """Write a pull's chunks to their places; all of the shard's elements, or an error."""
+        stamp: Stamp | None = None
+        missing = pull.target.expected(self.spans)
+        for message in messages:
+            rest, pieces = chunks.split(message)
+            if stamp is None:
+                stamp = _stamp(shard_pb2.PullResponse.FromString(rest).stamp)
+            for chunk in pieces:
+                missing -= pull.target.take(chunk, self._spans)
+        if stamp is None or missing:
+            raise Unavailable(f"shard {self.index} sent {missing} elements too few")
+        return stamp
+
+    # ---- while the lock is held
+
+    def _reconnect(self) -> None:
+        endpoint, direct = self._endpoints
+        credentials, transport = self._credentials, self._credentials.transport
+        self._use(
+            DirectCarrier(credentials, direct) if direct and transport != "grpc" else None,
+            GrpcCarrier(credentials.channel(endpoint), credentials.metadata)
+            if transport != "direct"
+            else None,
+        )
+
+    def _use(self, direct: DirectCarrier | None, below: GrpcCarrier | None) -> None:
+        """Put these in the place of the carriers so far, and close those."""
+        before, self._carriers = self._carriers, (direct, below)
+        for carrier in before:
+            if carrier is not None:
+                carrier.close()
+
+
+def _first(answers: Answers) -> bytes:
+    answer = next(answers, None)
+    if answer is None:
+        raise Unavailable("the shard ended the call without an answer")
+    return bytes(answer)
+
+
+def _only(answers: Answers) -> bytes:
+    """The answer of a call that has one, read to its end, so that its connection can be used again."""
+    answer = _first(answers)
+    for _ in answers:
+        pass
+    return answer
+
+
+def _receipt(answer: shard_pb2.PushResponse) -> Receipt:
+    return Receipt(OUTCOMES[answer.outcome], _stamp(answer.stamp), answer.staleness, answer.reason)
+
+
+def _stamp(stamp: types_pb2.Stamp) -> Stamp:
+    return Stamp(stamp.incarnation, stamp.clock)
