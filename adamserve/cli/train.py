@@ -128,6 +128,19 @@ def train(
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in --run-dir.")
     ] = False,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, host:port or auto.")] = None,
+    shard_ports: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW-HIGH", help="Ports that shards listen on, two each; without it any free ones."
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Bearer tokens of others than the workers: a line TOKEN, or a line JOB TOKEN."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="On several machines: let others call without a token.")
+    ] = False,
     gpus_per_shard: Annotated[
         float, typer.Option(help="GPUs for each shard; above 0 its state lives there.")
     ] = 0.0,
@@ -171,6 +184,8 @@ def train(
         raise InvalidArgument(
             "is needed to resume", field="run_dir", fix="give the folder of the run to go on with"
         )
+    from adamserve.edge.security import Security, Tokens
+    from adamserve.edge.shard_edge import Ports
     from adamserve.train.config import TrainConfig, kept_settings
     from adamserve.train.tasks import recipe
 
@@ -191,6 +206,9 @@ def train(
         run_dir=run_dir,
         resume=resume,
         address=address,
+        shard_ports=Ports.parse(shard_ports) if shard_ports is not None else None,
+        security=Security(tokens=Tokens.read(token_file) if token_file is not None else Tokens()),
+        insecure=insecure,
         gpus_per_shard=gpus_per_shard,
         gpus_per_worker=gpus_per_worker,
         lease_s=lease_s,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import signal
 import threading
@@ -17,13 +16,12 @@ from adamserve.cluster.config import ServiceConfig
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.ray_runtime import connected
 from adamserve.cluster.service import Service
-from adamserve.edge.security import Security, Tokens, check_bind
+from adamserve.edge.security import Security, check_bind
 from adamserve.edge.shard_edge import Ports
 from adamserve.errors import (
     CheckpointError,
     InvalidArgument,
     NotFound,
-    Unauthenticated,
     Unavailable,
 )
 from adamserve.observe.exporter import Reading
@@ -166,7 +164,7 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], object]]]
                 config.metrics_port,
                 advertise=node_address(config.host),
                 sd_file=config.sd_file,
-                guard=(lambda given: may_look(tokens, given)) if tokens.digests else None,
+                guard=tokens.guard(),
                 collect=[Reading(RPC_FAMILIES, lambda: [service.calls()])],
             )
         ) as monitor,
@@ -187,21 +185,6 @@ def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], object]]]
             ),
             lambda: monitor.look(service),
         )
-
-
-def may_look(tokens: Tokens, given: str) -> bool:
-    """Whether an HTTP `Authorization` header carries a token good for every job: as Bearer, or as Basic's password."""
-    scheme, _, rest = given.partition(" ")
-    if scheme.lower() == "basic":
-        try:
-            rest = base64.b64decode(rest, validate=True).decode().partition(":")[2]
-        except ValueError:
-            return False
-    try:
-        tokens.check([("authorization", f"Bearer {rest}")], None)
-    except Unauthenticated:
-        return False
-    return scheme.lower() in ("basic", "bearer")
 
 
 def read_pem(path: Path | None, name: str) -> bytes:

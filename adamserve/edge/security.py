@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -99,6 +100,24 @@ class Tokens:
                 field="authorization",
                 fix="connect with the service's token",
             )
+
+    def guard(self) -> Callable[[str], bool] | None:
+        """Whether an HTTP `Authorization` header carries a token good for every job; None where users have none."""
+        return self._may_look if self.digests else None
+
+    def _may_look(self, given: str) -> bool:
+        """As Bearer, or as Basic's password."""
+        scheme, _, rest = given.partition(" ")
+        if scheme.lower() == "basic":
+            try:
+                rest = base64.b64decode(rest, validate=True).decode().partition(":")[2]
+            except ValueError:
+                return False
+        try:
+            self.check([("authorization", f"Bearer {rest}")], None)
+        except Unauthenticated:
+            return False
+        return scheme.lower() in ("basic", "bearer")
 
 
 def _digest(token: str) -> bytes:

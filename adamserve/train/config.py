@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adamserve import checkpoint, optim
+from adamserve.edge.security import Security
+from adamserve.edge.shard_edge import Ports
 from adamserve.errors import InvalidArgument
 from adamserve.observe.logs import LogConfig
 from adamserve.shard import consistency
@@ -35,6 +37,9 @@ class TrainConfig:
         run_dir: folder to write; it must be new, or the run to resume.
         resume: go on from the newest checkpoint in `run_dir`.
         address: of a running Ray cluster; None starts a local one.
+        shard_ports: ports that shards listen on; None for any free ones.
+        security: tokens of others than the run's own workers, who may push and look too.
+        insecure: whether others need no token where the run can be reached from other machines.
         gpus_per_shard, gpus_per_worker: GPUs (or fractions) that each is given.
         lease_s: seconds after which a silent worker stops counting.
         checkpoint_every_s: seconds between checkpoints.
@@ -56,6 +61,9 @@ class TrainConfig:
     run_dir: Path
     resume: bool = False
     address: str | None = None
+    shard_ports: Ports | None = None
+    security: Security = field(default_factory=Security)
+    insecure: bool = False
     gpus_per_shard: float = 0.0
     gpus_per_worker: float = 0.0
     lease_s: float = 10.0

@@ -77,6 +77,7 @@ def train(config: TrainConfig, *, on_progress: OnProgress, stop: threading.Event
             config.metrics_port,
             advertise=node_address(config.metrics_host) if config.metrics_port is not None else "",
             sd_file=config.sd_file,
+            guard=config.security.tokens.guard(),
         )
         stack.callback(monitor.close)
         if monitor.address:
@@ -86,6 +87,9 @@ def train(config: TrainConfig, *, on_progress: OnProgress, stop: threading.Event
             name=f"adamserve-{config.run_dir.resolve().name}-{int(began * 1000):x}",
             shards=config.shards,
             address=config.address,
+            security=config.security,
+            insecure=config.insecure,
+            shard_ports=config.shard_ports,
             checkpoint_dir=config.checkpoints,
             gpus_per_shard=config.gpus_per_shard,
             metrics_host=config.exported_at,

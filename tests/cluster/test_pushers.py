@@ -53,7 +53,7 @@ def test_bsp_steps_once_for_one_push_of_everyone(start: Start) -> None:
         client.close()
 
 
-def test_a_turn_that_does_not_come_says_who_is_waited_for(start: Start) -> None:
+def test_a_turn_that_does_not_come_is_unavailable_and_can_be_asked_for_again(start: Start) -> None:
     service = start(shards=2)
     with (
         service.client("job", pusher="a", timeout_s=1.0) as alone,
@@ -62,7 +62,7 @@ def test_a_turn_that_does_not_come_says_who_is_waited_for(start: Start) -> None:
         alone.create({"w": np.zeros(2, np.float32)}, optim.SGD(lr=1.0, momentum=0.0), consistency="bsp")
         other.pull()
         _, clock = alone.pull()
-        with pytest.raises(Unavailable, match="waits for b"):
+        with pytest.raises(Unavailable):
             alone.push({"w": np.ones(2, np.float32)}, clock)
         other.close()
         assert alone.push({"w": np.ones(2, np.float32)}, alone.pull()[1]).outcome is Outcome.APPLIED

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from adamserve.cluster.serving import may_look
 from adamserve.edge.security import Tokens, _digest
 from adamserve.observe.exporter import Exporter
 from adamserve.observe.page import NAMES_SHOWN, POINTS, Board, pages
@@ -157,7 +156,9 @@ def basic(password: str) -> str:
     ],
 )
 def test_only_a_token_for_every_job_may_look(given: str, may: bool) -> None:
-    assert may_look(TOKENS, given) is may
+    guard = TOKENS.guard()
+    assert guard is not None
+    assert guard(given) is may
 
 
 def get(port: int, path: str, **headers: str) -> tuple[int, str, Any]:
@@ -171,7 +172,7 @@ def get(port: int, path: str, **headers: str) -> tuple[int, str, Any]:
 
 
 def test_routes_and_their_guard() -> None:
-    exporter = Exporter.serve("127.0.0.1", 0, pages(board(JOB)), lambda given: may_look(TOKENS, given))
+    exporter = Exporter.serve("127.0.0.1", 0, pages(board(JOB)), TOKENS.guard())
     try:
         port = exporter.port
         assert get(port, "/metrics")[0] == 200
