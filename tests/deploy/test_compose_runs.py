@@ -149,8 +149,8 @@ def test_what_compose_would_start_trains_and_stops_in_order(machine: Machine) ->
         _status(machine, target, "--token-file", machine.home / "deploy/secrets/adamserve_token").stdout
     )
     assert job["job"] == "demo"
-    assert len({shard["clock"] for shard in job["shards"]}) == 1
-    assert job["shards"][0]["clock"] == 2 * 23  # batches an epoch
+    assert len({shard["stamp"]["clock"] for shard in job["shards"]}) == 1
+    assert job["shards"][0]["stamp"]["clock"] == 2 * 23  # batches an epoch
     assert "no token" in _status(machine, target).stderr
 
     process.terminate()  # as `docker compose down` does

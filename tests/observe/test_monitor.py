@@ -49,6 +49,7 @@ def test_everything_shows_the_last_look(tmp_path: Path, caplog: pytest.LogCaptur
         client.create({"w": np.zeros(4, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
         client.push({"w": np.ones(4, np.float32)}, client.pull()[1])
         client.report(0.5)
+        client.status()  # which sends what is queued
         service.controller.step()
         [job] = monitor.look(service)
         assert (job.job, job.loss, [stamp.clock for stamp in job.clocks]) == ("job", 0.5, [1, 1])
