@@ -337,7 +337,6 @@ class Shard:
         live = self._leases.live()
         expiries = self._leases.expiries()
         pushers = [(name, self._ledger[name]) for name in live]
-        kernels = self.store.kernels
         return ShardStatistics(
             shard=self.index,
             stamp=self.stamp,
@@ -348,7 +347,7 @@ class Shard:
             bytes_out=self._bytes_out,
             state_bytes=self.store.nbytes,
             live=tuple(live),
-            kernel=kernels[0].executor if kernels else "none",
+            kernel=next((kernel.executor for kernel in self.store.kernels), "none"),
             trainers=sum(pusher.kind == "trainer" for _, pusher in pushers),
             silent=len(self._leases.silent()),
             lease_expiries=expiries,
@@ -407,8 +406,7 @@ class Shard:
         return receipt
 
     def _refuse_stale(self, push: Push, reason: str) -> Receipt:
-        staleness = max(0, self.stamp.clock - push.pulled.clock)
-        receipt = Receipt(Outcome.STALE, self.stamp, staleness, reason)
+        receipt = Receipt(Outcome.STALE, self.stamp, max(0, self.stamp.clock - push.pulled.clock), reason)
         self._events.add("stale", push.pusher, reason)
         if push.seq == self._ledger[push.pusher].last_seq + 1:
             return self._record(push, receipt)

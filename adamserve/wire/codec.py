@@ -1,6 +1,6 @@
 """Elements to bytes and back, a chunk at a time.
 
-Narrow dtypes halve or quarter what travels: bfloat16 and float16 round to nearest even; int8 keeps one float32 scale
+Smaller dtypes halve or quarter what travels: bfloat16 and float16 round to nearest even; int8 keeps one float32 scale
 for each block of 256 elements, max|x| / 127, so an element's error is at most half its block's scale, and the client
 adds that error to its next gradient (error feedback; Seide et al. 2014, "1-bit stochastic gradient descent").
 """
