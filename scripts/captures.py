@@ -56,7 +56,7 @@ from adamserve.errors import AdamServeError
 c = adamserve.connect(sys.argv[1], job="line", pusher="rubbish", timeout_s=20, lease_s=3)
 while True:
     _, clock = c.pull()
-    ahead = type(clock)(type(s)(s.epoch, s.clock + 10_000) for s in clock)
+    ahead = type(clock)(type(s)(s.incarnation, s.clock + 10_000) for s in clock)
     try:
         c.push({"w": np.ones(50)}, ahead)
     except AdamServeError:
