@@ -13,10 +13,11 @@ so.
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from adamserve.edge.shard_edge import ShardEdge
 from adamserve.job import JobConfig
 from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
+from adamserve.regret import Loss
 from adamserve.shard.statistics import ShardStatistics
 from adamserve.values import Array, Stamp
 
@@ -140,6 +142,50 @@ class LocalShard:
         return ProcessGone(f"shard {self._index} was killed")
 
 
+class LocalWorker:
+    """A worker process that is a few threads of this one (`adamserve.cluster.pool.WorkerHandle`)."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._control = ThreadPoolExecutor(max_workers=2, thread_name_prefix="adamserve-worker-control")
+        self._work = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adamserve-worker")
+        self._made = self._control.submit(make)
+
+    def call(self, method: str, *args: Any) -> Future[Any]:
+        """Call a method that is soon done."""
+        return self._control.submit(lambda: getattr(self._made.result(), method)(*args))
+
+    def work(self, method: str, *args: Any) -> Future[Any]:
+        """Call a method that takes long, while others can be called."""
+        return self._work.submit(lambda: getattr(self._made.result(), method)(*args))
+
+    def end(self) -> None:
+        """Take no more calls; those under way go on to their ends."""
+        self._control.shutdown(wait=False)
+        self._work.shutdown(wait=False)
+
+
+class LocalPool:
+    """Starts workers in this process (`adamserve.cluster.pool.Pool`)."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._started: list[LocalWorker] = []
+
+    def start(self) -> LocalWorker:
+        """Start a worker."""
+        self._started.append(LocalWorker(self._make))
+        return self._started[-1]
+
+    def share(self, value: Any) -> Any:
+        """Every worker sees the same value."""
+        return value
+
+    def end(self) -> None:
+        """End its workers."""
+        for worker in self._started:
+            worker.end()
+
+
 class LocalPlacement:
     """Starts shards in this process (`adamserve.cluster.placement.Placement`).
 
@@ -206,6 +252,7 @@ class Service:
         security = replace(security, tokens=security.tokens.beside(secret, required=closed))
         self._credentials = security.credentials(secret)
         self._placement = LocalPlacement(shards, security, metrics=metrics)
+        self._pools: list[LocalPool] = []
         self.calls = Calls()
         self.controller = Controller(
             self._placement,
@@ -220,6 +267,36 @@ class Service:
             self.controller.stop()
             raise
         self._endpoint.serve()
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        shards: int = 1,
+        checkpoint_dir: Path | None = None,
+        security: Security | None = None,
+        metrics_host: str | None = None,
+        **placing: Any,
+    ) -> Self:
+        """As `adamserve.cluster.service.Service.start`; what is about Ray and its nodes is passed over."""
+        return cls(
+            shards=shards,
+            checkpoint_dir=checkpoint_dir,
+            security=security,
+            metrics=metrics_host is not None,
+        )
+
+    def serve(self) -> None:
+        """Nothing to do: it serves from the start."""
+
+    def workers(self, make: Callable[[], Any], *, gpus: float = 0.0) -> LocalPool:
+        """Where workers are started, each a few threads of this process."""
+        self._pools.append(LocalPool(make))
+        return self._pools[-1]
+
+    def free_cpus(self) -> int:
+        """This machine's."""
+        return os.cpu_count() or 1
 
     @property
     def target(self) -> str:
@@ -245,6 +322,10 @@ class Service:
     def resume(self, job: str, changes: Mapping[str, Any] | None = None) -> None:
         """As `Controller.resume`."""
         self.controller.resume(job, changes)
+
+    def report(self, job: str, losses: Sequence[Loss], numbers: Mapping[str, float] | None = None) -> None:
+        """As `Controller.report`."""
+        self.controller.report(job, losses, numbers or {})
 
     def status(self) -> list[JobState]:
         """How every job stands."""
@@ -281,6 +362,8 @@ class Service:
 
     def stop(self) -> None:
         """End everything at once; without `drain` first, updates since the last checkpoint are lost."""
+        for pool in self._pools:
+            pool.end()
         self._endpoint.cut()
         self.controller.stop()
 

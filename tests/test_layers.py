@@ -102,7 +102,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.cluster.ray_calls": row("ray", siblings="adamserve.cluster"),
         "adamserve.cluster.ray_placement": row("ray", siblings=CLUSTER),
         "adamserve.cluster.ray_runtime": row("ray", siblings=CLUSTER),
-        "adamserve.cluster.service": row("ray", siblings=CLUSTER),
+        "adamserve.cluster.service": row("ray", siblings=CLUSTER + " adamserve.cluster.pool"),
         "adamserve.cluster.serving": row(siblings=CLUSTER),
         "adamserve.cluster.submit": row("ray", siblings="adamserve.cluster"),
     },

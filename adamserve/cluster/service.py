@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +29,10 @@ from adamserve.cluster.actors import ControllerActor
 from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig, listening
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.pool import Pool
 from adamserve.cluster.process import ProcessInfo
 from adamserve.cluster.ray_calls import own_error
-from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected
+from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected, free_cpus
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
@@ -235,6 +236,14 @@ class Service:
         """Counts of ControlService's calls."""
         answer: Calls = self._ask("calls")
         return answer
+
+    def workers(self, make: Callable[[], Any], *, gpus: float = 0.0) -> Pool:
+        """Where worker processes are started: `make` makes each one's object, with a core and so many GPUs."""
+        return Pool(make, gpus=gpus)
+
+    def free_cpus(self) -> int:
+        """How many CPUs Ray has left to give."""
+        return free_cpus()
 
     def drain(self, grace_s: float = 0.0) -> None:
         """Let running calls end within `grace_s` seconds, and write a last checkpoint of every job.

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adamserve.cluster.placement import ProcessGone
-from adamserve.cluster.pool import Pool, WorkerHandle, gather
+from adamserve.cluster.pool import gather
 from adamserve.errors import Unavailable
 from adamserve.observe.monitor import Monitor
 from adamserve.train.bound import Bound
@@ -20,6 +20,10 @@ from adamserve.train.loop import Report
 from adamserve.train.progress import Log
 from adamserve.train.task import Task
 from adamserve.train.worker import Assignment, Worker
+
+if TYPE_CHECKING:
+    from adamserve import testing
+    from adamserve.cluster.service import Service
 
 POLL_S = 0.25
 """How often the workers are asked for their reports."""
@@ -39,6 +43,7 @@ class Crew:
 
     Args:
         config: the run.
+        service: gives the workers a place.
         task: what is trained.
         assignment: what the workers have in common.
         bound: told what the workers measure for the theorem.
@@ -51,6 +56,7 @@ class Crew:
     def __init__(
         self,
         config: TrainConfig,
+        service: Service | testing.Service,
         task: Task[Any],
         assignment: Assignment,
         bound: Bound,
@@ -62,7 +68,7 @@ class Crew:
         self._monitor = monitor
         self.restarts = 0
         threads = max(1, torch.get_num_threads() // config.workers)
-        self._pool = Pool(partial(Worker, threads, config.log), gpus=config.gpus_per_worker)
+        self._pool = service.workers(partial(Worker, threads, config.log), gpus=config.gpus_per_worker)
         self._task = self._pool.share(task)
         self._workers = [self._pool.start() for _ in range(config.workers)]
         self._started([self._take(rank) for rank in range(config.workers)])
@@ -121,12 +127,11 @@ class Crew:
         self.restarts += 1
         if self.restarts > WORKER_RESTARTS:
             raise Unavailable(f"worker {rank} died, after {WORKER_RESTARTS} restarts", field=f"worker {rank}")
-        worker: WorkerHandle = self._pool.start()
-        self._workers[rank] = worker
+        self._workers[rank] = self._pool.start()
         self._started([self._take(rank)])
-        self._started([worker.call("join")])
+        self._started([self._workers[rank].call("join")])
         self._monitor.put("worker", self._each("metrics"))
-        return worker.work("run")
+        return self._workers[rank].work("run")
 
     def _stop_together(self) -> None:
         """Stop every worker after the step under way; in bsp all after the same one, so that no round is cut."""

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,16 +39,30 @@ from adamserve.train.record import without_nan, write_curve, write_json, write_m
 from adamserve.train.task import Task, arrays, initial_model, put, tensor_specs
 from adamserve.train.worker import Assignment
 
+if TYPE_CHECKING:
+    from adamserve import testing
+
 OnProgress = Callable[[Progress], None]
 
 
-def train(config: TrainConfig, *, on_progress: OnProgress, stop: threading.Event) -> dict[str, Any]:
+StartService = Callable[..., "Service | testing.Service"]
+"""`Service.start`, or `adamserve.testing.Service.start` for a run without Ray."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    on_progress: OnProgress,
+    stop: threading.Event,
+    start: StartService = Service.start,
+) -> dict[str, Any]:
     """Run a job to its end, or until `stop` is set; either way with a last checkpoint.
 
     Args:
         config: the run.
         on_progress: called a few times a second.
         stop: set it to end after the steps under way.
+        start: starts the service.
 
     Returns:
         What `run.json` holds.
@@ -83,7 +97,7 @@ def train(config: TrainConfig, *, on_progress: OnProgress, stop: threading.Event
         if monitor.address:
             say(f"status at http://{monitor.address}/, metrics at http://{monitor.address}/metrics")
         say("starting Ray, the shards and the workers")
-        service = Service.start(
+        service = start(
             name=f"adamserve-{config.run_dir.resolve().name}-{int(began * 1000):x}",
             shards=config.shards,
             address=config.address,
@@ -112,7 +126,7 @@ def train(config: TrainConfig, *, on_progress: OnProgress, stop: threading.Event
 
 def _train(
     config: TrainConfig,
-    service: Service,
+    service: Service | testing.Service,
     task: Task[Any],
     model: torch.nn.Module,
     log: Log,
@@ -137,7 +151,7 @@ def _train(
         theorem=config.theorem,
         metrics_host=config.exported_at,
     )
-    crew = Crew(config, task, assignment, bound, monitor)
+    crew = Crew(config, service, task, assignment, bound, monitor)
 
     def look(note: str) -> None:
         numbers = dict(log.numbers)
@@ -212,7 +226,9 @@ def _live(state: JobState) -> dict[str, Any]:
     return {"regret": state.regret, "average_regret": state.average_regret}
 
 
-def _open_job(config: TrainConfig, service: Service, task: Task[Any], model: torch.nn.Module) -> None:
+def _open_job(
+    config: TrainConfig, service: Service | testing.Service, task: Task[Any], model: torch.nn.Module
+) -> None:
     """Create the job with the model's initial parameters, or take it up from its newest checkpoint."""
     if config.resume:
         service.resume(JOB, {"checkpoint_every_s": config.checkpoint_every_s})

@@ -18,8 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from adamserve import optim
-from adamserve.cluster.pool import Pool, WorkerHandle, gather
-from adamserve.cluster.ray_runtime import free_cpus
+from adamserve.cluster.pool import gather
 from adamserve.cluster.service import Service
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
@@ -28,6 +27,7 @@ from adamserve.shard.consistency import Consistency
 from adamserve.train.loop import LoopConfig, Report, StepReport
 from adamserve.train.loop import run as loop
 from adamserve.train.record import without_nan
+from adamserve.train.run import StartService
 from adamserve.train.task import arrays, initial_model, tensor_specs
 from adamserve.train.worker import Assignment, Worker
 from adamserve.values import Array, Gradient
@@ -57,18 +57,25 @@ class Lab:
         shards: shard processes.
         address: of a running Ray cluster; None starts a local one.
         progress: told how far things are.
+        start: starts the service.
     """
 
     def __init__(
-        self, *, data_dir: Path | None, shards: int, address: str | None, progress: Progress
+        self,
+        *,
+        data_dir: Path | None,
+        shards: int,
+        address: str | None,
+        progress: Progress,
+        start: StartService = Service.start,
     ) -> None:
         self._data_dir = data_dir
         self._shards = shards
         self._address = address
         self.progress = progress
+        self._start = start
         self._open = ExitStack()
-        self._pool = Pool(partial(Worker, 1))
-        self._idle: list[WorkerHandle] = []
+        self._idle: list[Any] = []
         self._data: dict[Data, Dataset] = {}
         self._shared: dict[tuple[Data, str, float, str], Any] = {}
         self._whole: dict[str, dict[str, Any]] = {}
@@ -78,7 +85,7 @@ class Lab:
 
     def __enter__(self) -> Self:
         # Ray counts every worker as a core, and there may be more workers than cores.
-        self.service = Service.start(
+        self.service = self._start(
             name=f"adamserve-lab-{os.getpid()}-{time.time_ns():x}",
             shards=self._shards,
             address=self._address,
@@ -87,8 +94,9 @@ class Lab:
         )
         self._open.callback(self.service.stop)
         self.service.serve()
+        self._pool = self.service.workers(partial(Worker, 1))
         # A cluster may have fewer than this machine, which gives Ray one for each of them.
-        self._cores = max(1, min(os.cpu_count() or 1, free_cpus() - 1))
+        self._cores = max(1, min(os.cpu_count() or 1, self.service.free_cpus() - 1))
         return self
 
     def __exit__(
@@ -225,14 +233,14 @@ class Lab:
         self.drop(job)
         return [report for report in reports if isinstance(report, StepReport)]
 
-    def hire(self, workers: int) -> list[WorkerHandle]:
+    def hire(self, workers: int) -> list[Any]:
         """So many workers, old ones first."""
         while len(self._idle) < workers:
             self._idle.append(self._pool.start())
         hired, self._idle = self._idle[:workers], self._idle[workers:]
         return hired
 
-    def release(self, workers: Sequence[WorkerHandle]) -> None:
+    def release(self, workers: Sequence[Any]) -> None:
         """Give workers back."""
         self._idle += workers
 

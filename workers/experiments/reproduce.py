@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 import adamserve
+from adamserve.cluster.service import Service
 from adamserve.errors import Conflict, InvalidArgument
 from adamserve.train.record import without_nan, write_json
+from adamserve.train.run import StartService
 from workers.experiments import report
 from workers.experiments.base import Experiment, Findings, Settings
 from workers.experiments.catalogue import EXPERIMENTS
@@ -32,6 +34,7 @@ def reproduce(
     out: Path,
     address: str | None,
     progress: Callable[[str], None],
+    start: StartService = Service.start,
 ) -> list[dict[str, Any]]:
     """Run the experiments, each into its folder below `out`.
 
@@ -56,7 +59,7 @@ def reproduce(
         place = f"{experiments.index(experiment) + 1}/{len(experiments)} {experiment.name}"
         return lambda message: progress(f"{place}: {message}")
 
-    lab = Lab(data_dir=data_dir, shards=settings.shards, address=address, progress=progress)
+    lab = Lab(data_dir=data_dir, shards=settings.shards, address=address, progress=progress, start=start)
     used: dict[str, Any] = {}
     for experiment in experiments:  # files that are missing, or others, are said now, not after an hour
         lab.progress = told(experiment)
