@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Ray's processes are otherwise so polite that tests beside them starve them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-GROUPS = (("deploy/", "docs/", "rpc/", "test_benchmarks.py"), ("faults/", "service/"))
+GROUPS = (("deploy/", "docs/", "rpc/", "test_benchmarks.py"), ("cluster/", "faults/", "train/"))
 """Tests that start services, browsers or benchmarks. Those of a group run one after the other in one process."""
 
 
@@ -67,36 +68,56 @@ def thirdparty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What came of a command line."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
 Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Refused]:
-    """Gives a command line something that it cannot do: it says so in one line, which is returned, with exit code 2.
-
-    In this process, so that many such can be tried in the time that one interpreter takes to start.
-    """
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs a command line of `adamserve` in this process, which takes no interpreter's start; it ends with `code`."""
     from adamserve.cli import main
     from adamserve.observe.logs import LOGGERS
 
-    def said(*arguments: object, alone: bool = True) -> str:
-        """Args: alone: nothing else is written before that line, such as how far a download is."""
+    def run(*arguments: object, code: int = 0) -> Ended:
         monkeypatch.setattr(sys, "argv", ["adamserve", *map(str, arguments)])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             main()
         out, err = capsys.readouterr()
-        lines = [line for line in err.splitlines() if line.startswith("adamserve: ")]
-        assert (end.value.code, len(lines), out) == (2, 1, ""), out + err
-        assert not alone or err == f"{lines[0]}\n", err
-        assert err.endswith(f"{lines[0]}\n"), err
-        return lines[0].removeprefix("adamserve: ")
+        assert (end.value.code or 0) == code, out + err
+        return Ended(code, out, err)
 
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    yield said
+    yield run
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
         logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)
+
+
+@pytest.fixture
+def refused(command: Command) -> Refused:
+    """Gives a command line something that it cannot do: it says so in one line, which is returned, with exit code 2."""
+
+    def said(*arguments: object, alone: bool = True) -> str:
+        """Args: alone: nothing else is written before that line, such as how far a download is."""
+        ended = command(*arguments, code=2)
+        lines = [line for line in ended.err.splitlines() if line.startswith("adamserve: ")]
+        assert (len(lines), ended.out) == (1, ""), ended
+        assert not alone or ended.err == f"{lines[0]}\n", ended
+        assert ended.err.endswith(f"{lines[0]}\n"), ended
+        return lines[0].removeprefix("adamserve: ")
+
+    return said
 
 
 @pytest.fixture(scope="session")
