@@ -22,7 +22,7 @@ import adamserve
 from adamserve import optim
 from tests.browser import visit
 from tests.docs.test_commands import free_ports, prometheus
-from tests.service.test_train import descendants
+from tests.train.test_command import descendants
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "watching.md"

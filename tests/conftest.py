@@ -25,7 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Ray's processes are otherwise so polite that tests beside them starve them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-GROUPS = (("deploy/", "docs/", "rpc/", "test_benchmarks.py"), ("cluster/", "faults/", "train/"))
+GROUPS = (("deploy/", "docs/", "rpc/", "test_benchmarks.py"), ("cluster/", "train/"))
 """Tests that start services, browsers or benchmarks. Those of a group run one after the other in one process."""
 
 

@@ -25,7 +25,7 @@ from adamserve.observe import alerts, dashboards
 from adamserve.observe.files import DEPLOY
 from tests.deploy.prometheus import ask, binary
 from tests.rpc.test_serve import Served
-from tests.service.test_train import Running
+from tests.train.test_command import Running
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

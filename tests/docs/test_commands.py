@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from adamserve import testing
+from adamserve.train.config import TrainConfig
+from adamserve.train.run import train
 from tests.deploy.commands import problem
 from tests.deploy.prometheus import binary
 from tests.docs.pages import ROOT, Command, commands, inline, pages
+from workers.task import NetworkRecipe
 
 WALK = "A first walk"
 """README's heading over the commands that start a service, watch it, push to it and stop it."""
@@ -37,8 +42,8 @@ NOT_HERE = {
 """Commands that no test runs from the pages, by their first word, and why."""
 
 PARSED = {
-    "train": "trains for minutes; tests/service/test_train.py runs it",
-    "reproduce": "takes minutes to hours; tests/service/test_reproduce.py runs it",
+    "train": "trains for minutes; tests/train/test_command.py runs it",
+    "reproduce": "takes minutes to hours; tests/workers/test_reproduce.py runs it",
     "serve": "the walk runs it",
     "submit": "wants Ray's job server",
 }
@@ -177,12 +182,15 @@ def test_the_walk_runs_and_the_other_pages_commands_on_the_way(tmp_path: Path) -
             "set -uo pipefail",
             "trap 'echo \"FAILED: $BASH_COMMAND\" >&2; kill $(jobs -p) 2>/dev/null; exit 1' ERR",
             'curl() { command curl --fail --silent --show-error "$@"; }',
-            "adamserve train logreg --epochs 1 --max-steps 3 --run-dir runs/one",
             *lines,
         ]
     )
     for usual, free in ports.items():
         script = re.sub(rf"\b{usual}\b", str(free), script)
+    small = TrainConfig(
+        recipe=NetworkRecipe(network="logreg"), epochs=1, max_steps=3, run_dir=tmp_path / "runs" / "one"
+    )
+    train(small, on_progress=lambda progress: None, stop=threading.Event(), start=testing.Service.start)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     environment = {
         **os.environ,

@@ -30,7 +30,7 @@ from tests.conftest import Refused
 from tests.rpc.test_bad_input import COMMIT, chunk
 from tests.rpc.test_security import Authority
 from tests.rpc.test_serve import Served
-from tests.service.test_train import descendants
+from tests.train.test_command import descendants
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,10 +19,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
-from adamserve import checkpoint
+import adamserve
+from adamserve import checkpoint, testing
 from adamserve.cli.train import _table
-from tests.conftest import Refused
+from adamserve.shard import consistency
+from adamserve.train.config import TrainConfig
+from adamserve.train.run import train
+from adamserve.values import Outcome
+from tests.conftest import Command, Refused
+from workers.task import NetworkRecipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -108,14 +116,18 @@ def parameters(run_dir: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in checkpoint.load_tensors(folder, manifest)["w"].items()}
 
 
-def test_the_mlp_learns_digits_and_leaves_a_run_folder_and_nothing_else(tmp_path: Path) -> None:
-    """README's first command; its metrics are served meanwhile."""
+def test_the_mlp_learns_digits_and_leaves_a_run_folder_and_nothing_else(
+    tmp_path: Path, local_ray: None, command: Command
+) -> None:
+    """README's first command, on a Ray of its own; meanwhile it is a service as any other."""
     running = Running(
         "train", "mlp", "--dataset", "digits", "--run-dir", tmp_path / "run", "--metrics-port", "0", "--format", "json"
     )  # fmt: skip
     port = running.until(r"metrics at http://127\.0\.0\.1:(\d+)/metrics").group(1)
+    target = running.until(r"the service is at (\S+)").group(1)
     running.until(r"epoch +[1-9]\.")
     check_metrics(f"http://127.0.0.1:{port}/sd")
+    check_service(target, command)
     left = running.descendants("ray::")
     assert len(left) >= 5
     record = running.finish()
@@ -126,15 +138,29 @@ def test_the_mlp_learns_digits_and_leaves_a_run_folder_and_nothing_else(tmp_path
     assert record == json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "completed"
     assert record["rollbacks"] == []
+    here = {node["NodeID"] for node in ray.nodes()}
+    assert not here & {shard["node"] for shard in record["shards"]}, "it took the Ray that runs here already"
     assert record["parameters"] == 65 * 1000 + 1001 * 1000 + 1001 * 10
-    assert record["clocks"] == [record["steps"]] * 2
-    assert record["pushes"]["by_shard_and_outcome"] == {"APPLIED": 2 * record["steps"]}
+    assert record["clocks"] == [record["steps"] + 1] * 2, "the workers' pushes, and the one from outside"
+    assert record["pushes"]["by_shard_and_outcome"] == {"APPLIED": 2 * record["steps"] + 2}
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == record["steps"]
     assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"pushes/s  staleness \d", "".join(running.said))
+
+
+def check_service(target: str, command: Command) -> None:
+    """It can be watched and trained from outside."""
+    shown = command("top", target, "--once").out
+    assert re.search(r"\btrain\b", shown), shown
+    assert "worker-1" in shown
+    with adamserve.connect(target, job="train", pusher="outside") as client:
+        parameters, stamps = client.pull()
+        zeros = {name: np.zeros_like(array) for name, array in parameters.items()}
+        assert client.push(zeros, stamps).outcome is Outcome.APPLIED
+        assert {pusher.name for pusher in client.status().pushers} == {"outside", "worker-0", "worker-1"}
 
 
 def check_metrics(discovery: str) -> None:
@@ -162,60 +188,57 @@ def check_metrics(discovery: str) -> None:
     assert np.isfinite(float(samples['adamserve_loss{job="train"}']))
 
 
-def test_a_run_goes_on_when_a_shard_is_killed(tmp_path: Path) -> None:
+def test_a_run_goes_on_when_a_worker_and_a_shard_are_killed(tmp_path: Path) -> None:
     running = Running(
-        "train",
-        "--run-dir",
-        tmp_path / "run",
-        "--checkpoint-every-s",
-        "1",
-        "--epochs",
-        "14",
-        "--format",
-        "json",
-    )
+        "train", "--run-dir", tmp_path / "run", "--consistency", "ssp:3", "--epochs", "12", "--lease-s", "2",
+        "--checkpoint-every-s", "1", "--format", "json",
+    )  # fmt: skip
+    running.until(r"epoch +[1-9]\.")
+    [_, worker] = running.descendants("ray::WorkerActor")
+    os.kill(worker, signal.SIGKILL)
+    running.until("worker . died and was started again")
     running.until(r"epoch +[3-9]\.")
-    [_, victim] = running.descendants("ray::ShardActor")
-    os.kill(victim, signal.SIGKILL)
+    [_, shard] = running.descendants("ray::ShardActor")
+    os.kill(shard, signal.SIGKILL)
     record = running.finish()
     assert record["status"] == "completed"
+    assert record["worker_restarts"] == 1
     [rollback] = record["rollbacks"]
     assert rollback["incarnation"] == 2
     assert 0 < rollback["clock_after"] <= rollback["clock_before"]
     assert sorted(record["incarnations"]) == [1, 2]
+    # Every step is on the shard that lived, but one: the worker may have been killed when only the other had it.
+    lived = record["clocks"][1 - rollback["shard"]]
+    assert 12 * 23 * 2 - 1 <= lived <= 12 * 23 * 2
+    assert rollback["clock_after"] < record["clocks"][rollback["shard"]] <= lived + 1
     assert record["test_accuracy"] > 0.9
 
 
-def test_a_run_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
-    running = Running(
-        "train", "--run-dir", tmp_path / "run", "--consistency", "ssp:3", "--epochs", "12", "--lease-s", "2",
-        "--format", "json",
-    )  # fmt: skip
-    running.until(r"epoch +[1-9]\.")
-    [_, victim] = running.descendants("ray::WorkerActor")
-    os.kill(victim, signal.SIGKILL)
-    record = running.finish()
-    assert record["worker_restarts"] == 1
-    # A kill in the middle of a push may leave it on one shard and not on the other.
-    assert 12 * 23 * 2 - 1 <= min(record["clocks"]) <= max(record["clocks"]) == 12 * 23 * 2
-
-
 def test_ctrl_c_and_resume_end_bit_identical_to_an_uninterrupted_run(tmp_path: Path, cluster: str) -> None:
-    common = ["--consistency", "bsp", "--format", "json", "--run-dir"]
-    run("train", "--max-steps", "80", "--address", cluster, *common, tmp_path / "whole")
-    running = Running("train", "--max-steps", "80", *common, tmp_path / "parts")
+    """The uninterrupted one has one shard, and no Ray."""
+    job = {"epochs": 10_000, "batch": 256, "max_steps": 2500}
+    whole = TrainConfig(
+        recipe=NetworkRecipe(network="logreg"),
+        consistency=consistency.parse("bsp"),
+        shards=1,
+        run_dir=tmp_path / "whole",
+        **job,
+    )
+    train(whole, on_progress=lambda progress: None, stop=threading.Event(), start=testing.Service.start)
+    stops = ["--epochs", job["epochs"], "--max-steps", job["max_steps"]]
+    parts = ["--run-dir", tmp_path / "parts", *stops, "--format", "json", "--address", cluster]
+    running = Running("train", "logreg", "--consistency", "bsp", "--batch", job["batch"], *parts)
     running.until(r"epoch +[0-9.]+/.*loss [0-9]")
     running.process.send_signal(signal.SIGINT)
     first = running.finish()
     assert first["status"] == "stopped"
-    assert 0 < first["clocks"][0] == first["clocks"][1] < 80
-    more = ["--resume", "--shards", "3", "--max-steps", "80", "--address", cluster]
-    rest = record_of(run("train", *more, *common[2:], tmp_path / "parts"))
-    assert rest["clocks"] == [80] * 3
-    assert first["steps"] + rest["steps"] == 160
+    assert 0 < first["clocks"][0] == first["clocks"][1] < 2500
+    rest = record_of(run("train", "--resume", "--shards", "3", *parts))
+    assert rest["clocks"] == [2500] * 3
+    assert first["steps"] + rest["steps"] == 5000
     assert parameters(tmp_path / "parts") == parameters(tmp_path / "whole")
     with (tmp_path / "parts" / "metrics.csv").open() as file:
-        assert sum(1 for _ in file) == 161
+        assert sum(1 for _ in file) == 5001
 
 
 @pytest.mark.slow
@@ -281,10 +304,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert re.search(message, line), line
 
 
-def test_and_nothing_else_is_left_of_it(tmp_path: Path) -> None:
-    done = run("train", "--dataset", "mnist", "--data-dir", "/nowhere", "--run-dir", tmp_path / "run", rc=2)
-    assert re.fullmatch(r"adamserve: .*/nowhere.*\n", done.stderr)
-    assert done.stdout == ""
+def test_and_nothing_else_is_left_of_it(tmp_path: Path, refused: Refused) -> None:
+    assert "/nowhere" in refused(
+        "train", "--dataset", "mnist", "--data-dir", "/nowhere", "--run-dir", tmp_path / "run"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,18 +1,24 @@
-"""The status page during a real training, in a real browser."""
+"""The status page during a training, in a real browser."""
 
 from __future__ import annotations
 
+import queue
 import re
-import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from adamserve import testing
+from adamserve.train.config import TrainConfig
+from adamserve.train.progress import Progress
+from adamserve.train.run import train
 from tests.browser import visit
-from tests.service.test_train import Running
+from workers.task import NetworkRecipe
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 MOVES = """
 (async () => {
@@ -29,24 +35,33 @@ MOVES = """
 """
 
 
-def test_curves_move_and_nothing_leaves_the_origin(tmp_path: Path, cluster: str) -> None:
-    running = Running(
-        "train", "logreg", "--l2", "0.01", "--regret", "--epochs", "100000", "--run-dir", tmp_path / "run",
-        "--metrics-port", "0", "--format", "json", "--address", cluster,
-    )  # fmt: skip
-    origin = running.until(r"status at (http://127\.0\.0\.1:\d+/)").group(1)
-    running.until(r"epoch +[1-9]\d*\.")
-    reader = threading.Thread(target=lambda: [None for _ in running.lines()])
-    reader.start()
-    try:
-        seen = visit(origin, MOVES)
-    finally:
-        running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(timeout=120) == 0
-        reader.join()
-        for pipe in (running.process.stdout, running.process.stderr):
-            assert pipe is not None
-            pipe.close()
+def test_curves_move_and_nothing_leaves_the_origin(tmp_path: Path) -> None:
+    config = TrainConfig(
+        run_dir=tmp_path / "run",
+        recipe=NetworkRecipe(network="logreg", l2=0.01, regret=True),
+        epochs=100_000,
+        metrics_port=0,
+    )
+    told: queue.SimpleQueue[Progress] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def training() -> dict[str, Any]:
+        return train(config, on_progress=told.put, stop=stop, start=testing.Service.start)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(training)
+        try:
+            while not (
+                status := re.fullmatch(r"status at (http://127\.0\.0\.1:\d+/), .*", told.get(timeout=60).note)
+            ):
+                pass
+            while told.get(timeout=60).epoch < 1:
+                pass
+            origin = status[1]
+            seen = visit(origin, MOVES)
+        finally:
+            stop.set()
+        assert done.result(timeout=60)["status"] == "stopped"
     assert seen.answer["heading"] == "train"
     assert seen.answer["last"] > seen.answer["first"] > 0
     assert seen.answer["moved"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.test_train import record_of, run
+from tests.train.test_command import record_of, run
 
 pytestmark = pytest.mark.ray
 

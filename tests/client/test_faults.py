@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import threading
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
-from ray.exceptions import RayTaskError
 
-from adamserve import checkpoint, optim
+from adamserve import checkpoint, optim, testing
 from adamserve.client.backoff import Backoff
 from adamserve.client.client import Client
 from adamserve.client.credentials import Credentials
-from adamserve.cluster.ray_calls import own_error
-from adamserve.cluster.ray_runtime import NAMESPACE
-from adamserve.cluster.serving import Ready, ServeConfig, serving
-from adamserve.errors import RolledBack, Unavailable
-from adamserve.observe.state import JobState
+from adamserve.errors import RolledBack
 from adamserve.values import Outcome, Receipt, Stamp
-from tests.faults.proxy import FAULTS, Proxy
+from tests.client.proxy import FAULTS, Proxy
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+pytestmark = pytest.mark.timeout(420)
 
 TRAINERS = 4
 SIZE = 60_000
@@ -60,14 +50,10 @@ class Proxied(Credentials):
 
 
 @pytest.fixture
-def one(local_ray: None, tmp_path: Path) -> Iterator[tuple[Ready, str, Path]]:
-    """A service of two shards that is this test's alone, and its controller's name."""
-    name = f"faults-{uuid.uuid4().hex[:8]}"
-    with serving(ServeConfig(name=name, port=0, shards=2, checkpoint_dir=tmp_path, grace_s=1.0)) as (
-        ready,
-        _,
-    ):
-        yield ready, name, tmp_path
+def service(tmp_path: Path) -> Iterator[testing.Service]:
+    """A service of two shards that is this test's alone."""
+    with testing.Service(shards=2, checkpoint_dir=tmp_path) as service:
+        yield service
 
 
 @pytest.fixture
@@ -80,12 +66,9 @@ def proxies() -> Iterator[dict[str, Proxy]]:
 
 @pytest.mark.parametrize("transport", ["direct", "grpc"])
 def test_no_push_is_lost_or_doubled_over_500_faults(
-    transport: str,
-    one: tuple[Ready, str, Path],
-    proxies: dict[str, Proxy],
+    transport: str, service: testing.Service, proxies: dict[str, Proxy]
 ) -> None:
-    ready, _, _ = one
-    with Client(ready.target, "sum", pusher="first") as first:
+    with Client(service.target, "sum", pusher="first") as first:
         first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
     credentials = Proxied(proxies, 5, transport)
     sums = np.zeros((TRAINERS, SIZE))
@@ -98,7 +81,7 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
         rng = np.random.default_rng(trainer)
         try:
             with Client(
-                ready.target,
+                service.target,
                 "sum",
                 pusher=f"trainer-{trainer}",
                 credentials=credentials,
@@ -126,7 +109,7 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
     for thread in threads:
         thread.join()
     assert not failed, failed
-    with Client(ready.target, "sum") as reader:
+    with Client(service.target, "sum") as reader:
         arrays, clock = reader.pull(training=False)
     np.testing.assert_array_equal(arrays["w"], -sums.sum(axis=0))
     happened = {kind: sum(proxy.happened[kind] for proxy in proxies.values()) for kind in FAULTS}
@@ -134,22 +117,11 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
     print(f"{transport}: {sum(happened.values())} faults {happened}, {clock.newest} updates a shard")
 
 
-def process_of(controller: Any, shard: int) -> int:
-    """Its pid; trainers may have been done before the last kill, whose shard is being restored then."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return int(ray.get(controller.processes.remote(), timeout=60)[shard].pid)
-        except RayTaskError as error:
-            if not isinstance(own_error(error), Unavailable) or time.monotonic() > deadline:
-                raise
-
-
-def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, str, Path]) -> None:
+def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(
+    service: testing.Service, tmp_path: Path
+) -> None:
     """Receipts alone tell which pushes survive: those of an incarnation up to the clock that the next began at."""
-    ready, name, folder = one
-    controller = ray.get_actor(name, namespace=NAMESPACE)
-    with Client(ready.target, "sum", pusher="first") as first:
+    with Client(service.target, "sum", pusher="first") as first:
         first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
     applied: list[tuple[int, Stamp, np.ndarray[Any, Any]]] = []
     rolled: list[RolledBack] = []
@@ -160,7 +132,9 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
     def train(trainer: int) -> None:
         rng = np.random.default_rng(trainer)
         try:
-            with Client(ready.target, "sum", pusher=f"trainer-{trainer}", timeout_s=60, lease_s=60) as client:
+            with Client(
+                service.target, "sum", pusher=f"trainer-{trainer}", timeout_s=60, lease_s=60
+            ) as client:
                 for _ in range(kills):
                     rounds.wait(60)
                     done = 0
@@ -194,19 +168,18 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
     for kill in range(kills):
         rounds.wait(60)
         if kill == 1:
-            ray.get(controller.checkpoint.remote("sum"), timeout=60)
-        os.kill(process_of(controller, kill % 2), signal.SIGKILL)
+            service.checkpoint("sum")
+        service.kill(kill % 2)
     for thread in threads:
         thread.join()
     assert not failed, failed
-    jobs: Any = ray.get(controller.status_now.remote(), timeout=60)
-    status: JobState = next(job for job in jobs if job.job == "sum")
+    [status] = service.status()
     assert len(status.rollbacks) == kills
     assert rolled, "a rollback was said to no trainer"
     for said in rolled:
         assert any(b[0] < a[0] for b, a in zip(said.before, said.after, strict=True)), said
     ends: dict[tuple[int, int], int] = {(r.shard, r.incarnation - 1): r.clock_after for r in status.rollbacks}
-    with Client(ready.target, "sum") as reader:
+    with Client(service.target, "sum") as reader:
         arrays, _ = reader.pull(training=False)
         spans = [shard.spans[0] for shard in reader._session.links]
     expected = np.zeros(SIZE)
@@ -217,7 +190,7 @@ def test_after_a_kill_the_sum_is_exact_from_the_checkpoint_on(one: tuple[Ready, 
         if all(stamp.clock <= end for end in later):
             expected[spans[shard].start : spans[shard].stop] -= part
     np.testing.assert_array_equal(arrays["w"], expected)
-    assert checkpoint.list_checkpoints(folder / "sum")
+    assert checkpoint.list_checkpoints(tmp_path / "sum")
 
 
 def _answer(future: Any) -> Receipt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from adamserve import optim
+from adamserve import optim, testing
+from adamserve.errors import NotFinite
+from adamserve.train import run
 from adamserve.train.batches import indices
 from adamserve.train.config import TrainConfig
 from tests.conftest import Refused
 from tests.optim.oracle import oracle
-from tests.service.test_train import record_of, run
 from workers.data import load
 from workers.task import NetworkRecipe
-
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 L2, BATCH, SEED = 0.01, 32, 4
 RULE = optim.Adam(lr=0.1, lr_schedule="inverse_sqrt", beta1_decay=0.99, eps=0.0)
@@ -40,14 +39,18 @@ def losses_and_gradient(w: Any, x: Any, y: Any) -> tuple[Any, Any]:
     return losses, np.hstack([p.T @ x, p.sum(axis=0)[:, None]]) + L2 * w
 
 
-def test_the_service_s_regret_is_the_recorded_pushes_recomputed(tmp_path: Path, cluster: str) -> None:
-    done = run(
-        "train", "logreg", "--dataset", "digits", "--l2", L2, "--regret", "--dtype", "float64", "--workers", 1,
-        "--batch", BATCH, "--epochs", 6, "--seed", SEED, "--optimizer", "adam", "--lr", RULE.lr,
-        "--lr-schedule", "inverse_sqrt", "-o", "beta1_decay=0.99", "-o", "eps=0", "--run-dir", tmp_path,
-        "--format", "json", "--address", cluster,
-    )  # fmt: skip
-    found = record_of(done)["regret"]
+def train(run_dir: Path, **options: Any) -> dict[str, Any]:
+    """A run without Ray; what `run.json` holds."""
+    recipe = NetworkRecipe(network="logreg", **options.pop("recipe", {}))
+    config = TrainConfig(run_dir=run_dir, recipe=recipe, batch=BATCH, **options)
+    return run.train(
+        config, on_progress=lambda progress: None, stop=threading.Event(), start=testing.Service.start
+    )
+
+
+def test_the_service_s_regret_is_the_recorded_pushes_recomputed(tmp_path: Path) -> None:
+    recipe = {"dataset": "digits", "l2": L2, "regret": True, "dtype": "float64"}
+    found = train(tmp_path, recipe=recipe, rule=RULE, workers=1, epochs=6, seed=SEED)["regret"]
     with (tmp_path / "metrics.csv").open() as file:
         pushes = list(csv.DictReader(file))
     data = load("digits")
@@ -122,14 +125,9 @@ def test_the_bound_is_shown_where_the_theorem_is_about_the_run(change: dict[str,
     assert (config.theorem is None) is not bounded
 
 
-def test_training_that_diverges_says_so(tmp_path: Path, cluster: str) -> None:
+def test_training_that_diverges_says_so(tmp_path: Path) -> None:
     # From zero weights a bias's gradient is 0.1 - k/32 for a whole k, so at least 0.00625 in size: at this rate the
     # first update, whoever's it is, is beyond float32, and whoever pulls next has no finite loss. Every worker pulls
     # again after its own first push.
-    done = run(
-        "train", "logreg", "--optimizer", "sgd", "--lr", "1e41", "--batch", 32, "--epochs", 1,
-        "--run-dir", tmp_path / "r", "--address", cluster, rc=2,
-    )  # fmt: skip
-    assert re.search(
-        r"adamserve: loss: the loss of step [12] is (nan|inf) \(lower the rate\)", done.stderr
-    ), done.stderr
+    with pytest.raises(NotFinite, match=r"loss: the loss of step [12] is (nan|inf) \(lower the rate\)"):
+        train(tmp_path / "r", rule=optim.SGD(lr=1e41), epochs=1)

@@ -12,44 +12,54 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adamserve import optim
+from adamserve import optim, testing
 from adamserve.shard import consistency
 from tests.browser import visit
-from tests.conftest import Refused
-from tests.service.test_train import COMMAND, run
+from tests.conftest import Command, Refused
 from tests.workers.conftest import tiny_mnist, write
 from workers.data import load
 from workers.experiments import NAMES, vae
+from workers.experiments import reproduce as reproduction
 from workers.experiments.base import Scale, Settings, relative
 from workers.experiments.catalogue import EXPERIMENTS
 from workers.experiments.comparison import COMPARISONS, STEP, _grown
 from workers.experiments.trial import Data, Result, Trial, kept, read_log
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
-def reproduce(*arguments: object) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [*COMMAND, "reproduce", *map(str, arguments), "--format", "json"],
-        capture_output=True, text=True, timeout=580, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    verdicts: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return verdicts
+SMOKE = Settings(scale=Scale.smoke, data=False, seeds=1, shards=2, workers=1, consistency=consistency.Async())
+
+
+def reproduce(
+    out: Path, *names: str, settings: Settings = SMOKE, data_dir: Path | None = None
+) -> list[dict[str, Any]]:
+    """Run experiments, all of them by default, on a service without Ray."""
+    return reproduction.reproduce(
+        [EXPERIMENTS[name] for name in names or NAMES],
+        settings,
+        data_dir=data_dir,
+        out=out,
+        address=None,
+        progress=lambda line: None,
+        start=testing.Service.start,
+    )
 
 
 @pytest.fixture(scope="module")
-def smoke(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """Every experiment at the smallest scale, without a data folder."""
     out = tmp_path_factory.mktemp("smoke")
-    return out, reproduce("all", "--scale", "smoke", "--out", out, "--address", cluster)
+    return out, reproduce(out)
 
 
 @contextlib.contextmanager
@@ -145,21 +155,36 @@ def test_the_report_shows_every_figure_and_asks_for_nothing(
     (tmp_path / "REPORT.png").write_bytes(seen.screenshot)
 
 
-def test_what_is_done_is_not_run_again(smoke: tuple[Path, list[dict[str, Any]]], refused: Refused) -> None:
+def test_what_is_done_is_not_run_again(
+    smoke: tuple[Path, list[dict[str, Any]]], command: Command, refused: Refused
+) -> None:
     out, verdicts = smoke
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "REPORT.html"}
-    assert reproduce("all", "--scale", "smoke", "--out", out) == verdicts
+    again = ("reproduce", "all", "--scale", "smoke", "--out", out)
+    assert json.loads(command(*again, "--format", "json").out) == verdicts
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    reproduce("regret", "--scale", "smoke", "--out", out)
+    command("reproduce", "regret", "--scale", "smoke", "--out", out)
     shown = (out / "REPORT.html").read_text()
     assert all(verdict["title"] in shown for verdict in verdicts), "what other calls made is shown too"
-    line = refused("reproduce", "all", "--scale", "smoke", "--out", out, "--shards", 1)
+    line = refused(*again, "--shards", 1)
     assert line == f"--out: {out} holds a reproduction with shards 2, not 1 (give another folder)"
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, cluster: str) -> None:
+@pytest.mark.ray
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """The first run is the command, on a Ray of its own."""
     log = tmp_path / "logreg-imdb" / "trials.jsonl"
-    command = [*COMMAND, "reproduce", "logreg-imdb", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "adamserve",
+        "reproduce",
+        "logreg-imdb",
+        "--scale",
+        "smoke",
+        "--out",
+        str(tmp_path),
+    ]
     running = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -172,7 +197,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, cluster: str) -> None
     kept = log.read_text().splitlines()
     assert not (tmp_path / "logreg-imdb" / "verdict.json").exists()
     log.write_text("\n".join(kept) + '\n{"trial": {"netw')  # as if killed in the middle of a line
-    [verdict] = reproduce("logreg-imdb", "--out", tmp_path, "--address", cluster)
+    [verdict] = reproduce(tmp_path, "logreg-imdb")
     lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
     assert lines[: len(kept)] == kept
     whole = load("zipf")
@@ -183,14 +208,12 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, cluster: str) -> None
     assert verdict["claims"]
 
 
-def test_a_folder_of_other_data_is_refused(tmp_path: Path, refused: Refused) -> None:
+def test_a_folder_of_other_data_is_refused(tmp_path: Path, command: Command, refused: Refused) -> None:
     """Also where nothing is left to run; and nothing of the folder changes."""
     data, out = tmp_path / "data", tmp_path / "out"
     write(data / "mnist", tiny_mnist(train=12))
     whole = load("mnist", data / "mnist")
-    settings = Settings(
-        scale=Scale.smoke, data=True, seeds=1, shards=2, workers=1, consistency=consistency.Async()
-    )
+    settings = replace(SMOKE, data=True)
     for name, content in {
         "settings.json": settings.as_json(),
         "data.json": {"mnist": {"examples": 12, "sha256": whole.digest()}},
@@ -199,7 +222,7 @@ def test_a_folder_of_other_data_is_refused(tmp_path: Path, refused: Refused) -> 
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(json.dumps(content))
     again = ("reproduce", "regret", "--data-dir", data, "--out", out)
-    run(*again)  # the same data: the verdict is shown, and nothing is run
+    command(*again)  # the same data: the verdict is shown, and nothing is run
     before = {path: path.read_bytes() for path in out.rglob("*.json")}
     write(data / "mnist", tiny_mnist(train=11))
     assert re.fullmatch(
