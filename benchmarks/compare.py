@@ -81,6 +81,8 @@ def main() -> None:
     for name in here[0]:
         if all(name in one for one in (*here, *other)):
             now, before = [one[name] for one in here], [one[name] for one in other]
+            if len({*now, *before}) == 1:
+                continue  # what was asked for, and no figure
             mean, low, high = interval([a / b for a, b in zip(now, before, strict=True)])
             middle = f"{sorted(before)[len(before) // 2]:.4g} | {sorted(now)[len(now) // 2]:.4g}"
             print(f"| {name} | {middle} | {mean:.3f} | {low:.3f} to {high:.3f} |")

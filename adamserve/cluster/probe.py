@@ -12,7 +12,7 @@ from adamserve.client.credentials import Credentials
 from adamserve.cluster.process import ProcessInfo
 from adamserve.errors import Unavailable
 
-WITHIN_S = 5.0
+WITHIN_S = 4.0
 """Longest that all shards together may take to answer."""
 
 

@@ -25,7 +25,7 @@ from adamserve import optim
 from adamserve.cluster.config import SHARD_CPUS
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.service import Service
-from adamserve.errors import Conflict
+from adamserve.errors import AdamServeError, Conflict
 from adamserve.job import JobConfig
 from adamserve.observe.monitor import Monitor
 from adamserve.observe.state import JobState
@@ -114,7 +114,11 @@ def train(
         stack.callback(service.stop)
         service.serve()
         say(f"the service is at {service.target}")
-        record = _train(config, service, task, model, log, on_progress, stop, monitor)
+        try:
+            record = _train(config, service, task, model, log, on_progress, stop, monitor)
+        except AdamServeError as error:
+            say(f"stopping the service, for {error}")  # at once: stopping takes a while
+            raise
     record = {**record, "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")}
     record["seconds"] = {**record["seconds"], "total": round(time.time() - began, 3)}
     record = dict(without_nan(record))
@@ -152,6 +156,7 @@ def _train(
         metrics_host=config.exported_at,
     )
     crew = Crew(config, service, task, assignment, bound, monitor)
+    on_progress(log.progress(None, epochs=config.epochs, note="trying every shard from every worker"))
 
     def look(note: str) -> None:
         numbers = dict(log.numbers)

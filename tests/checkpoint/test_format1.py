@@ -11,10 +11,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from adamserve import checkpoint
+from adamserve import checkpoint, testing
 from adamserve.shard.geometry import partition
+from adamserve.values import Outcome
 from tests.bits import schedule
 from tests.bits.shards import Replay
 
@@ -82,3 +84,27 @@ def test_it_goes_on_to_the_bit(num_shards: int) -> None:
     replay.run(schedule.until(further, EXPECTED["pushes"]))
     assert replay.digest() == EXPECTED["further"][str(num_shards)]
     assert replay.digest(clocks=False) == EXPECTED["further"]["any"]
+
+
+def test_a_whole_service_takes_it_up(tmp_path: Path) -> None:
+    shutil.copytree(JOB, tmp_path / "digits")
+    folder, manifest = checkpoint.newest(JOB)
+    before = checkpoint.load_tensors(folder, manifest)["w"]
+    with testing.Service(shards=3, checkpoint_dir=tmp_path) as service:
+        service.resume("digits")
+        for pusher, seq in EXPECTED["last_seqs"].items():
+            with service.client("digits", pusher=pusher) as client:
+                assert client.join() == seq
+                parameters, _ = client.pull()
+                assert {name: array.tobytes() for name, array in parameters.items()} == {
+                    name: array.tobytes() for name, array in before.items()
+                }
+        with service.client("digits", pusher="new") as client:
+            gradient = {name: np.ones_like(array) for name, array in before.items()}
+            assert client.push(gradient, client.pull()[1]).outcome is Outcome.APPLIED
+            after, _ = client.pull()
+        same = {name for name in before if (after[name] == before[name]).all()}
+        assert same <= {"empty", "table"}, "one has no elements, and one is updated every few pushes only"
+        assert service.checkpoint("digits") == 4
+    written = json.loads((tmp_path / "digits" / "00000004" / "manifest.json").read_text())
+    assert written["format"] == 2

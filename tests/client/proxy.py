@@ -8,6 +8,9 @@ import socket
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
+
+from adamserve.client.credentials import Credentials
 
 FAULTS = ("cut request", "drop answer", "cut answer", "delay", "refuse", "hold back")
 
@@ -110,3 +113,32 @@ class Proxy:
                             return
                         client.sendall(data)
                         received += len(data)
+
+
+class Proxied(Credentials):
+    """Sends every connection to an endpoint through that endpoint's proxy.
+
+    Args:
+        proxies: takes every proxy that is made, by endpoint.
+        seed: of the first one's script; the next has the next.
+        transport: as for every client.
+    """
+
+    def __init__(self, proxies: dict[str, Proxy], seed: int, transport: str) -> None:
+        super().__init__(transport=transport)
+        object.__setattr__(self, "proxies", proxies)
+        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "lock", threading.Lock())
+
+    def channel(self, endpoint: str) -> Any:
+        return super().channel(self._proxy(endpoint))
+
+    def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
+        return super().connect(self._proxy(endpoint), timeout_s)
+
+    def _proxy(self, endpoint: str) -> str:
+        kept: Any = self
+        with kept.lock:
+            if endpoint not in kept.proxies:
+                kept.proxies[endpoint] = Proxy(endpoint, kept.seed + len(kept.proxies))
+            return str(kept.proxies[endpoint].address)

@@ -22,8 +22,8 @@ from adamserve.errors import Conflict, InvalidArgument, LimitExceeded, NotFound,
 from adamserve.shard.consistency import Async
 from adamserve.values import Array, Outcome
 from tests.client.conftest import Connect, Serve
+from tests.client.proxy import Proxy
 from tests.client.service import Service
-from tests.faults.proxy import Proxy
 
 SGD = optim.SGD(lr=1.0, momentum=0.0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,39 +13,15 @@ import pytest
 from adamserve import checkpoint, optim, testing
 from adamserve.client.backoff import Backoff
 from adamserve.client.client import Client
-from adamserve.client.credentials import Credentials
 from adamserve.errors import RolledBack
 from adamserve.values import Outcome, Receipt, Stamp
-from tests.client.proxy import FAULTS, Proxy
+from tests.client.proxy import FAULTS, Proxied, Proxy
 
 pytestmark = pytest.mark.timeout(420)
 
 TRAINERS = 4
 SIZE = 60_000
 """Elements of the one tensor: 240 kB in two shards, so a push is many packets."""
-
-
-class Proxied(Credentials):
-    """Sends every connection to an endpoint through that endpoint's proxy."""
-
-    def __init__(self, proxies: dict[str, Proxy], seed: int, transport: str) -> None:
-        super().__init__(transport=transport)
-        object.__setattr__(self, "proxies", proxies)
-        object.__setattr__(self, "seed", seed)
-        object.__setattr__(self, "lock", threading.Lock())
-
-    def channel(self, endpoint: str) -> Any:
-        return super().channel(self._proxy(endpoint))
-
-    def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
-        return super().connect(self._proxy(endpoint), timeout_s)
-
-    def _proxy(self, endpoint: str) -> str:
-        kept: Any = self
-        with kept.lock:
-            if endpoint not in kept.proxies:
-                kept.proxies[endpoint] = Proxy(endpoint, kept.seed + len(kept.proxies))
-            return str(kept.proxies[endpoint].address)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -43,11 +44,22 @@ class Nodes:
         )
 
     def train(self, folder: Path) -> subprocess.CompletedProcess[str]:
-        return self.run(
-            0,
+        return self.run(0, *self._train(folder), check=False)
+
+    def training(self, folder: Path) -> subprocess.Popen[str]:
+        """The same, while it goes on."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[0], *self._train(folder)],
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def _train(self, folder: Path) -> tuple[str, ...]:
+        return (
             *(sys.executable, "-m", "adamserve", "train", "--address", f"{ADDRESSES[0]}:6379"),
             *("--shard-ports", PORTS, "--run-dir", str(folder), "--max-steps", "5", "--format", "json"),
-            check=False,
         )
 
 
@@ -118,9 +130,16 @@ def test_a_blocked_port_is_found_out_before_the_first_step(nodes: Nodes, tmp_pat
     ip("-n", name, "rule", "add", "pref", "10", "lookup", "local")
     ip("-n", name, "rule", "del", "pref", "0")
     ip("-n", name, "rule", "add", "pref", "5", "iif", "wire", "ipproto", "tcp", "dport", PORTS, "blackhole")
-    done = nodes.train(tmp_path / "run")
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.splitlines()[-1]
+    with nodes.training(tmp_path / "run") as training:
+        assert training.stderr is not None
+        for line in training.stderr:
+            if "trying every shard from every worker" in line:
+                began = time.monotonic()
+            if "stopping the service, for" in line:
+                assert "cannot reach shard" in line
+                assert time.monotonic() - began < 5
+            last = line
+        assert training.wait(timeout=60) == 2
     assert f"node {ADDRESSES[0]} cannot reach shard" in last
     assert f"at {ADDRESSES[1]}:70" in last
     assert "no answer in time; a firewall may drop the packets" in last
