@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -17,12 +18,18 @@ def check_dtype(spec: TensorSpec, dtype: np.dtype[np.generic]) -> None:
     Raises:
         InvalidArgument: it is not; names the tensor and the dtypes that are.
     """
-    if dtype.name not in GRADIENT_DTYPES[spec.dtype] or not dtype.isnative:
+    if _name(dtype) not in GRADIENT_DTYPES[spec.dtype] or not dtype.isnative:
         raise InvalidArgument(
             f"a gradient of dtype {dtype} for a {spec.dtype} parameter",
             field=spec.name,
             fix="send " + " or ".join(GRADIENT_DTYPES[spec.dtype]),
         )
+
+
+@functools.cache
+def _name(dtype: np.dtype[np.generic]) -> str:
+    """The dtype's name; numpy works it out anew each time, which takes longer than a small update."""
+    return dtype.name
 
 
 def check_dense(spec: TensorSpec, gradient: Array, shape: tuple[int, ...]) -> None:

@@ -93,7 +93,7 @@ def borrow(array: Array) -> torch.Tensor:
     torch.from_numpy warns about a read-only array (and one from Ray's object store is read-only). The tensor is
     only read here, and the caller keeps the array alive.
     """
-    if array.dtype.name == "bfloat16":  # of the package ml_dtypes, which torch does not know
+    if array.dtype.kind == "V":  # bfloat16 of the package ml_dtypes, which torch does not know
         return borrow(array.view(np.int16)).view(torch.bfloat16)
     if array.flags.writeable:
         return torch.from_numpy(array)

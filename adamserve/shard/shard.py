@@ -382,9 +382,8 @@ class Shard:
 
     def _catch_up(self, pusher: str, record: Pusher) -> None:
         """Set a pusher that was not live level with the slowest live one."""
-        steps = self._live_steps()
-        if pusher not in steps:
-            record.steps = max(record.steps, min(steps.values(), default=0))
+        if pusher not in self._leases.live():
+            record.steps = max(record.steps, min(self._live_steps().values(), default=0))
 
     def _keep(self, checked: CheckedPush) -> None:
         """Keep a push for the end of its round."""
