@@ -234,7 +234,6 @@ class Service:
 
     Attributes:
         controller: the service's controller.
-        calls: counts of the calls of its ControlService.
     """
 
     def __init__(
@@ -253,7 +252,7 @@ class Service:
         self._credentials = security.credentials(secret)
         self._placement = LocalPlacement(shards, security, metrics=metrics)
         self._pools: list[LocalPool] = []
-        self.calls = Calls()
+        self._calls = Calls()
         self.controller = Controller(
             self._placement,
             shards=shards,
@@ -262,7 +261,7 @@ class Service:
             now=now,
         )
         try:
-            self._endpoint = open_control(self.controller, security, HOST, 0, self.calls)
+            self._endpoint = open_control(self.controller, security, HOST, 0, self._calls)
         except Exception:
             self.controller.stop()
             raise
@@ -346,6 +345,10 @@ class Service:
     def delete(self, job: str, *, purge: bool = False) -> bool:
         """As `Controller.delete`."""
         return self.controller.delete(job, purge=purge)
+
+    def calls(self) -> Calls:
+        """Counts of the calls of its ControlService."""
+        return self._calls
 
     def processes(self) -> list[ProcessInfo]:
         """Who each shard is."""

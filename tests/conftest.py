@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,12 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+import adamserve
+from adamserve import optim
+from adamserve.client.client import Client
+from adamserve.cluster.serving import Ready
+from tests.served import STALL_S, Connect, served, zeros
 
 settings.register_profile(
     "adamserve", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -25,7 +32,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Ray's processes are otherwise so polite that tests beside them starve them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-GROUPS = (("deploy/", "docs/", "rpc/", "test_benchmarks.py"), ("cluster/", "train/"))
+GROUPS = (
+    ("cli/", "deploy/", "docs/", "edge/", "observe/", "test_benchmarks.py"),
+    ("client/", "cluster/", "train/"),
+)
 """Tests that start services, browsers or benchmarks. Those of a group run one after the other in one process."""
 
 
@@ -135,3 +145,45 @@ def cluster(local_ray: None) -> str:
     import ray
 
     return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
+    """A service of two shards for tests that break nothing; each has a job of its own."""
+    from adamserve.edge.security import Limits, Security
+
+    security = Security(limits=Limits(stall_s=STALL_S, jobs=1000))
+    with served(shards=2, checkpoint_dir=tmp_path_factory.mktemp("served"), security=security) as ready:
+        yield ready
+
+
+@pytest.fixture
+def transport() -> str:
+    """How clients' tensors travel; tests that want both override it. Never "auto", which would hide a failure."""
+    return "direct"
+
+
+@pytest.fixture
+def connect(service: Ready, transport: str) -> Iterator[Connect]:
+    """Connects clients to one job; all of them are closed at the end."""
+    made: list[Client] = []
+    job = f"job-{uuid.uuid4().hex[:12]}"
+
+    def begin(**options: Any) -> Client:
+        options.setdefault("timeout_s", 20.0)
+        options.setdefault("transport", transport)
+        client = adamserve.connect(service.target, options.pop("job", job), **options)
+        made.append(client)
+        return client
+
+    yield begin
+    for client in made:
+        client.close()
+
+
+@pytest.fixture
+def counting(connect: Connect) -> Client:
+    """A client of a job whose parameters count what was pushed: SGD with rate 1 from zeros."""
+    client = connect(pusher="a")
+    client.create(zeros(), optim.SGD(lr=1.0, momentum=0.0))
+    return client

@@ -134,15 +134,21 @@ def _attempt(observe: Callable[[], object]) -> None:
 
 
 @contextmanager
-def serving(config: ServeConfig) -> Iterator[tuple[Ready, Callable[[], object]]]:
+def serving(
+    config: ServeConfig, *, start: Callable[..., Any] = Service.start
+) -> Iterator[tuple[Ready, Callable[[], object]]]:
     """A service, drained and stopped at the end, on the Ray that this process is connected to, or else at its address.
+
+    Args:
+        config: what to serve.
+        start: starts the service; `adamserve.testing.Service.start` does it without Ray.
 
     Yields:
         How to reach it, and a function that shows the metrics anew.
     """
     tokens = config.security.tokens
     with (
-        Service.start(
+        start(
             name=config.name,
             shards=config.shards,
             address=config.address,
@@ -204,7 +210,7 @@ def read_pem(path: Path | None, name: str) -> bytes:
     return content
 
 
-def _resume(service: Service, folder: Path | None) -> tuple[str, ...]:
+def _resume(service: Any, folder: Path | None) -> tuple[str, ...]:
     """Take up every job that has a checkpoint; one of which none verifies does not keep the others waiting."""
     taken_up = []
     for name in checkpoint.list_jobs(folder) if folder is not None else ():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import pytest
 
+import adamserve
 from adamserve import SparseRows, optim
 from adamserve.client import wire_link
 from adamserve.client.backoff import Backoff
@@ -21,9 +22,42 @@ from adamserve.edge.security import Limits, Security
 from adamserve.errors import Conflict, InvalidArgument, LimitExceeded, NotFound, RolledBack, Unavailable
 from adamserve.shard.consistency import Async
 from adamserve.values import Array, Outcome
-from tests.client.conftest import Connect, Serve
 from tests.client.proxy import Proxy
 from tests.client.service import Service
+
+Serve = Callable[..., Service]
+Connect = Callable[..., Client]
+
+
+@pytest.fixture(params=["direct", "grpc"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """How tensors travel. Never "auto", which would hide a failure."""
+    return str(request.param)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What a test opens, closed at its end."""
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+def serve(stack: ExitStack) -> Serve:
+    """Starts services."""
+    return lambda **options: stack.enter_context(Service(**options))
+
+
+@pytest.fixture
+def connect(stack: ExitStack, transport: str) -> Connect:
+    """Connects clients to a service's job."""
+
+    def begin(service: Service, pusher: str = "", **options: Any) -> Client:
+        options = {"timeout_s": 20.0, "transport": transport, **options}
+        return stack.enter_context(adamserve.connect(service.target, "job", pusher=pusher, **options))
+
+    return begin
+
 
 SGD = optim.SGD(lr=1.0, momentum=0.0)
 

@@ -23,7 +23,7 @@ from adamserve.errors import InvalidArgument, NotFound, Unauthenticated, Unavail
 from adamserve.observe.rpc_counts import Calls
 from adamserve.shard.host import ShardHost
 from tests.cluster.conftest import Start
-from tests.rpc.test_security import Authority
+from tests.edge.test_security import Authority
 
 WHERE = {
     "nothing asked, one node": (None, True, False, ("127.0.0.1", "127.0.0.1", False)),

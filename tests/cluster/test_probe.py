@@ -18,7 +18,7 @@ from adamserve.cluster.probe import probe
 from adamserve.edge.security import Security
 from adamserve.errors import Unavailable
 from tests.cluster.conftest import Start
-from tests.rpc.test_security import Authority
+from tests.edge.test_security import Authority
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ import adamserve
 from adamserve import optim
 from adamserve.observe import alerts, dashboards
 from adamserve.observe.files import DEPLOY
+from tests.cluster.test_serve import Served
 from tests.deploy.prometheus import ask, binary
-from tests.rpc.test_serve import Served
 from tests.train.test_command import Running
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]

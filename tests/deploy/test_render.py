@@ -21,9 +21,9 @@ import adamserve
 from adamserve import optim
 from adamserve.observe.dashboards import DASHBOARDS
 from tests.browser import visit
+from tests.cluster.test_serve import Served
 from tests.conftest import Refused
 from tests.deploy.prometheus import ask, binary
-from tests.rpc.test_serve import Served
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

@@ -31,13 +31,13 @@ NOT_HERE = {
     "docker": "there is no Docker engine; tests/deploy/test_compose.py checks the files",
     "kubectl": "there is no Kubernetes",
     "helm": "there is no Kubernetes",
-    "grpcurl": "no package of Debian or PyPI has it; tests/rpc/test_serve.py asks the same by reflection",
+    "grpcurl": "no package of Debian or PyPI has it; tests/cluster/test_serve.py asks the same by reflection",
     "ray": "the cluster launcher logs in to machines; tests start Ray themselves",
     "make": "scripts/check_docs.py knows the targets, and CI calls them",
     "export": "sets variables of the reader's shell",
     "promtool": "tests/deploy runs it on the same files",
-    "npm": "tests/rpc/test_serve.py runs the example",
-    "node": "tests/rpc/test_serve.py runs the example",
+    "npm": "tests/cluster/test_serve.py runs the example",
+    "node": "tests/cluster/test_serve.py runs the example",
 }
 """Commands that no test runs from the pages, by their first word, and why."""
 

@@ -20,9 +20,7 @@ from adamserve import optim
 from adamserve.cluster.serving import Ready
 from adamserve.errors import NotFound
 from tests.observe.test_exporter import scrape, text_of
-from tests.rpc.conftest import Connect, ones, zeros
-
-pytestmark = pytest.mark.ray
+from tests.served import Connect, ones, zeros
 
 
 def everywhere(ready: Ready) -> Counter[tuple[str, str]]:

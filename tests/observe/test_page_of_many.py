@@ -17,9 +17,10 @@ import pytest
 import adamserve
 from adamserve import optim
 from adamserve.client.client import Client
-from tests.rpc.test_serve import Served
+from adamserve.cluster.serving import Ready
+from tests.served import served
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 JOBS, PUSHERS, LOOKS = 3, 200, 15
 
@@ -27,29 +28,28 @@ ANSWER_S = 0.3
 
 
 @pytest.fixture
-def busy(cluster: str) -> Iterator[tuple[Served, list[Client]]]:
+def busy() -> Iterator[tuple[Ready, list[Client]]]:
     """A service of two shards with three jobs and 200 pushers, each of which has pushed."""
-    served = Served("--shards", "2", "--address", cluster)
     w = np.ones(10_000, np.float32)
     with ExitStack() as open_:
-        open_.callback(served.stop)
+        service = open_.enter_context(served(shards=2))
         clients = []
         for i in range(PUSHERS):
             client = adamserve.connect(
-                served.target, job=f"job-{i % JOBS}", pusher=f"trainer-{i:03}", lease_s=120, timeout_s=60
+                service.target, job=f"job-{i % JOBS}", pusher=f"trainer-{i:03}", lease_s=120, timeout_s=60
             )
             clients.append(open_.enter_context(client))
             client.create({"w": w}, optim.Adam())
             _, clock = client.pull()
             client.push({"w": w}, clock)
             client.report(1.0 / (1 + i))
-        yield served, clients
+        yield service, clients
 
 
 def test_three_jobs_with_200_pushers_answer_quickly_while_they_are_pushed_to(
-    busy: tuple[Served, list[Client]],
+    busy: tuple[Ready, list[Client]],
 ) -> None:
-    served, clients = busy
+    service, clients = busy
     ended = threading.Event()
 
     def pushing() -> None:
@@ -59,7 +59,7 @@ def test_three_jobs_with_200_pushers_answer_quickly_while_they_are_pushed_to(
                 client.push({"w": np.ones(10_000, np.float32)}, clock)
 
     def get(path: str) -> str:
-        with urllib.request.urlopen(served.ready["status"] + path, timeout=30) as answer:
+        with urllib.request.urlopen(service.status + path, timeout=30) as answer:
             text: str = answer.read().decode()
             return text
 

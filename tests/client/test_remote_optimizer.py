@@ -19,8 +19,6 @@ from adamserve.cluster.serving import Ready
 from adamserve.errors import Conflict, InvalidArgument
 from adamserve.values import Outcome
 
-pytestmark = pytest.mark.ray
-
 Make = Callable[[Any], Optimizer]
 Remote = Callable[..., RemoteOptimizer]
 

@@ -48,7 +48,7 @@ from adamserve.v1 import direct_pb2, shard_pb2, types_pb2
 from adamserve.values import Deadline, PullRequest, ShardState, Stamp, TensorSpec
 from adamserve.wire import chunks, codec, status
 from adamserve.wire.frames import CALL, END, MESSAGE, PREFACE, STATUS, Frames
-from tests.rpc.test_security import Authority
+from tests.edge.test_security import Authority
 
 SIZE = 3_000_000
 """Elements of the tensor: 12 MB, twelve chunks, more than the system buffers."""
@@ -492,7 +492,7 @@ def test_a_first_frame_is_short(live: Live) -> None:
 
 def test_a_connection_that_cannot_be_taken_costs_only_itself() -> None:
     """In a process of its own, which has no descriptor left for a while."""
-    code = "from tests.rpc.test_direct import without_descriptors; without_descriptors()"
+    code = "from tests.edge.test_direct import without_descriptors; without_descriptors()"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )

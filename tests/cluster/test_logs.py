@@ -26,10 +26,10 @@ import adamserve
 from adamserve import optim
 from adamserve.errors import Unauthenticated
 from adamserve.v1 import shard_pb2, types_pb2
+from tests.cluster.test_serve import Served
 from tests.conftest import Refused
-from tests.rpc.test_bad_input import COMMIT, chunk
-from tests.rpc.test_security import Authority
-from tests.rpc.test_serve import Served
+from tests.edge.test_bad_input import COMMIT, chunk
+from tests.edge.test_security import Authority
 from tests.train.test_command import descendants
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]

@@ -1,11 +1,9 @@
-"""`adamserve status` as an operator runs it, against a real service."""
+"""`adamserve status`, against a service."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,28 +11,22 @@ import pytest
 from adamserve import optim
 from adamserve.client.client import Client
 from adamserve.cluster.serving import Ready
-from tests.conftest import Refused
-from tests.rpc.conftest import Connect, ones, zeros
-
-pytestmark = pytest.mark.ray
+from tests.conftest import Command, Refused
+from tests.served import Connect, ones, zeros
 
 
-def status(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "adamserve", "status", *arguments],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-
-
-def test_status_shows_every_job_and_one(service: Ready, counting: Client, connect: Connect) -> None:
+def test_status_shows_every_job_and_one(
+    service: Ready, counting: Client, connect: Connect, command: Command
+) -> None:
     other = connect(job="another")
     other.create(zeros(), optim.Adam())
     _, clock = counting.pull()
     counting.push(ones(), clock)
     counting.report(0.5, comparator_loss=0.25)
-    done = status(service.target, "--format", "json")
-    assert done.returncode == 0, done.stderr
-    found = {state["job"]: state for state in json.loads(done.stdout)}
+    counting.status()  # which sends the loss
+    found = {
+        state["job"]: state for state in json.loads(command("status", service.target, "--format", "json").out)
+    }
     assert {counting.job, "another"} <= set(found)
     mine = found[counting.job]
     assert mine["state"] == "healthy"
@@ -53,9 +45,9 @@ def test_status_shows_every_job_and_one(service: Ready, counting: Client, connec
         0.25,
     )
     assert found["another"]["regret"] is None
-    [only] = json.loads(status(service.target, "--job", "another", "--format", "json").stdout)
+    [only] = json.loads(command("status", service.target, "--job", "another", "--format", "json").out)
     assert only["job"] == "another"
-    table = status(service.target, "--job", counting.job).stdout
+    table = command("status", service.target, "--job", counting.job).out
     for text in (
         "state healthy",
         "rule SGD at rate 1",

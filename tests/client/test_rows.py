@@ -18,9 +18,7 @@ from adamserve.cluster.serving import Ready
 from adamserve.errors import Conflict, InvalidArgument, NotFound
 from adamserve.values import Array
 from adamserve.wire import chunks, codec
-from tests.rpc.conftest import Connect
-
-pytestmark = pytest.mark.ray
+from tests.served import Connect
 
 SHAPE = (400, 8)
 

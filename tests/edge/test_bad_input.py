@@ -25,7 +25,7 @@ from adamserve.shard.geometry import partition
 from adamserve.v1 import control_pb2, control_pb2_grpc, shard_pb2, types_pb2
 from adamserve.values import SparseRows, TensorSpec
 from adamserve.wire import chunks, codec, status
-from tests.rpc.conftest import STALL_S, Connect
+from tests.served import STALL_S, Connect
 
 Code = grpc.StatusCode
 
@@ -192,7 +192,6 @@ BAD: dict[str, tuple[Messages, Code, str]] = {
 }
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("way", ["grpc", "direct"])
 def test_refusals_are_counted_and_seen_with_their_reason(raw: Raw, way: str) -> None:
     for name, messages in BAD.items():
@@ -205,7 +204,6 @@ def test_refusals_are_counted_and_seen_with_their_reason(raw: Raw, way: str) -> 
     assert [shard.pushes.get("INVALID", 0) for shard in state.shards] == [4, 0]
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("way", ["grpc", "direct"])
 @pytest.mark.parametrize(("messages", "code", "field"), BAD.values(), ids=BAD)
 def test_a_bad_push_is_refused_and_nothing_changes(
@@ -220,7 +218,6 @@ def test_a_bad_push_is_refused_and_nothing_changes(
     assert raw.client.pull()[0]["w"].tolist() == [-1, -2, -3, -4, -5, -6]
 
 
-@pytest.mark.ray
 def test_chunks_may_come_in_any_order_and_a_push_twice(raw: Raw) -> None:
     messages = [raw.start(), chunk([5, 6], start=4), chunk([1, 2]) + chunk([3, 4], start=2), COMMIT]
     answers = [shard_pb2.PushResponse.FromString(raw.push(*messages)) for _ in range(3)]
@@ -233,7 +230,6 @@ def test_chunks_may_come_in_any_order_and_a_push_twice(raw: Raw) -> None:
     assert raw.client.pull()[0]["w"].tolist() == [-1, -2, -3, -4, -5, -6]
 
 
-@pytest.mark.ray
 def test_a_stalled_sender_is_cut_and_holds_nobody(raw: Raw) -> None:
     """It sends its start and half a tensor, and then nothing; others push meanwhile."""
 
@@ -253,7 +249,6 @@ def test_a_stalled_sender_is_cut_and_holds_nobody(raw: Raw) -> None:
     assert raw.client.pull()[0]["w"].tolist() == [-1] * 6
 
 
-@pytest.mark.ray
 def test_an_endless_stream_ends_at_the_tensor_s_end(raw: Raw) -> None:
     def endless() -> Iterator[bytes]:
         yield raw.start()
@@ -266,7 +261,6 @@ def test_an_endless_stream_ends_at_the_tensor_s_end(raw: Raw) -> None:
     assert raw.client.pull()[1][0].clock == 0
 
 
-@pytest.mark.ray
 def test_a_client_that_stops_reading_is_cut_and_holds_nobody(service: Ready, connect: Connect) -> None:
     client = connect()
     client.create({"w": np.zeros(32 << 20, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
@@ -331,7 +325,6 @@ JOBS: dict[str, tuple[dict[str, Any], Code, str]] = {
 }
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(("fields", "code", "field"), JOBS.values(), ids=JOBS)
 def test_a_bad_job_is_refused(raw: Raw, fields: dict[str, Any], code: Code, field: str) -> None:
     known = {
@@ -391,7 +384,6 @@ CONTROL: dict[str, tuple[Callable[[Raw], Any], Code, str]] = {
 }
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(("call", "code", "field"), CONTROL.values(), ids=CONTROL)
 def test_a_bad_control_call_is_refused(raw: Raw, call: Callable[[Raw], Any], code: Code, field: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
@@ -413,7 +405,6 @@ JOINS: dict[str, tuple[dict[str, Any], Code, str]] = {
 }
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("way", ["grpc", "direct"])
 @pytest.mark.parametrize(("fields", "code", "field"), JOINS.values(), ids=JOINS)
 def test_a_bad_join_is_refused_and_nobody_has_joined(

@@ -26,7 +26,7 @@ from adamserve.observe.rpc_counts import Calls
 from adamserve.shard.consistency import Async
 from adamserve.v1 import shard_pb2
 from adamserve.wire import chunks
-from tests.rpc.test_direct import PULL, SIZE, Live
+from tests.edge.test_direct import PULL, SIZE, Live
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 

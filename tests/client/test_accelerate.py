@@ -12,7 +12,7 @@ from torch import nn
 from adamserve import RemoteOptimizer
 from adamserve.cluster.serving import Ready
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def train(target: str | None) -> list[torch.Tensor]:

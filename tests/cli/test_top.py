@@ -12,20 +12,16 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from adamserve import optim
+from adamserve import optim, testing
 from adamserve.client.client import Client
 from adamserve.cluster.serving import Ready
 from tests.cluster.conftest import until
-from tests.conftest import Refused
-from tests.rpc.conftest import Connect
-from tests.rpc.test_serve import Served
-
-pytestmark = pytest.mark.ray
+from tests.conftest import Command, Refused
+from tests.served import Connect
 
 COMMAND = [sys.executable, "-m", "adamserve", "top"]
 
@@ -143,12 +139,11 @@ def test_lines_of_json_come_one_a_look(service: Ready, pushing: Client, by: str)
     assert later["jobs"][0]["pushers"][0]["seq"] == clock
 
 
-def test_once_prints_plain_text_in_a_pipe(service: Ready, pushing: Client) -> None:
-    command = [*COMMAND, service.target, "--job", pushing.job, "--once"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "\033" not in done.stdout
-    assert "state healthy" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+def test_once_prints_plain_text_in_a_pipe(service: Ready, pushing: Client, command: Command) -> None:
+    shown = command("top", service.target, "--job", pushing.job, "--once").out
+    assert "\033" not in shown
+    assert "state healthy" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_whoever_has_seen_enough_may_close_the_pipe(service: Ready, pushing: Client) -> None:
@@ -164,13 +159,10 @@ def test_whoever_has_seen_enough_may_close_the_pipe(service: Ready, pushing: Cli
     assert done.stdout.startswith("adamserve, ")
 
 
-def test_a_service_that_has_gone_is_said_where_it_was(
-    terminal: Callable[..., Terminal], tmp_path: Path, cluster: str
-) -> None:
-    served = Served("--address", cluster)
-    screen = terminal(*COMMAND, served.target, "--interval", "0.1", "--timeout-s", "1")
-    screen.until(lambda shown: "No job yet." in shown)
-    assert served.stop() == 0
+def test_a_service_that_has_gone_is_said_where_it_was(terminal: Callable[..., Terminal]) -> None:
+    with testing.Service() as service:
+        screen = terminal(*COMMAND, service.target, "--interval", "0.1", "--timeout-s", "1")
+        screen.until(lambda shown: "No job yet." in shown)
     screen.until(lambda shown: "not answering: " in shown)
     os.write(screen.ours, b"\x03")
     assert screen.process.wait(timeout=30) == 0

@@ -18,10 +18,11 @@ import adamserve
 from adamserve import optim
 from adamserve.client.carriers import GrpcCarrier
 from adamserve.client.credentials import Credentials
-from adamserve.cluster.serving import Ready, ServeConfig, serving
+from adamserve.cluster.serving import Ready, ServeConfig
 from adamserve.edge.security import Security, Tokens, check_bind
 from adamserve.errors import AdamServeError, DataError, InvalidArgument, Unauthenticated, Unavailable
 from adamserve.v1 import shard_pb2
+from tests.served import served
 
 TOKENS = "# a comment\nmaster-token\nalpha alpha-token\n"
 
@@ -78,7 +79,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def secured(local_ray: None, authority: Authority) -> Iterator[Ready]:
+def secured(authority: Authority) -> Iterator[Ready]:
     """Mutual TLS and tokens."""
     cert, key = authority.issue("server")
     tokens = authority.folder / "tokens"
@@ -89,7 +90,7 @@ def secured(local_ray: None, authority: Authority) -> Iterator[Ready]:
         client_ca=authority.path.read_bytes(),
         tokens=Tokens.read(tokens),
     )
-    with serving(ServeConfig(name="test-tls", port=0, security=security, grace_s=1.0)) as (ready, _):
+    with served(security=security) as ready:
         yield ready
 
 
@@ -106,7 +107,6 @@ def good(authority: Authority, request: pytest.FixtureRequest) -> dict[str, Any]
     }
 
 
-@pytest.mark.ray
 def test_with_certificate_and_token_everything_works(secured: Ready, good: dict[str, Any]) -> None:
     with adamserve.connect(secured.target, "alpha", **{**good, "token": "alpha-token"}) as client:
         client.create({"w": np.zeros(300_000, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
@@ -124,7 +124,6 @@ DENIED: dict[str, tuple[str, dict[str, Any], type[AdamServeError]]] = {
 }
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(("job", "options", "kind"), DENIED.values(), ids=DENIED)
 def test_without_them_nothing_does(
     secured: Ready, good: dict[str, Any], job: str, options: dict[str, Any], kind: type[AdamServeError]
@@ -145,7 +144,6 @@ SHARD_CALLS: dict[str, Callable[[str], Iterator[list[bytes]]]] = {
 }
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("method", SHARD_CALLS)
 @pytest.mark.parametrize(("job", "options", "kind"), DENIED.values(), ids=DENIED)
 def test_a_shard_asks_by_itself(
@@ -180,7 +178,6 @@ def test_a_shard_asks_by_itself(
         called(**options)
 
 
-@pytest.mark.ray
 def test_an_expired_or_foreign_client_certificate_is_refused(
     secured: Ready, good: dict[str, Any], authority: Authority, tmp_path: Path
 ) -> None:

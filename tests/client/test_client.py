@@ -20,9 +20,7 @@ from adamserve.cluster.serving import Ready
 from adamserve.errors import Conflict, InvalidArgument, NotFinite, NotFound, Unavailable
 from adamserve.regret import RECENT
 from adamserve.values import Clocks, Outcome, SparseRows, Stamp
-from tests.rpc.conftest import Connect, ones, zeros
-
-pytestmark = pytest.mark.ray
+from tests.served import Connect, ones, zeros
 
 
 @pytest.fixture(params=["direct", "grpc"])
