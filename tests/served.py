@@ -29,7 +29,7 @@ def served(**options: Any) -> Iterator[Ready]:
 
     config = ServeConfig(**{"port": 0, "grace_s": 1.0, **options})
     with serving(config, start=testing.Service.start) as (ready, observe):
-        observer = threading.Thread(target=observing)
+        observer = threading.Thread(target=observing, daemon=True)
         observer.start()
         try:
             yield ready

@@ -182,7 +182,7 @@ def test_a_training_logs_json_alone_and_its_workers_too(ray_folder: Path, tmp_pa
     assert json.loads(done.stdout)["status"] == "completed"
 
 
-@pytest.mark.parametrize("command", ["serve", "train"])
-def test_a_wrong_level_is_one_line(command: str, refused: Refused) -> None:
+@pytest.mark.parametrize("verb", ["serve", "train"])
+def test_a_wrong_level_is_one_line(verb: str, refused: Refused) -> None:
     said = "--log-level: must be debug, info, warning, error, got 'loud'"
-    assert refused(command, "--log-level", "loud") == said
+    assert refused(verb, "--log-level", "loud") == said
