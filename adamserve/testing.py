@@ -21,13 +21,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, Self
 
-from adamserve.checkpoint import ShardEntry
 from adamserve.client.client import Client
 from adamserve.client.credentials import Credentials
 from adamserve.cluster.controller import Controller
-from adamserve.cluster.placement import ProcessGone
+from adamserve.cluster.placement import Answer, Given, ProcessGone
 from adamserve.cluster.process import ProcessInfo, ShardProcess
 from adamserve.edge.control_service import open_control
 from adamserve.edge.security import Security
@@ -36,12 +35,9 @@ from adamserve.job import JobConfig
 from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
-from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Stamp
+from adamserve.values import Array
 
 __all__ = ["LocalPlacement", "LocalShard", "ManualClock", "Service"]
-
-Answer = TypeVar("Answer")
 
 HOST = "127.0.0.1"
 
@@ -74,40 +70,6 @@ class LocalShard:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix=f"adamserve-shard-{index}")
 
-    def open(
-        self,
-        config: JobConfig,
-        incarnation: int,
-        initial: Mapping[str, Array] | Any = None,
-        folder: Path | None = None,
-    ) -> Future[Stamp]:
-        """As `ShardProcess.open`."""
-        return self._call(lambda process: process.open(config, incarnation, initial, folder))
-
-    def drop(self, job: str) -> Future[None]:
-        """As `ShardProcess.drop`."""
-        return self._call(lambda process: process.drop(job))
-
-    def write(self, job: str, folder: Path) -> Future[ShardEntry]:
-        """As `ShardProcess.write`."""
-        return self._call(lambda process: process.write(job, folder))
-
-    def statistics(self) -> Future[Mapping[str, ShardStatistics]]:
-        """As `ShardProcess.statistics`."""
-        return self._call(lambda process: process.statistics())
-
-    def info(self) -> Future[ProcessInfo]:
-        """As `ShardProcess.info`."""
-        return self._call(lambda process: process.info())
-
-    def serve(self) -> Future[None]:
-        """As `ShardProcess.serve`."""
-        return self._call(lambda process: process.serve())
-
-    def drain(self, grace_s: float) -> Future[None]:
-        """As `ShardProcess.drain`."""
-        return self._call(lambda process: process.drain(grace_s))
-
     def kill(self) -> None:
         """End it as a crash would: its connections end, its state is gone, and no call of it is answered any more."""
         with self._lock:
@@ -117,10 +79,17 @@ class LocalShard:
             self._pool.shutdown(wait=False)
         self._process.cut()
 
-    def _call(self, call: Callable[[ShardProcess], Answer]) -> Future[Answer]:
+    def call(
+        self,
+        method: Callable[Concatenate[ShardProcess, Given], Answer],
+        *args: Given.args,
+        **options: Given.kwargs,
+    ) -> Future[Answer]:
+        """As `ShardHandle.call`."""
+
         def answer() -> Answer:
             try:
-                result = call(self._process)
+                result = method(self._process, *args, **options)
             except Exception:
                 self._check_alive()
                 raise

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from adamserve import optim
-from adamserve.checkpoint import ShardEntry
 from adamserve.client.credentials import Credentials
 from adamserve.cluster.config import ServiceConfig
 from adamserve.cluster.controller import Controller
 from adamserve.cluster.exporting import node_address
-from adamserve.cluster.process import ProcessInfo, ShardProcess
+from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.ray_placement import RayPlacement
 from adamserve.edge.control_service import open_control
 from adamserve.edge.shard_edge import ShardEdge
-from adamserve.job import JobConfig, Topology
 from adamserve.observe import logs
 from adamserve.observe.rpc_counts import Calls
-from adamserve.observe.state import JobState
-from adamserve.regret import Loss
-from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Stamp
 
 CONCURRENCY = {"control": 8}
 """Threads of a shard's process for calls through Ray; pushes and pulls come to its own endpoints."""
@@ -51,45 +43,9 @@ class ShardActor:
         )
 
     @ray.method(concurrency_group="control")
-    def open(
-        self,
-        config: JobConfig,
-        incarnation: int,
-        initial: Mapping[str, Array] | None = None,
-        folder: Path | None = None,
-    ) -> Stamp:
-        """As `ShardProcess.open`."""
-        return self._process.open(config, incarnation, initial, folder)
-
-    @ray.method(concurrency_group="control")
-    def drop(self, job: str) -> None:
-        """As `ShardProcess.drop`."""
-        self._process.drop(job)
-
-    @ray.method(concurrency_group="control")
-    def write(self, job: str, folder: Path) -> ShardEntry:
-        """As `ShardProcess.write`."""
-        return self._process.write(job, folder)
-
-    @ray.method(concurrency_group="control")
-    def statistics(self) -> Mapping[str, ShardStatistics]:
-        """As `ShardProcess.statistics`."""
-        return self._process.statistics()
-
-    @ray.method(concurrency_group="control")
-    def info(self) -> ProcessInfo:
-        """As `ShardProcess.info`."""
-        return self._process.info()
-
-    @ray.method(concurrency_group="control")
-    def serve(self) -> None:
-        """As `ShardProcess.serve`."""
-        self._process.serve()
-
-    @ray.method(concurrency_group="control")
-    def drain(self, grace_s: float) -> None:
-        """As `ShardProcess.drain`."""
-        self._process.drain(grace_s)
+    def call(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of the process."""
+        return getattr(self._process, method)(*args, **options)
 
 
 class ServiceController:
@@ -128,49 +84,9 @@ class ServiceController:
         """Say that the service is ready."""
         self._endpoint.serve()
 
-    def create(self, config: JobConfig, initial: Sequence[Any]) -> bool:
-        """As `Controller.begin`."""
-        return self._controller.begin(config, initial)
-
-    def resume(self, name: str, changes: Mapping[str, Any] | None = None) -> Topology:
-        """As `Controller.resume`."""
-        return self._controller.resume(name, changes)
-
-    def delete(self, name: str, *, purge: bool = False) -> bool:
-        """As `Controller.delete`."""
-        return self._controller.delete(name, purge=purge)
-
-    def topology(self, name: str) -> Topology:
-        """As `Controller.topology`."""
-        return self._controller.topology(name)
-
-    def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
-        """As `Controller.report`."""
-        self._controller.report(name, losses, numbers)
-
-    def checkpoint(self, name: str) -> int:
-        """As `Controller.checkpoint`."""
-        return self._controller.checkpoint(name)
-
-    def status(self) -> list[JobState]:
-        """As `Controller.status`."""
-        return self._controller.status()
-
-    def status_now(self) -> list[JobState]:
-        """As `Controller.status_now`."""
-        return self._controller.status_now()
-
-    def processes(self) -> list[ProcessInfo]:
-        """As `Controller.processes`."""
-        return self._controller.processes()
-
-    def metrics(self) -> dict[int, str]:
-        """As `Controller.metrics`."""
-        return self._controller.metrics()
-
-    def folder(self, name: str) -> Path | None:
-        """As `Controller.folder`."""
-        return self._controller.folder(name)
+    def call(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of the controller."""
+        return getattr(self._controller, method)(*args, **options)
 
     def drain(self, grace_s: float) -> None:
         """End ControlService's calls, then as `Controller.drain`."""

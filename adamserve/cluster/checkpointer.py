@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from adamserve import checkpoint, optim
 from adamserve.cluster.jobs import Job, JobTable
 from adamserve.cluster.placement import ShardHandle
+from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.shards import Shards
 from adamserve.errors import NotFound, Unavailable
 from adamserve.job import JobConfig
@@ -57,7 +58,7 @@ class Checkpointer:
             try:
                 handles = self._shards.handles
                 entries = self._shards.ask(
-                    lambda handle: handle.write(name, folder), "the shards to be written"
+                    lambda handle: handle.call(ShardProcess.write, name, folder), "the shards to be written"
                 )
                 # Nothing is restored between this look and the manifest: a later restore from this checkpoint would
                 # undo the updates made since.

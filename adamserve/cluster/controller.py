@@ -20,8 +20,8 @@ from adamserve.cluster.checkpointer import Checkpointer
 from adamserve.cluster.healing import Action
 from adamserve.cluster.jobs import JobTable
 from adamserve.cluster.lifecycle import Lifecycle, finish_deletions, initial_parts
-from adamserve.cluster.placement import Placement, ShardHandle
-from adamserve.cluster.process import ProcessInfo
+from adamserve.cluster.placement import Placement
+from adamserve.cluster.process import ProcessInfo, ShardProcess
 from adamserve.cluster.shards import Shards
 from adamserve.cluster.watch import Watch
 from adamserve.job import JobConfig, Place, Topology
@@ -130,11 +130,6 @@ class Controller:
 
     # ---- shards
 
-    @property
-    def handles(self) -> tuple[ShardHandle, ...]:
-        """The shards' processes, in shard order."""
-        return self._shards.handles
-
     def processes(self) -> list[ProcessInfo]:
         """Who each shard's process is."""
         return list(self._shards.infos)
@@ -164,7 +159,13 @@ class Controller:
                 log.error("while draining: %s", error)
                 errors.append(error)
 
-        tried(partial(self._shards.ask, lambda handle: handle.drain(grace_s), "the shards to drain"))
+        tried(
+            partial(
+                self._shards.ask,
+                lambda handle: handle.call(ShardProcess.drain, grace_s),
+                "the shards to drain",
+            )
+        )
         for job in self._table:
             tried(partial(self.checkpoint, job.config.name))
         if errors:

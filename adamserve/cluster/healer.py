@@ -10,6 +10,7 @@ from pathlib import Path
 from adamserve import checkpoint
 from adamserve.cluster.jobs import Job, JobTable
 from adamserve.cluster.placement import ShardHandle, gather
+from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.shards import Shards
 from adamserve.errors import NotFound, Unavailable
 from adamserve.observe.logs import fields
@@ -39,8 +40,8 @@ class Healer:
             try:
                 jobs = list(self._table)
                 rollbacks = [(job, self._restore(job, index, handle, began, reason)) for job in jobs]
-                [info] = gather([handle.info()], "a shard to start")
-                gather([handle.serve()], "a shard to serve")
+                [info] = gather([handle.call(ShardProcess.info)], "a shard to start")
+                gather([handle.call(ShardProcess.serve)], "a shard to serve")
             except Exception:
                 handle.kill()
                 raise
@@ -90,7 +91,7 @@ class Healer:
     ) -> Rollback:
         newest, manifest = checkpoint.newest(folder, on_skip=log_skipped)
         incarnation = checkpoint.new_incarnation(folder, job.incarnations[index] + 1)
-        opening = handle.open(job.config, incarnation, folder=newest)
+        opening = handle.call(ShardProcess.open, job.config, incarnation, folder=newest)
         [stamp] = gather([opening], "a shard to be restored")
         seen = job.seen[index]
         return Rollback(

@@ -13,6 +13,7 @@ from adamserve.cluster import trash
 from adamserve.cluster.checkpointer import Checkpointer, config_of
 from adamserve.cluster.healer import log_skipped
 from adamserve.cluster.jobs import Job, JobTable
+from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.shards import Shards
 from adamserve.errors import CheckpointError, Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.job import JobConfig, check_name
@@ -121,10 +122,11 @@ class Lifecycle:
         parts = iter(initial)
         try:
             stamps = self._shards.ask(
-                lambda handle: handle.open(config, 1, initial=next(parts)), "the shards to open the job"
+                lambda handle: handle.call(ShardProcess.open, config, 1, next(parts)),
+                "the shards to open the job",
             )
         except Exception:  # what some have opened would stay with them
-            self._shards.tell(lambda handle: handle.drop(config.name), "dropping the job")
+            self._shards.tell(lambda handle: handle.call(ShardProcess.drop, config.name), "dropping the job")
             raise
         self._table.add(Job.opened(config, folder, stamps, checkpoint=0, now=self._now()))
         log.info("job was created", extra=fields(job=config.name, shards=len(stamps)))
@@ -155,7 +157,7 @@ class Lifecycle:
                 folder, 1 + max(entry.stamp.incarnation for entry in manifest.shards)
             )
             stamps = self._shards.ask(
-                lambda handle: handle.open(config, incarnation, folder=newest),
+                lambda handle: handle.call(ShardProcess.open, config, incarnation, folder=newest),
                 "the shards to restore the job",
             )
             self._table.add(Job.opened(config, folder, stamps, checkpoint=manifest.number, now=self._now()))
@@ -184,7 +186,7 @@ class Lifecycle:
                 trash.mark(folder, purge=purge)
                 there = True
             self._table.remove(name)
-            self._shards.tell(lambda handle: handle.drop(name), "dropping the job")
+            self._shards.tell(lambda handle: handle.call(ShardProcess.drop, name), "dropping the job")
         with self._checkpointer.writing:  # a checkpoint that is being written may be this job's
             if folder is not None and trash.is_marked(folder):
                 trash.finish(folder)

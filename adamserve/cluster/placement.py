@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from adamserve.checkpoint import ShardEntry
 from adamserve.cluster.config import CALL_TIMEOUT_S
-from adamserve.cluster.process import ProcessInfo
+from adamserve.cluster.process import ShardProcess
 from adamserve.errors import Unavailable
-from adamserve.job import JobConfig
-from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Stamp
 
+Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 
 
@@ -24,37 +20,18 @@ class ProcessGone(Unavailable):
 
 
 class ShardHandle(Protocol):
-    """One shard's process. A call returns at once.
+    """One shard's process."""
 
-    Its future raises `ProcessGone` once the process is known to be dead, and otherwise what `ShardProcess` raised.
-    """
-
-    def open(
+    def call(
         self,
-        config: JobConfig,
-        incarnation: int,
-        initial: Mapping[str, Array] | Any = None,
-        folder: Path | None = None,
-    ) -> Future[Stamp]:
-        """As `ShardProcess.open`; `initial` may also be a reference that the placement knows how to follow."""
+        method: Callable[Concatenate[ShardProcess, Given], Answer],
+        *args: Given.args,
+        **options: Given.kwargs,
+    ) -> Future[Answer]:
+        """Call a method of the process, as in `handle.call(ShardProcess.drop, "job")`; returns at once.
 
-    def drop(self, job: str) -> Future[None]:
-        """As `ShardProcess.drop`."""
-
-    def write(self, job: str, folder: Path) -> Future[ShardEntry]:
-        """As `ShardProcess.write`."""
-
-    def statistics(self) -> Future[Mapping[str, ShardStatistics]]:
-        """As `ShardProcess.statistics`."""
-
-    def info(self) -> Future[ProcessInfo]:
-        """As `ShardProcess.info`."""
-
-    def serve(self) -> Future[None]:
-        """As `ShardProcess.serve`."""
-
-    def drain(self, grace_s: float) -> Future[None]:
-        """As `ShardProcess.drain`."""
+        The future raises `ProcessGone` once the process is known to be dead, and otherwise what the method raised.
+        """
 
     def kill(self) -> None:
         """End the process at once."""

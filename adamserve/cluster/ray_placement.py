@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from adamserve.checkpoint import ShardEntry
 from adamserve.cluster.config import CALL_TIMEOUT_S, ServiceConfig
-from adamserve.cluster.process import ProcessInfo
+from adamserve.cluster.placement import Answer, Given
+from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.ray_calls import as_future
 from adamserve.errors import Unavailable
-from adamserve.job import JobConfig
-from adamserve.shard.statistics import ShardStatistics
-from adamserve.values import Array, Stamp
-
-Answer = TypeVar("Answer")
 
 
 class RayHandle:
@@ -29,39 +23,14 @@ class RayHandle:
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 
-    def open(
+    def call(
         self,
-        config: JobConfig,
-        incarnation: int,
-        initial: Mapping[str, Array] | Any = None,
-        folder: Path | None = None,
-    ) -> Future[Stamp]:
-        """As `ShardProcess.open`; `initial` may be a reference to what it takes."""
-        return as_future(self.actor.open.remote(config, incarnation, initial, folder))
-
-    def drop(self, job: str) -> Future[None]:
-        """As `ShardProcess.drop`."""
-        return as_future(self.actor.drop.remote(job))
-
-    def write(self, job: str, folder: Path) -> Future[ShardEntry]:
-        """As `ShardProcess.write`."""
-        return as_future(self.actor.write.remote(job, folder))
-
-    def statistics(self) -> Future[Mapping[str, ShardStatistics]]:
-        """As `ShardProcess.statistics`."""
-        return as_future(self.actor.statistics.remote())
-
-    def info(self) -> Future[ProcessInfo]:
-        """As `ShardProcess.info`."""
-        return as_future(self.actor.info.remote())
-
-    def serve(self) -> Future[None]:
-        """As `ShardProcess.serve`."""
-        return as_future(self.actor.serve.remote())
-
-    def drain(self, grace_s: float) -> Future[None]:
-        """As `ShardProcess.drain`."""
-        return as_future(self.actor.drain.remote(grace_s))
+        method: Callable[Concatenate[ShardProcess, Given], Answer],
+        *args: Given.args,
+        **options: Given.kwargs,
+    ) -> Future[Answer]:
+        """As `ShardHandle.call`; an argument may be Ray's reference to what the method takes."""
+        return as_future(self.actor.call.remote(method.__name__, *args, **options))
 
     def kill(self) -> None:
         """End the process at once."""

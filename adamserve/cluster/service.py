@@ -58,8 +58,8 @@ class Service:
         self._owned = owned
         self._grace_s = grace_s
         self._shards = len(self._ask("processes"))
-        self._credentials: Credentials = self._ask("credentials")
-        self._target: str = self._ask("target")
+        self._credentials: Credentials = self._ask_shell("credentials")
+        self._target: str = self._ask_shell("target")
 
     @classmethod
     def start(
@@ -166,7 +166,7 @@ class Service:
 
     def serve(self) -> None:
         """Say at ControlService that the service is ready."""
-        self._ask("serve")
+        self._ask_shell("serve")
 
     def client(self, job: str, **options: Any) -> Client:
         """A client of a job, as one of the service's own workers; options as for `adamserve.connect`."""
@@ -180,7 +180,7 @@ class Service:
             Conflict: a job of that name exists with another configuration.
         """
         parts = [ray.put(part) for part in initial_parts(config, parameters, self._shards)]
-        return bool(self._ask("create", config, parts))
+        return bool(self._ask("begin", config, parts))
 
     def resume(self, job: str, changes: Mapping[str, Any] | None = None) -> Topology:
         """Take up a job from its newest checkpoint; as long as its size takes.
@@ -234,7 +234,7 @@ class Service:
 
     def calls(self) -> Calls:
         """Counts of ControlService's calls."""
-        answer: Calls = self._ask("calls")
+        answer: Calls = self._ask_shell("calls")
         return answer
 
     def workers(self, make: Callable[[], Any], *, gpus: float = 0.0) -> Pool:
@@ -252,14 +252,14 @@ class Service:
             AdamServeError: what went wrong first; everything else was tried all the same.
         """
         # Each of its waits has a deadline; how many there are depends on the jobs.
-        self._ask("drain", grace_s, timeout_s=None)
+        self._ask_shell("drain", grace_s, timeout_s=None)
 
     def stop(self) -> None:
         """End the service, and leave Ray. Idempotent."""
         with self._leave:
             if self._owned:
                 self._owned = False
-                self._ask("stop")
+                self._ask_shell("stop")
                 ray.kill(self._controller)
 
     def __enter__(self) -> Self:
@@ -273,7 +273,12 @@ class Service:
             self.stop()
 
     def _ask(self, method: str, *args: Any, timeout_s: float | None = CALL_TIMEOUT_S, **options: Any) -> Any:
-        return ask(getattr(self._controller, method).remote(*args, **options), timeout_s)
+        """Call a method of the `Controller`."""
+        return ask(self._controller.call.remote(method, *args, **options), timeout_s)
+
+    def _ask_shell(self, method: str, *args: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
+        """Call a method of the `ServiceController` around it."""
+        return ask(getattr(self._controller, method).remote(*args), timeout_s)
 
 
 def launch(config: ServiceConfig) -> Any:
@@ -301,7 +306,7 @@ def launch(config: ServiceConfig) -> Any:
         ).remote(config)
     except ValueError as error:
         raise Conflict(str(error).splitlines()[0], field="name", fix="choose another name") from None
-    ask(controller.status.remote())
+    ask(controller.target.remote())
     return controller
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from adamserve.cluster.placement import Placement, ProcessGone, ShardHandle, gather
-from adamserve.cluster.process import ProcessInfo
+from adamserve.cluster.process import ProcessInfo, ShardProcess
 from adamserve.errors import AdamServeError
 from adamserve.observe.logs import fields
 from adamserve.shard.statistics import ShardStatistics
@@ -42,8 +42,10 @@ class Shards:
         try:
             for index in range(count):
                 self._handles.append(placement.start(index))
-            self._infos = gather([handle.info() for handle in self._handles], "the shards to start")
-            gather([handle.serve() for handle in self._handles], "the shards to serve")
+            self._infos = gather(
+                [handle.call(ShardProcess.info) for handle in self._handles], "the shards to start"
+            )
+            gather([handle.call(ShardProcess.serve) for handle in self._handles], "the shards to serve")
         except Exception:
             self.kill()
             raise
@@ -85,7 +87,7 @@ class Shards:
     def look(self, note: Callable[[Sequence[Mapping[str, ShardStatistics] | None]], None]) -> None:
         """Ask every shard how it stands, note which are dead, and hand `note` what the others told."""
         handles = self.handles
-        futures = [handle.statistics() for handle in handles]
+        futures = [handle.call(ShardProcess.statistics) for handle in handles]
         wait(futures, timeout=LOOK_S)
         with self._lock:
             told = [

@@ -38,7 +38,7 @@ def test_64_trainers_come_and_go(local_ray: None) -> None:
     halfway: list[int] = []
     with serving(ServeConfig(name=name, port=0, shards=2, grace_s=1.0)) as (ready, _):
         controller = ray.get_actor(name, namespace=NAMESPACE)
-        processes: Any = ray.get(controller.processes.remote(), timeout=60)
+        processes: Any = ray.get(controller.call.remote("processes"), timeout=60)
         pids = [process.pid for process in processes]
         with Client(ready.target, "soak", pusher="first") as first:
             first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
