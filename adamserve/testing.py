@@ -17,25 +17,20 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, Self
 
-from adamserve.client.client import Client
-from adamserve.client.credentials import Credentials
 from adamserve.cluster.controller import Controller
 from adamserve.cluster.placement import Answer, Given, ProcessGone
-from adamserve.cluster.process import ProcessInfo, ShardProcess
+from adamserve.cluster.process import ShardProcess
+from adamserve.cluster.running import RunningService
 from adamserve.edge.control_service import open_control
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import ShardEdge
-from adamserve.job import JobConfig
 from adamserve.observe.rpc_counts import Calls
-from adamserve.observe.state import JobState
-from adamserve.regret import Loss
-from adamserve.values import Array
 
 __all__ = ["LocalPlacement", "LocalShard", "ManualClock", "Service"]
 
@@ -188,7 +183,7 @@ class LocalPlacement:
         self._started[index].kill()
 
 
-class Service:
+class Service(RunningService):
     """A service in this process; a context manager that stops it.
 
     Args:
@@ -218,7 +213,8 @@ class Service:
     ) -> None:
         security, secret = security or Security(), secrets.token_urlsafe()
         security = replace(security, tokens=security.tokens.beside(secret, required=closed))
-        self._credentials = security.credentials(secret)
+        self.credentials = security.credentials(secret)
+        self.shards = shards
         self._placement = LocalPlacement(shards, security, metrics=metrics)
         self._pools: list[LocalPool] = []
         self._calls = Calls()
@@ -234,6 +230,7 @@ class Service:
         except Exception:
             self.controller.stop()
             raise
+        self.target = self._endpoint.address
         self._endpoint.serve()
 
     @classmethod
@@ -266,81 +263,30 @@ class Service:
         """This machine's."""
         return os.cpu_count() or 1
 
-    @property
-    def target(self) -> str:
-        """host:port of its ControlService, for `adamserve.connect`."""
-        return self._endpoint.address
-
-    @property
-    def credentials(self) -> Credentials:
-        """Those of the service's own workers."""
-        return self._credentials
-
-    def client(self, job: str, **options: Any) -> Client:
-        """A client of a job, as one of the service's own workers; options as for `adamserve.connect`."""
-        transport = options.pop("transport", "auto")
-        return Client(
-            self.target, job, credentials=replace(self._credentials, transport=transport), **options
-        )
-
-    def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool:
-        """As `Controller.create`."""
-        return self.controller.create(config, parameters)
-
-    def resume(self, job: str, changes: Mapping[str, Any] | None = None) -> None:
-        """As `Controller.resume`."""
-        self.controller.resume(job, changes)
-
-    def report(self, job: str, losses: Sequence[Loss], numbers: Mapping[str, float] | None = None) -> None:
-        """As `Controller.report`."""
-        self.controller.report(job, losses, numbers or {})
-
-    def status(self) -> list[JobState]:
-        """How every job stands."""
-        return self.controller.status_now()
-
-    def seen(self) -> list[JobState]:
-        """How every job stood when the controller last looked."""
-        return self.controller.status()
-
-    def metrics(self) -> dict[int, str]:
-        """As `Controller.metrics`."""
-        return self.controller.metrics()
-
-    def checkpoint(self, job: str) -> int:
-        """As `Controller.checkpoint`."""
-        return self.controller.checkpoint(job)
-
-    def delete(self, job: str, *, purge: bool = False) -> bool:
-        """As `Controller.delete`."""
-        return self.controller.delete(job, purge=purge)
-
     def calls(self) -> Calls:
-        """Counts of the calls of its ControlService."""
+        """As `RunningService.calls`."""
         return self._calls
-
-    def processes(self) -> list[ProcessInfo]:
-        """Who each shard is."""
-        return self.controller.processes()
 
     def kill(self, shard: int) -> None:
         """End a shard as a crash would."""
         self._placement.kill(shard)
 
     def drain(self, grace_s: float = 0.0) -> None:
-        """Let running calls end, and write a last checkpoint of every job."""
+        """As `RunningService.drain`."""
         self._endpoint.drain(grace_s)
         self.controller.drain(grace_s)
 
     def stop(self) -> None:
-        """End everything at once; without `drain` first, updates since the last checkpoint are lost."""
+        """As `RunningService.stop`."""
         for pool in self._pools:
             pool.end()
         self._endpoint.cut()
         self.controller.stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
+    def _ask(
+        self,
+        method: Callable[Concatenate[Controller, Given], Answer],
+        *args: Given.args,
+        **options: Given.kwargs,
+    ) -> Answer:
+        return method(self.controller, *args, **options)

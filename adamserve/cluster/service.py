@@ -13,41 +13,37 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, Self
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adamserve.client.client import Client
-from adamserve.client.credentials import Credentials
 from adamserve.cluster.actors import ControllerActor
 from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig, listening
+from adamserve.cluster.controller import Controller
 from adamserve.cluster.exporting import node_address
-from adamserve.cluster.lifecycle import initial_parts
+from adamserve.cluster.placement import Answer, Given
 from adamserve.cluster.pool import Pool
-from adamserve.cluster.process import ProcessInfo
 from adamserve.cluster.ray_calls import own_error
 from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected, free_cpus
+from adamserve.cluster.running import RunningService
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
 from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
-from adamserve.job import JobConfig, Topology
 from adamserve.observe.logs import LogConfig
 from adamserve.observe.rpc_counts import Calls
-from adamserve.observe.state import JobState
-from adamserve.regret import Loss
 from adamserve.values import Array
 
 log = logging.getLogger("adamserve.service")
 
 
-class Service:
-    """A running service. Thread-safe; `start` and `attach` make it.
+class Service(RunningService):
+    """A service on Ray; `start` and `attach` make it.
 
     As a context manager it is drained and stopped at the end, unless it was only attached to; then Ray is left.
     """
@@ -57,9 +53,9 @@ class Service:
         self._leave = leave
         self._owned = owned
         self._grace_s = grace_s
-        self._shards = len(self._ask("processes"))
-        self._credentials: Credentials = self._ask_shell("credentials")
-        self._target: str = self._ask_shell("target")
+        self.target = self._ask_shell("target")
+        self.credentials = self._ask_shell("credentials")
+        self.shards = len(self.processes())
 
     @classmethod
     def start(
@@ -154,116 +150,35 @@ class Service:
                 raise NotFound(f"the cluster runs no service {name!r}", field="name") from None
             return cls(controller, stack.pop_all(), owned=False)
 
-    @property
-    def target(self) -> str:
-        """host:port of ControlService, for `adamserve.connect`."""
-        return self._target
-
-    @property
-    def credentials(self) -> Credentials:
-        """Those of the service's own workers. Hand them on through Ray only."""
-        return self._credentials
-
     def serve(self) -> None:
-        """Say at ControlService that the service is ready."""
+        """As `RunningService.serve`."""
         self._ask_shell("serve")
 
-    def client(self, job: str, **options: Any) -> Client:
-        """A client of a job, as one of the service's own workers; options as for `adamserve.connect`."""
-        credentials = replace(self._credentials, transport=options.pop("transport", "auto"))
-        return Client(self._target, job, credentials=credentials, kind="worker", **options)
-
-    def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool:
-        """Start a job from these parameters. Idempotent; returns whether it was not there before.
-
-        Raises:
-            Conflict: a job of that name exists with another configuration.
-        """
-        parts = [ray.put(part) for part in initial_parts(config, parameters, self._shards)]
-        return bool(self._ask("begin", config, parts))
-
-    def resume(self, job: str, changes: Mapping[str, Any] | None = None) -> Topology:
-        """Take up a job from its newest checkpoint; as long as its size takes.
-
-        Raises:
-            NotFound: there is no checkpoint of it that verifies.
-        """
-        answer: Topology = self._ask("resume", job, changes, timeout_s=None)
-        return answer
-
-    def topology(self, job: str) -> Topology:
-        """Where a job's shards are now."""
-        answer: Topology = self._ask("topology", job)
-        return answer
-
-    def status(self) -> list[JobState]:
-        """How every job stands, after asking every shard."""
-        answer: list[JobState] = self._ask("status_now")
-        return answer
-
-    def seen(self) -> list[JobState]:
-        """How every job stood when the controller last looked."""
-        answer: list[JobState] = self._ask("status")
-        return answer
-
-    def report(self, job: str, losses: Sequence[Loss], numbers: Mapping[str, float] | None = None) -> None:
-        """Note training losses, and the latest value of each of some other numbers.
-
-        Raises:
-            InvalidArgument: one of them is not finite; the others are noted.
-        """
-        self._ask("report", job, losses, numbers or {})
-
-    def checkpoint(self, job: str) -> int:
-        """Write a checkpoint now; returns its number, 0 where none are kept."""
-        return int(self._ask("checkpoint", job))
-
-    def delete(self, job: str, *, purge: bool = False) -> bool:
-        """Delete a job, and its checkpoints too where `purge`; returns whether there was one."""
-        return bool(self._ask("delete", job, purge=purge))
-
-    def processes(self) -> list[ProcessInfo]:
-        """Who each shard's process is."""
-        answer: list[ProcessInfo] = self._ask("processes")
-        return answer
-
-    def metrics(self) -> dict[int, str]:
-        """Where the metrics of each shard are whose process lives: host:port by shard."""
-        answer: dict[int, str] = self._ask("metrics")
-        return answer
-
     def calls(self) -> Calls:
-        """Counts of ControlService's calls."""
+        """As `RunningService.calls`."""
         answer: Calls = self._ask_shell("calls")
         return answer
 
     def workers(self, make: Callable[[], Any], *, gpus: float = 0.0) -> Pool:
-        """Where worker processes are started: `make` makes each one's object, with a core and so many GPUs."""
+        """As `RunningService.workers`: each is a process that Ray places."""
         return Pool(make, gpus=gpus)
 
     def free_cpus(self) -> int:
-        """How many CPUs Ray has left to give."""
+        """As `RunningService.free_cpus`: those that Ray has left to give."""
         return free_cpus()
 
     def drain(self, grace_s: float = 0.0) -> None:
-        """Let running calls end within `grace_s` seconds, and write a last checkpoint of every job.
-
-        Raises:
-            AdamServeError: what went wrong first; everything else was tried all the same.
-        """
+        """As `RunningService.drain`."""
         # Each of its waits has a deadline; how many there are depends on the jobs.
         self._ask_shell("drain", grace_s, timeout_s=None)
 
     def stop(self) -> None:
-        """End the service, and leave Ray. Idempotent."""
+        """End the service, and leave Ray."""
         with self._leave:
             if self._owned:
                 self._owned = False
                 self._ask_shell("stop")
                 ray.kill(self._controller)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         try:
@@ -272,9 +187,18 @@ class Service:
         finally:
             self.stop()
 
-    def _ask(self, method: str, *args: Any, timeout_s: float | None = CALL_TIMEOUT_S, **options: Any) -> Any:
-        """Call a method of the `Controller`."""
-        return ask(self._controller.call.remote(method, *args, **options), timeout_s)
+    def _ask(
+        self,
+        method: Callable[Concatenate[Controller, Given], Answer],
+        *args: Given.args,
+        **options: Given.kwargs,
+    ) -> Answer:
+        timeout_s = None if method is Controller.resume else CALL_TIMEOUT_S  # which takes as long as its size
+        answer: Answer = ask(self._controller.call.remote(method.__name__, *args, **options), timeout_s)
+        return answer
+
+    def _sent(self, part: Mapping[str, Array]) -> Any:
+        return ray.put(part)
 
     def _ask_shell(self, method: str, *args: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
         """Call a method of the `ServiceController` around it."""

@@ -15,6 +15,7 @@ from adamserve import checkpoint
 from adamserve.cluster.config import ServiceConfig
 from adamserve.cluster.exporting import node_address
 from adamserve.cluster.ray_runtime import connected
+from adamserve.cluster.running import RunningService, StartService
 from adamserve.cluster.service import Service
 from adamserve.edge.security import Security, check_bind
 from adamserve.edge.shard_edge import Ports
@@ -135,7 +136,7 @@ def _attempt(observe: Callable[[], object]) -> None:
 
 @contextmanager
 def serving(
-    config: ServeConfig, *, start: Callable[..., Any] = Service.start
+    config: ServeConfig, *, start: StartService = Service.start
 ) -> Iterator[tuple[Ready, Callable[[], object]]]:
     """A service, drained and stopped at the end, on the Ray that this process is connected to, or else at its address.
 
@@ -210,7 +211,7 @@ def read_pem(path: Path | None, name: str) -> bytes:
     return content
 
 
-def _resume(service: Any, folder: Path | None) -> tuple[str, ...]:
+def _resume(service: RunningService, folder: Path | None) -> tuple[str, ...]:
     """Take up every job that has a checkpoint; one of which none verifies does not keep the others waiting."""
     taken_up = []
     for name in checkpoint.list_jobs(folder) if folder is not None else ():

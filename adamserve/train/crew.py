@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from adamserve.cluster.placement import ProcessGone
-from adamserve.cluster.pool import gather
+from adamserve.cluster.pool import WorkerHandle, gather
+from adamserve.cluster.running import RunningService
 from adamserve.errors import Unavailable
 from adamserve.observe.monitor import Monitor
 from adamserve.train.bound import Bound
@@ -20,10 +21,6 @@ from adamserve.train.loop import Report
 from adamserve.train.progress import Log
 from adamserve.train.task import Task
 from adamserve.train.worker import Assignment, Worker
-
-if TYPE_CHECKING:
-    from adamserve import testing
-    from adamserve.cluster.service import Service
 
 POLL_S = 0.25
 """How often the workers are asked for their reports."""
@@ -56,7 +53,7 @@ class Crew:
     def __init__(
         self,
         config: TrainConfig,
-        service: Service | testing.Service,
+        service: RunningService,
         task: Task[Any],
         assignment: Assignment,
         bound: Bound,
@@ -70,7 +67,7 @@ class Crew:
         threads = max(1, torch.get_num_threads() // config.workers)
         self._pool = service.workers(partial(Worker, threads, config.log), gpus=config.gpus_per_worker)
         self._task = self._pool.share(task)
-        self._workers = [self._pool.start() for _ in range(config.workers)]
+        self._workers: list[WorkerHandle] = [self._pool.start() for _ in range(config.workers)]
         self._started([self._take(rank) for rank in range(config.workers)])
 
     def work(self, log: Log, stop: threading.Event, look: Callable[[str], None]) -> bool:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ import adamserve
 from adamserve import optim
 from adamserve.cluster.config import SHARD_CPUS
 from adamserve.cluster.exporting import node_address
+from adamserve.cluster.running import RunningService, StartService
 from adamserve.cluster.service import Service
 from adamserve.errors import AdamServeError, Conflict
 from adamserve.job import JobConfig
@@ -39,14 +40,7 @@ from adamserve.train.record import without_nan, write_curve, write_json, write_m
 from adamserve.train.task import Task, arrays, initial_model, put, tensor_specs
 from adamserve.train.worker import Assignment
 
-if TYPE_CHECKING:
-    from adamserve import testing
-
 OnProgress = Callable[[Progress], None]
-
-
-StartService = Callable[..., "Service | testing.Service"]
-"""`Service.start`, or `adamserve.testing.Service.start` for a run without Ray."""
 
 
 def train(
@@ -130,7 +124,7 @@ def train(
 
 def _train(
     config: TrainConfig,
-    service: Service | testing.Service,
+    service: RunningService,
     task: Task[Any],
     model: torch.nn.Module,
     log: Log,
@@ -231,9 +225,7 @@ def _live(state: JobState) -> dict[str, Any]:
     return {"regret": state.regret, "average_regret": state.average_regret}
 
 
-def _open_job(
-    config: TrainConfig, service: Service | testing.Service, task: Task[Any], model: torch.nn.Module
-) -> None:
+def _open_job(config: TrainConfig, service: RunningService, task: Task[Any], model: torch.nn.Module) -> None:
     """Create the job with the model's initial parameters, or take it up from its newest checkpoint."""
     if config.resume:
         service.resume(JOB, {"checkpoint_every_s": config.checkpoint_every_s})

@@ -19,6 +19,7 @@ import numpy as np
 
 from adamserve import optim
 from adamserve.cluster.pool import gather
+from adamserve.cluster.running import StartService
 from adamserve.cluster.service import Service
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
@@ -27,7 +28,6 @@ from adamserve.shard.consistency import Consistency
 from adamserve.train.loop import LoopConfig, Report, StepReport
 from adamserve.train.loop import run as loop
 from adamserve.train.record import without_nan
-from adamserve.train.run import StartService
 from adamserve.train.task import arrays, initial_model, tensor_specs
 from adamserve.train.worker import Assignment, Worker
 from adamserve.values import Array, Gradient

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 import adamserve
+from adamserve.cluster.running import StartService
 from adamserve.cluster.service import Service
 from adamserve.errors import Conflict, InvalidArgument
 from adamserve.train.record import without_nan, write_json
-from adamserve.train.run import StartService
 from workers.experiments import report
 from workers.experiments.base import Experiment, Findings, Settings
 from workers.experiments.catalogue import EXPERIMENTS
