@@ -12,7 +12,7 @@ from pathlib import Path
 from adamserve import checkpoint, optim
 from adamserve.edge.publishing import EncodedPublisher
 from adamserve.edge.shard_edge import ShardEdge
-from adamserve.errors import NotFound
+from adamserve.errors import NotFound, Unavailable
 from adamserve.job import JobConfig, host_port
 from adamserve.observe import logs
 from adamserve.observe.exporter import Exporter, Reading
@@ -106,9 +106,7 @@ class ShardProcess:
         try:
             return self._hosts[job]
         except KeyError:
-            raise NotFound(
-                f"no job {job!r} on shard {self._index}", field="job", fix="create it first"
-            ) from None
+            raise self._unknown(job) from None
 
     def open(
         self,
@@ -120,7 +118,7 @@ class ShardProcess:
         """Take up a job: from `initial` (this shard's spans by tensor), or from a checkpoint's folder.
 
         Returns:
-            The stamp that the shard stands at.
+            The stamp that the shard stands at. Whoever waited at an earlier opening of the job gets `Unavailable`.
 
         Raises:
             CheckpointError: the checkpoint cannot be read.
@@ -146,7 +144,10 @@ class ShardProcess:
             exact=config.sparse == "exact",
             device=self._device,
         )
+        before = self._hosts.get(config.name)
         self._hosts[config.name] = ShardHost(parts, shard, self._publisher)
+        if before is not None:
+            before.close(Unavailable("the job was opened anew", field="job", fix="send the same push again"))
         kernels = shard.store.kernels
         log.info(
             "job is open",
@@ -161,8 +162,9 @@ class ShardProcess:
         return shard.stamp
 
     def drop(self, job: str) -> None:
-        """Forget a job. Idempotent."""
-        self._hosts.pop(job, None)
+        """Forget a job; pushes and pulls that wait end with `NotFound`. Idempotent."""
+        if host := self._hosts.pop(job, None):
+            host.close(self._unknown(job))
 
     def write(self, job: str, folder: Path) -> checkpoint.ShardEntry:
         """Write one consistent cut and seal it; pushes wait for the first half only."""
@@ -186,10 +188,15 @@ class ShardProcess:
 
     def cut(self) -> None:
         """End every connection at once and forget every job, as the process's death would."""
-        self._hosts.clear()
+        hosts, self._hosts = self._hosts, {}
         self._endpoint.cut()
+        for host in hosts.values():
+            host.close(Unavailable("the shard's process is gone"))
         if self._exporter is not None:
             self._exporter.close()
+
+    def _unknown(self, job: str) -> NotFound:
+        return NotFound(f"no job {job!r} on shard {self._index}", field="job", fix="create it first")
 
     def _glance(self) -> list[ShardOfJob]:
         """For a scrape: what `statistics` returns, of the jobs that are shown."""

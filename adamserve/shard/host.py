@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from adamserve.errors import InvalidArgument, Unavailable
+from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.shard.consistency import Decision, Verdict
 from adamserve.shard.durations import PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch
 from adamserve.shard.geometry import Partition
@@ -85,6 +85,7 @@ class ShardHost:
         self._changed = threading.Condition()
         self._published: dict[tuple[str, bool], Parameters] = {}
         self._waiting = 0
+        self._closed: AdamServeError | None = None
         self._push_seconds = Stopwatch(PUSH_BUCKETS)
         self._queue_seconds = Stopwatch(QUEUE_BUCKETS)
         self._last: ShardStatistics | None = None
@@ -176,6 +177,12 @@ class ShardHost:
         """Hand one consistent cut of the state to `take`, between two updates; nothing moves until it returns."""
         with self._changed:
             return take(self._shard.state())
+
+    def close(self, error: AdamServeError) -> None:
+        """Let nobody wait here any longer: whoever does, or would, gets `error`."""
+        with self._changed:
+            self._closed = error
+            self._changed.notify_all()
 
     def statistics(self) -> ShardStatistics:
         """As `Shard.statistics`, with the pushes' times and those that wait."""
@@ -285,10 +292,17 @@ class ShardHost:
         )
 
     def _wait(self, deadline: Deadline) -> None:
-        """Wait until something changes, a lease ends, or the deadline passes."""
+        """Wait until something changes, a lease ends, or the deadline passes.
+
+        Raises:
+            AdamServeError: what `close` was given.
+        """
         expiry = self._shard.next_expiry_s()
         seconds = deadline.remaining()
-        self._changed.wait(seconds if expiry is None else min(seconds, expiry + 0.001))
+        if self._closed is None:
+            self._changed.wait(seconds if expiry is None else min(seconds, expiry + 0.001))
+        if self._closed is not None:
+            raise self._closed
 
     # ---- beside it
 

@@ -12,6 +12,7 @@ import pytest
 from adamserve import optim
 from adamserve.edge.publishing import EncodedPublisher
 from adamserve.errors import NotFound
+from adamserve.shard import consistency
 from adamserve.shard.geometry import partition
 from adamserve.shard.host import ShardHost
 from adamserve.values import Array, Deadline, Outcome, PullRequest, Push, Stamp, TensorSpec
@@ -98,3 +99,23 @@ def test_nothing_changes_while_a_pull_copies_or_a_checkpoint_is_cut() -> None:
     assert publisher.taken == [True]
     assert host.cut(lambda state: taken(host))
     assert not taken(host)
+
+
+def test_whoever_waits_is_told_when_the_shard_is_closed() -> None:
+    """And nobody waits there afterwards; what need not wait goes on."""
+    shard = make(rule=optim.SGD(lr=1.0, momentum=0.0), tensors=TENSORS, consistency=consistency.parse("bsp"))
+    host = ShardHost(partition(TENSORS, 1), shard)
+    for pusher in ("a", "b"):
+        host.join(pusher, lease_s=60.0)
+    with ThreadPoolExecutor(2) as pool:
+        pushed = pool.submit(host.push, push(1), deadline=SOON)
+        pulled = pool.submit(host.pull, PullRequest("", at_least=1), deadline=SOON)
+        while host.statistics().waiting < 1:
+            pass
+        host.close(NotFound("it is gone"))
+        for waiting in (pushed, pulled):
+            with pytest.raises(NotFound, match="it is gone"):
+                waiting.result(timeout=30)
+    with pytest.raises(NotFound, match="it is gone"):
+        host.push(push(1), deadline=SOON)
+    assert host.pull(PullRequest(""), deadline=SOON).stamp == Stamp(1, 0)
