@@ -111,14 +111,19 @@ class Session:
             raise error
         self._closed.wait(tries.pause_after(error))
         link.reconnect()
-        with suppress(Unavailable, NotFound, LimitExceeded):  # the service is away too
+        with suppress(Unavailable, LimitExceeded):  # the service is away too
             self._find(link, Deadline.after(min(FIND_S, tries.deadline.remaining())))
 
     def _find(self, link: ShardLink, deadline: Deadline) -> None:
-        """Learn anew where the shards are, and be live on this one, which may have been restored."""
+        """Learn anew where the shards are, and be live on this one, which may have been restored.
+
+        Raises:
+            NotFound: the job was deleted.
+        """
         self.note(self._control.topology(self.member.job, deadline).places)
         if self._beating is not None:
-            self._joined(link, link.join(0, max(0.001, deadline.remaining())))
+            with suppress(NotFound):  # the shard is still being restored
+                self._joined(link, link.join(0, max(0.001, deadline.remaining())))
 
     def note(self, places: tuple[Place, ...]) -> None:
         """Talk to the shards where they are now.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -14,7 +14,7 @@ from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
 from adamserve.edge.grpc_server import Endpoint, Stalls, answers, parse, serve
 from adamserve.edge.security import Security
-from adamserve.errors import InvalidArgument, LimitExceeded, NotFound
+from adamserve.errors import InvalidArgument, LimitExceeded, NotFound, Unavailable
 from adamserve.job import JobConfig, Topology
 from adamserve.observe.rpc_counts import Calls
 from adamserve.regret import Loss
@@ -72,6 +72,7 @@ def open_control(
     """
     servicer = ControlServicer(jobs, security)
     endpoint = serve(security.limits, SERVICE, servicer.handler(), servicer.stalls, counts)
+    servicer.is_ready = lambda: endpoint.serving
     endpoint.listen(host, port, security, advertise)
     return endpoint
 
@@ -84,6 +85,7 @@ class ControlServicer:
         self._tokens = security.tokens
         self._limits = security.limits
         self.stalls = Stalls(security.limits.stall_s)
+        self.is_ready: Callable[[], bool] = lambda: True
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The methods by name; each takes and returns bytes."""
@@ -111,7 +113,12 @@ class ControlServicer:
     ) -> control_pb2.GetTopologyResponse:
         """As in control.proto."""
         self._tokens.check(context.invocation_metadata(), request.job)
-        topology = self._jobs.topology(request.job)
+        try:
+            topology = self._jobs.topology(request.job)
+        except NotFound:
+            if self.is_ready():
+                raise
+            raise Unavailable("the service is taking its jobs up", field="job", fix="try again") from None
         return control_pb2.GetTopologyResponse(job=_job_spec(topology.config), shards=_places(topology))
 
     @answers

@@ -127,6 +127,7 @@ class Endpoint:
     ) -> None:
         self.server = server
         self.address = ""
+        self.serving = False
         self._checks = checks
         self._names = names
         self._stalls = stalls
@@ -148,7 +149,7 @@ class Endpoint:
 
     def mark(self, *, serving: bool) -> None:
         """Set the health of every service."""
-        kind = health_pb2.HealthCheckResponse
+        self.serving, kind = serving, health_pb2.HealthCheckResponse
         for name in self._names:
             self._checks.set(name, kind.SERVING if serving else kind.NOT_SERVING)
 

@@ -106,7 +106,6 @@ def train(
             log=config.log,
         )
         stack.callback(service.stop)
-        service.serve()
         say(f"the service is at {service.target}")
         try:
             record = _train(config, service, task, model, log, on_progress, stop, monitor)
@@ -134,6 +133,7 @@ def _train(
 ) -> dict[str, Any]:
     """The part of a run that has a service: job, workers, last checkpoint, last evaluation."""
     _open_job(config, service, task, model)
+    service.serve()
     comparator = None
     if config.recipe.counts_regret:
         on_progress(log.progress(None, epochs=config.epochs, note="looking for the best parameters"))

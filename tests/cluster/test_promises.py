@@ -194,7 +194,14 @@ def delete(at: At) -> None:
     assert not client.delete(purge=True)
     with pytest.raises(NotFound, match="job"):
         at.client(timeout_s=5.0).pull()
-    assert values(at.creator("b")) == {0.0}
+    assert values(at.creator("b", consistency="bsp")) == {0.0}
+    waiting, other = at.client("c"), at.client("d")
+    waiting.join()
+    other.join()
+    handle = waiting.push(ones(), waiting.pull()[1], wait=False)
+    other.delete()
+    with pytest.raises(NotFound, match="the service has no job"):
+        handle.result()
 
 
 CASES: tuple[Callable[[At], None], ...] = (push, stale, rows, bsp, ssp, restore, retry, rolled_back, delete)
