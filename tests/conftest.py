@@ -32,10 +32,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Ray's processes are otherwise so polite that tests beside them starve them.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-GROUPS = (
-    ("cli/", "deploy/", "docs/", "edge/", "observe/", "test_benchmarks.py"),
-    ("client/", "cluster/", "train/"),
-)
+GROUPS = (("deploy/", "docs/", "test_benchmarks.py", "train/", "workers/test_reproduce.py"), ("cluster/",))
 """Tests that start services, browsers or benchmarks. Those of a group run one after the other in one process."""
 
 

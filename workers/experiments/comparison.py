@@ -384,7 +384,7 @@ COMPARISONS = (
             "Adam": Contender(make=lambda lr: optim.Adam(lr=lr), rate=3e-4),
         },
         sizes={
-            Scale.smoke: Size(epochs=2, batch=32, examples=128),
+            Scale.smoke: Size(epochs=2, batch=32, examples=64),
             Scale.cpu: Size(epochs=10, examples=10_000, grid_epochs=3),
             Scale.full: Size(epochs=45),
         },
