@@ -57,7 +57,7 @@ def entered() -> list[str]:
                 client.push(gradient, stamps)
             watching = False
     finally:
-        threading.setprofile(before[0])  # type: ignore[arg-type] # None, where there was none
+        threading.setprofile(before[0])
         sys.setprofile(before[1])
     here = threading.get_ident()
     return [name for thread, name in log if thread == here] + [name for thread, name in log if thread != here]
