@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def until(true: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
     """Wait for something that another thread brings about."""
-    ends = time.monotonic() + timeout_s
+    ends, tick = time.monotonic() + timeout_s, threading.Event()
     while not true():
         assert time.monotonic() < ends, what
+        tick.wait(0.01)

@@ -16,6 +16,7 @@ from adamserve.shard import consistency
 from adamserve.shard.geometry import partition
 from adamserve.shard.host import ShardHost
 from adamserve.values import Array, Deadline, Outcome, PullRequest, Push, Stamp, TensorSpec
+from tests.cluster.conftest import until
 from tests.shard.test_shard import make
 
 TENSORS = [TensorSpec("w", (4,))]
@@ -110,8 +111,7 @@ def test_whoever_waits_is_told_when_the_shard_is_closed() -> None:
     with ThreadPoolExecutor(2) as pool:
         pushed = pool.submit(host.push, push(1), deadline=SOON)
         pulled = pool.submit(host.pull, PullRequest("", at_least=1), deadline=SOON)
-        while host.statistics().waiting < 1:
-            pass
+        until(lambda: host.statistics().waiting == 1, "the push does not wait")
         host.close(NotFound("it is gone"))
         for waiting in (pushed, pulled):
             with pytest.raises(NotFound, match="it is gone"):
