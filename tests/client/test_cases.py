@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +16,11 @@ from adamserve import SparseRows, optim
 from adamserve.client import wire_link
 from adamserve.client.backoff import Backoff
 from adamserve.client.client import Client
-from adamserve.client.credentials import Credentials
 from adamserve.edge.security import Limits, Security
 from adamserve.errors import Conflict, InvalidArgument, LimitExceeded, NotFound, RolledBack, Unavailable
 from adamserve.shard.consistency import Async
 from adamserve.values import Array, Outcome
-from tests.client.proxy import Proxy
+from tests.client.proxy import Proxied, Proxy
 from tests.client.service import Service
 
 Serve = Callable[..., Service]
@@ -263,37 +261,21 @@ def test_a_push_that_waits_survives_the_restore_of_another_shard(serve: Serve, c
     assert handle.result().outcome is Outcome.APPLIED
 
 
-class Proxied(Credentials):
-    """Sends every connection to an endpoint through that endpoint's proxy."""
-
-    def __init__(self, stack: ExitStack, transport: str) -> None:
-        super().__init__(transport=transport)
-        object.__setattr__(self, "stack", stack)
-        object.__setattr__(self, "proxies", {})
-
-    def channel(self, endpoint: str) -> Any:
-        return super().channel(self._proxy(endpoint))
-
-    def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
-        return super().connect(self._proxy(endpoint), timeout_s)
-
-    def _proxy(self, endpoint: str) -> str:
-        kept: Any = self
-        if endpoint not in kept.proxies:
-            kept.proxies[endpoint] = Proxy(endpoint, 3 + len(kept.proxies))
-            kept.stack.callback(kept.proxies[endpoint].close)
-        return str(kept.proxies[endpoint].address)
-
-
 def test_a_push_is_applied_once_however_its_connections_fail(
     serve: Serve, stack: ExitStack, transport: str
 ) -> None:
-    service, credentials = serve(), Proxied(stack, transport)
+    service, proxies = serve(), dict[str, Proxy]()
+
+    @stack.callback
+    def close() -> None:
+        for proxy in proxies.values():
+            proxy.close()
+
     client = stack.enter_context(
         Client(
             service.target,
             "job",
-            credentials=credentials,
+            credentials=Proxied(proxies, 3, transport),
             timeout_s=30.0,
             lease_s=60.0,
             backoff=Backoff(first_s=0.002, longest_s=0.1),
@@ -301,7 +283,6 @@ def test_a_push_is_applied_once_however_its_connections_fail(
     )
     started(client)
     rng, total = np.random.default_rng(0), 0.0
-    proxies: Any = credentials.proxies  # type: ignore[attr-defined]
     while sum(proxy.faults for proxy in proxies.values()) < 60:
         step = float(rng.integers(-8, 9))
         receipt = client.push(ones(step), client.pull()[1])
