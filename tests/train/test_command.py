@@ -191,30 +191,42 @@ def check_metrics(discovery: str) -> None:
     assert np.isfinite(float(samples['adamserve_loss{job="train"}']))
 
 
-def test_a_run_goes_on_when_a_worker_and_a_shard_are_killed(tmp_path: Path) -> None:
+def test_a_run_goes_on_when_a_shard_is_killed(tmp_path: Path) -> None:
     running = Running(
-        "train", "--run-dir", tmp_path / "run", "--consistency", "ssp:3", "--epochs", "12", "--lease-s", "2",
-        "--checkpoint-every-s", "1", "--format", "json",
-    )  # fmt: skip
-    running.until(r"epoch +[1-9]\.")
-    [_, worker] = running.descendants("ray::WorkerActor")
-    os.kill(worker, signal.SIGKILL)
-    running.until("worker . died and was started again")
+        "train",
+        "--run-dir",
+        tmp_path / "run",
+        "--checkpoint-every-s",
+        "1",
+        "--epochs",
+        "14",
+        "--format",
+        "json",
+    )
     running.until(r"epoch +[3-9]\.")
-    [_, shard] = running.descendants("ray::ShardActor")
-    os.kill(shard, signal.SIGKILL)
+    [_, victim] = running.descendants("ray::ShardActor")
+    os.kill(victim, signal.SIGKILL)
     record = running.finish()
     assert record["status"] == "completed"
-    assert record["worker_restarts"] == 1
     [rollback] = record["rollbacks"]
     assert rollback["incarnation"] == 2
     assert 0 < rollback["clock_after"] <= rollback["clock_before"]
     assert sorted(record["incarnations"]) == [1, 2]
-    # Every step is on the shard that lived, but one: the worker may have been killed when only the other had it.
-    lived = record["clocks"][1 - rollback["shard"]]
-    assert 12 * 23 * 2 - 1 <= lived <= 12 * 23 * 2
-    assert rollback["clock_after"] < record["clocks"][rollback["shard"]] <= lived + 1
     assert record["test_accuracy"] > 0.9
+
+
+def test_a_run_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
+    running = Running(
+        "train", "--run-dir", tmp_path / "run", "--consistency", "ssp:3", "--epochs", "12", "--lease-s", "2",
+        "--format", "json",
+    )  # fmt: skip
+    running.until(r"epoch +[1-9]\.")
+    [_, victim] = running.descendants("ray::WorkerActor")
+    os.kill(victim, signal.SIGKILL)
+    record = running.finish()
+    assert record["worker_restarts"] == 1
+    # A kill in the middle of a push may leave it on one shard and not on the other.
+    assert 12 * 23 * 2 - 1 <= min(record["clocks"]) <= max(record["clocks"]) == 12 * 23 * 2
 
 
 def steps_of(client: adamserve.Client) -> int:
