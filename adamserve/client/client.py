@@ -45,6 +45,7 @@ class Client:
         job: str,
         *,
         pusher: str = "",
+        session: str = "",
         kind: PusherKind = "trainer",
         credentials: Credentials | None = None,
         timeout_s: float = 120.0,
@@ -53,13 +54,20 @@ class Client:
         max_in_flight: int = 4,
         backoff: Backoff | None = None,
     ) -> None:
-        """As `adamserve.connect`; `backoff` says when a call that failed is made again."""
+        """As `adamserve.connect`.
+
+        Args:
+            session: of a process that is known to be dead, and whose place this client takes at once, its lease or not;
+                empty for a new one.
+            backoff: when a call that failed is made again.
+        """
         credentials, backoff = credentials or Credentials(), backoff or Backoff()
         self._control = ControlLink(target, credentials, backoff, timeout_s)
         self._session = Session(
             self._control,
             job,
             pusher,
+            session=session,
             kind=kind,
             lease_s=lease_s,
             credentials=credentials,

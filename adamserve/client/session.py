@@ -51,6 +51,7 @@ class Session:
         job: str,
         pusher: str,
         *,
+        session: str,
         kind: PusherKind,
         lease_s: float,
         credentials: Credentials,
@@ -60,7 +61,7 @@ class Session:
         if kind not in KINDS:
             raise InvalidArgument(f"{kind!r} is none", field="kind", fix=f"one of {', '.join(KINDS)}")
         pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.member = Member(job, pusher, uuid.uuid4().hex, kind, lease_s)
+        self.member = Member(job, pusher, session or uuid.uuid4().hex, kind, lease_s)
         self.links: tuple[ShardLink, ...] = ()
         self.tensors: dict[str, TensorSpec] = {}
         self.restores = 0

@@ -9,6 +9,7 @@ import math
 import platform
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -144,6 +145,7 @@ def _train(
         credentials=service.credentials,
         job=JOB,
         shards=service.processes(),
+        session=uuid.uuid4().hex,
         lease_s=config.lease_s,
         comparator=comparator,
         theorem=config.theorem,

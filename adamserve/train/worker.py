@@ -39,6 +39,8 @@ class Assignment:
         credentials: those of the service's own workers.
         job: the job's name.
         shards: the service's shard processes as the run begins, which every worker tries to reach.
+        session: of the run: a worker that is started again takes the place of the dead one, whose lease may run still.
+            Empty where none is started again.
         lease_s: the pushers' lease.
         comparator: parameters to count regret against.
         theorem: the rule, where the constants of the theorem on its regret are to be measured.
@@ -49,6 +51,7 @@ class Assignment:
     credentials: Credentials = field(repr=False)
     job: str
     shards: Sequence[ProcessInfo] = ()
+    session: str = field(default="", repr=False)
     lease_s: float = 10.0
     comparator: Mapping[str, Array] | None = None
     theorem: Adam | None = None
@@ -87,6 +90,7 @@ class Worker:
             assignment.target,
             assignment.job,
             pusher=f"worker-{config.rank}",
+            session=assignment.session and f"{assignment.session}-{config.rank}",
             kind="worker",
             credentials=assignment.credentials,
             lease_s=assignment.lease_s,

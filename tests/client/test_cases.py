@@ -16,6 +16,7 @@ from adamserve import SparseRows, optim
 from adamserve.client import wire_link
 from adamserve.client.backoff import Backoff
 from adamserve.client.client import Client
+from adamserve.client.credentials import Credentials
 from adamserve.edge.security import Limits, Security
 from adamserve.errors import Conflict, InvalidArgument, LimitExceeded, NotFound, RolledBack, Unavailable
 from adamserve.shard.consistency import Async
@@ -381,6 +382,28 @@ def test_a_name_belongs_to_its_session_while_it_lives(serve: Serve, connect: Con
         second.join()
     first.close()
     assert second.join() == 0
+
+
+def test_who_knows_that_a_process_is_dead_takes_its_place_at_once(
+    serve: Serve, stack: ExitStack, connect: Connect, transport: str
+) -> None:
+    """Although its lease runs, and a push of its waits for the round: sent again, that push is applied once."""
+    service = serve()
+    dead, other = connect(service, "a", lease_s=60.0), connect(service, "b")
+    started(dead, consistency="bsp")
+    dead.join()
+    other.join()
+    dead.push(ones(), dead.pull()[1], wait=False)
+    until(lambda: service.statistics(0).waiting == service.statistics(1).waiting == 1)
+    session, credentials = dead._session.member.session, Credentials(transport=transport)
+    heir = stack.enter_context(
+        Client(service.target, "job", pusher="a", session=session, credentials=credentials, timeout_s=20.0)
+    )
+    assert heir.join() == 0
+    again = heir.push(ones(), heir.pull()[1], wait=False)
+    assert other.push(ones(3.0), other.pull()[1]).outcome is Outcome.APPLIED
+    assert again.result().outcome in (Outcome.APPLIED, Outcome.DUPLICATE)
+    assert (value(other), heir.seq) == (-2.0, 1)
 
 
 # ---- streams

@@ -216,8 +216,9 @@ def test_a_run_goes_on_when_a_shard_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_when_a_worker_is_killed(tmp_path: Path) -> None:
+    """The one that is started in its place does not wait for the dead one's lease to end."""
     running = Running(
-        "train", "--run-dir", tmp_path / "run", "--consistency", "ssp:3", "--epochs", "12", "--lease-s", "2",
+        "train", "--run-dir", tmp_path / "run", "--consistency", "ssp:3", "--epochs", "12", "--lease-s", "60",
         "--format", "json",
     )  # fmt: skip
     running.until(r"epoch +[1-9]\.")
