@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from adamserve.checkpoint.files import naming, sync_and_hash, sync_folder, write_all
+from adamserve.checkpoint.files import file_hash, naming, sync, write_all
 from adamserve.checkpoint.manifest import Manifest, ShardEntry
 from adamserve.errors import CheckpointError
 from adamserve.shard.sparse import in_order
@@ -77,13 +77,12 @@ def seal_shard(path: Path) -> ShardEntry:
     """
     final = path.with_name(path.name.removesuffix(".tmp"))
     with naming(path):
-        digest = sync_and_hash(path)
+        sync(path)
+        digest = file_hash(path)
         path.rename(final)
-        sync_folder(final.parent)
-    _, meta = shard_header(final)
-    return ShardEntry(
-        int(meta["shard"]), final.name, final.stat().st_size, digest, Stamp(*json.loads(meta["stamp"]))
-    )
+        sync(final.parent)
+    header = shard_header(final)
+    return ShardEntry(header.shard, final.name, final.stat().st_size, digest, header.stamp)
 
 
 def load_shard(
@@ -102,7 +101,7 @@ def load_shard(
     Raises:
         CheckpointError: a file cannot be read.
     """
-    held = [shard_header(folder / entry.file)[0] for entry in manifest.shards]
+    held = [shard_header(folder / entry.file) for entry in manifest.shards]
     same = next((old for old in held if old.shard == shard and _spans(old) == list(spans)), None)
     sources = held if same is None else [same]
     pushers: dict[str, PusherState] = {}
@@ -117,10 +116,10 @@ def load_shard(
 
 def load_tensors(folder: Path, manifest: Manifest) -> dict[str, dict[str, Array]]:
     """Every slot's (and "w"'s) whole tensors, in their shapes."""
-    spans = [Span(spec.name, 0, spec.numel) for spec in manifest.tensors]
-    held = [shard_header(folder / entry.file)[0] for entry in manifest.shards]
+    spans = [Span(spec.name, 0, spec.numel) for spec in manifest.config.tensors]
+    held = [shard_header(folder / entry.file) for entry in manifest.shards]
     gathered = _gather(folder, manifest, spans, held)
-    specs = {spec.name: spec for spec in manifest.tensors}
+    specs = {spec.name: spec for spec in manifest.config.tensors}
     return {
         slot: {name: in_order(specs[name], a) for name, a in arrays.items()}
         for slot, arrays in gathered.items()
@@ -129,9 +128,9 @@ def load_tensors(folder: Path, manifest: Manifest) -> dict[str, dict[str, Array]
 
 def update_counts(folder: Path, manifest: Manifest) -> dict[str, list[int]]:
     """By tensor, the update counts of its pieces."""
-    counts: dict[str, list[int]] = {spec.name: [] for spec in manifest.tensors}
+    counts: dict[str, list[int]] = {spec.name: [] for spec in manifest.config.tensors}
     for entry in manifest.shards:
-        for segment in shard_header(folder / entry.file)[0].segments:
+        for segment in shard_header(folder / entry.file).segments:
             counts[segment.tensor].append(segment.updates)
     return counts
 
@@ -150,12 +149,17 @@ class ShardHeader:
     slots: tuple[str, ...]
 
 
-def shard_header(path: Path) -> tuple[ShardHeader, Mapping[str, str]]:
+def shard_header(path: Path) -> ShardHeader:
+    """Read a file's header.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
-            meta: Mapping[str, str] = file.metadata()
+            meta = file.metadata()
             slots = dict.fromkeys(key.partition("/")[0] for key in file.keys())  # noqa: SIM118 - no mapping
-        held = ShardHeader(
+        return ShardHeader(
             int(meta["shard"]),
             Stamp(*json.loads(meta["stamp"])),
             tuple(Segment(*segment) for segment in json.loads(meta["segments"])),
@@ -164,7 +168,6 @@ def shard_header(path: Path) -> tuple[ShardHeader, Mapping[str, str]]:
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot be read: {error}", field=str(path)) from None
-    return held, meta
 
 
 def _pusher_json(pusher: PusherState) -> list[Any]:
@@ -231,7 +234,7 @@ def _cut(span: Span, held: Sequence[ShardHeader]) -> list[Segment]:
 def _gather(
     folder: Path, manifest: Manifest, spans: Sequence[Span], held: Sequence[ShardHeader]
 ) -> dict[str, dict[str, Array]]:
-    dtypes = {spec.name: spec.dtype for spec in manifest.tensors}
+    dtypes = {spec.name: spec.dtype for spec in manifest.config.tensors}
     slots = dict.fromkeys(slot for old in held for slot in old.slots)
     arrays: dict[str, dict[str, Array]] = {
         slot: {span.tensor: np.empty(span.numel, dtypes[span.tensor]) for span in spans} for slot in slots

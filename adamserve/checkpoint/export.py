@@ -40,12 +40,12 @@ def export_torch(folder: Path, out: Path, *, model_only: bool = False) -> list[s
     loaded = checkpoint.load_tensors(folder, manifest)
     tensors = {
         spec.name: {slot: torch.from_numpy(np.array(arrays[spec.name])) for slot, arrays in loaded.items()}
-        for spec in manifest.tensors
+        for spec in manifest.config.tensors
     }
     model = {name: arrays.pop("w") for name, arrays in tensors.items()}
     document: dict[str, Any] = {"model": model, "notes": []}
     if not model_only:
-        common, others = optim.rules_of(manifest.rule, manifest.tensor_rules)
+        common, others = optim.rules_of(manifest.config.rule, manifest.config.tensor_rules)
         rules = {name: others.get(name, common) for name in model}
         counts = checkpoint.update_counts(folder, manifest)
         updates = {name: max(pieces, default=0) for name, pieces in counts.items()}

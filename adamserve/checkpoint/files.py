@@ -17,20 +17,27 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_and_hash(path: Path) -> str:
-    """Make a file durable; returns its SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file durable, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place, make it durable, and give it its name.
+
+    Raises:
+        CheckpointError: the disk refuses; names the file.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    with naming(path):
+        temporary.write_text(text)
+        sync(temporary)
+        temporary.rename(path)
+        sync(path.parent)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adamserve.checkpoint.cuts import shard_header
-from adamserve.checkpoint.files import file_hash, naming, sync_folder
+from adamserve.checkpoint.files import file_hash, write_text
 from adamserve.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from adamserve.errors import CheckpointError, NotFound
 
@@ -44,9 +43,8 @@ def new_incarnation(root: Path, at_least: int) -> int:
     Raises:
         CheckpointError: the record cannot be read or written; names it.
     """
-    path = root / INCARNATION
-    if not path.exists() and (root / "epoch").exists():  # as format 1 called it
-        path = root / "epoch"
+    named = (root / INCARNATION, root / "epoch")  # as format 1 called it
+    path = next((path for path in named if path.exists()), named[0])
     try:
         last = int(path.read_text())
     except FileNotFoundError:
@@ -56,37 +54,26 @@ def new_incarnation(root: Path, at_least: int) -> int:
             f"cannot be read: {error}", field=str(path), fix="write the largest incarnation in use into it"
         ) from None
     incarnation = max(at_least, last + 1)
-    path = root / INCARNATION
-    temporary = root / f"{INCARNATION}.tmp"
-    with naming(path):
-        with temporary.open("w") as file:
-            file.write(f"{incarnation}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        sync_folder(root)
+    write_text(root / INCARNATION, f"{incarnation}\n")
     return incarnation
 
 
 def list_checkpoints(root: Path) -> list[CheckpointInfo]:
     """Every checkpoint below a job's folder, oldest first, unfinished and unreadable ones too."""
-    found = []
-    for folder in sorted(root.iterdir()) if root.is_dir() else []:
-        if not (folder.is_dir() and folder.name.isdecimal()):
-            continue
-        number = int(folder.name)
-        if not (folder / MANIFEST).exists():
-            found.append(CheckpointInfo(number, folder, False, "unfinished: it has no manifest"))
-            continue
-        try:
-            manifest = read_manifest(folder)
-        except CheckpointError as error:
-            found.append(CheckpointInfo(number, folder, False, str(error)))
-            continue
-        clocks = tuple(entry.stamp.clock for entry in manifest.shards)
-        nbytes = sum(entry.nbytes for entry in manifest.shards)
-        found.append(CheckpointInfo(number, folder, True, "", manifest.job, manifest.created, clocks, nbytes))
-    return found
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return [_info(folder) for folder in folders if folder.is_dir() and folder.name.isdecimal()]
+
+
+def _info(folder: Path) -> CheckpointInfo:
+    number = int(folder.name)
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        problem = str(error) if (folder / MANIFEST).exists() else "unfinished: it has no manifest"
+        return CheckpointInfo(number, folder, False, problem)
+    clocks = tuple(entry.stamp.clock for entry in manifest.shards)
+    nbytes = sum(entry.nbytes for entry in manifest.shards)
+    return CheckpointInfo(number, folder, True, "", manifest.config.name, manifest.created, clocks, nbytes)
 
 
 def list_jobs(root: Path) -> list[str]:
@@ -140,7 +127,7 @@ def verify(folder: Path) -> Manifest:
         CheckpointError: names the first file that is wrong, and how.
     """
     manifest = read_manifest(folder)
-    spans: dict[str, list[tuple[int, int]]] = {spec.name: [] for spec in manifest.tensors}
+    spans: dict[str, list[tuple[int, int]]] = {spec.name: [] for spec in manifest.config.tensors}
     for entry in manifest.shards:
         path = folder / entry.file
         try:
@@ -154,12 +141,12 @@ def verify(folder: Path) -> Manifest:
                 raise CheckpointError("was altered: its checksum does not fit", field=str(path))
         except OSError as error:
             raise CheckpointError(f"cannot be read: {error.strerror or error}", field=str(path)) from None
-        shard, _ = shard_header(path)
+        shard = shard_header(path)
         if shard.shard != entry.shard:
             raise CheckpointError(f"holds shard {shard.shard}, expected {entry.shard}", field=str(path))
         for segment in shard.segments:
             spans.setdefault(segment.tensor, []).append((segment.start, segment.stop))
-    for spec in manifest.tensors:
+    for spec in manifest.config.tensors:
         reached = 0
         for start, stop in sorted(spans[spec.name]):
             if start != reached:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adamserve.checkpoint.files import naming, sync_folder
+from adamserve.checkpoint.files import naming, sync, write_text
 from adamserve.errors import CheckpointError
-from adamserve.values import Config, Stamp, TensorSpec
+from adamserve.job import JobConfig
+from adamserve.values import Stamp, TensorSpec
 
 FORMAT = 2
 """Version of what is written. Format 1, which is read too, had neither sessions nor receipts."""
-
-READABLE = (1, 2)
-"""Versions that are read."""
 
 MANIFEST = "manifest.json"
 
@@ -40,49 +37,34 @@ class Manifest:
 
     Attributes:
         number: grows with every checkpoint of the job; also the folder's name.
-        job: the job's name.
         created: ISO time, UTC.
-        tensors: the job's, in order.
-        rule, consistency: JSON objects, as `optim.to_dict` and `consistency.to_dict` write them.
+        config: the job's.
         shards: in shard order.
-        tensor_rules: by tensor, a rule other than the job's.
-        extra: free JSON of whoever created the job.
-        sparse, checkpoint_every_s, checkpoints_kept: as in `JobConfig`.
     """
 
     number: int
-    job: str
     created: str
-    tensors: tuple[TensorSpec, ...]
-    rule: Config
-    consistency: Config
+    config: JobConfig
     shards: tuple[ShardEntry, ...]
-    extra: Config = field(default_factory=dict)
-    tensor_rules: Mapping[str, Config] = field(default_factory=dict)
-    sparse: str = "exact"
-    checkpoint_every_s: float | None = 30.0
-    checkpoints_kept: int = 3
     format: int = FORMAT
 
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as it is written, the job's configuration among its own fields; without its checksum."""
+        body = asdict(self)
+        config = body.pop("config")
+        return {"job": config.pop("name"), **config, **body}
 
-def write_manifest(folder: Path, manifest: Manifest) -> Path:
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, which completes the checkpoint.
 
     Raises:
         CheckpointError: the disk refuses; the checkpoint stays unfinished.
     """
-    body = asdict(manifest)
-    path = folder / MANIFEST
-    temporary = folder / f"{MANIFEST}.tmp"
-    with naming(path):
-        with temporary.open("w") as file:
-            json.dump({**body, "sha256": body_checksum(body)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        sync_folder(folder)
-        sync_folder(folder.parent)
-    return path
+    body = manifest.to_json()
+    write_text(folder / MANIFEST, json.dumps({**body, "sha256": body_checksum(body)}, indent=1))
+    with naming(folder):
+        sync(folder.parent)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -95,19 +77,19 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         body = json.loads(path.read_text())
         claimed = body.pop("sha256")
-        if body.get("format") not in READABLE:
+        if body.get("format") not in (1, FORMAT):
             raise CheckpointError(
                 f"is of format {body.get('format')!r}, this version reads 1 to {FORMAT}", field=str(path)
             )
         if claimed != body_checksum(body):
             raise CheckpointError("was altered: its checksum does not fit", field=str(path))
-        body["tensors"] = tuple(
-            TensorSpec(t["name"], tuple(t["shape"]), t["dtype"], t.get("stride", 1)) for t in body["tensors"]
+        tensors = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in body.pop("tensors"))
+        shards = tuple(
+            ShardEntry(**{**entry, "stamp": Stamp(*entry["stamp"])}) for entry in body.pop("shards")
         )
-        body["shards"] = tuple(
-            ShardEntry(**{**entry, "stamp": Stamp(*entry["stamp"])}) for entry in body["shards"]
-        )
-        return Manifest(**body)
+        own = {key: body.pop(key) for key in ("number", "created", "format")}
+        config = JobConfig(name=body.pop("job"), tensors=tensors, **body)
+        return Manifest(config=config, shards=shards, **own)
     except FileNotFoundError:
         raise CheckpointError("is unfinished: it has no manifest", field=str(folder)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -62,7 +62,7 @@ def inspect(folder: Folder, output: Output = Format.table) -> None:
     from adamserve import checkpoint
 
     found = _one(folder)
-    manifest = asdict(checkpoint.read_manifest(found))
+    manifest = checkpoint.read_manifest(found).to_json()
     if output is Format.json:
         print(json.dumps({"folder": str(found), **manifest}))
         return

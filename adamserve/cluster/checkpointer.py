@@ -8,13 +8,12 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from adamserve import checkpoint, optim
+from adamserve import checkpoint
 from adamserve.cluster.jobs import Job, JobTable
 from adamserve.cluster.placement import ShardHandle
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.shards import Shards
 from adamserve.errors import NotFound, Unavailable
-from adamserve.job import JobConfig
 from adamserve.observe.logs import fields
 
 log = logging.getLogger("adamserve.service")
@@ -64,7 +63,11 @@ class Checkpointer:
                 # undo the updates made since.
                 with self._table.opening:
                     self._check(job, handles, entries)
-                    checkpoint.write_manifest(folder, manifest_of(job.config, number, entries))
+                    created = datetime.now(UTC).isoformat(timespec="seconds")
+                    manifest = checkpoint.Manifest(
+                        number=number, created=created, config=job.config, shards=tuple(entries)
+                    )
+                    checkpoint.write_manifest(folder, manifest)
             except Exception:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -90,38 +93,3 @@ class Checkpointer:
     def _check_held(self, job: Job) -> None:
         if not self._table.holds(job):
             raise NotFound(f"job {job.config.name!r} was deleted meanwhile", field="job")
-
-
-def manifest_of(
-    config: JobConfig, number: int, entries: Sequence[checkpoint.ShardEntry]
-) -> checkpoint.Manifest:
-    """What completes a checkpoint."""
-    return checkpoint.Manifest(
-        number=number,
-        job=config.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tensors=config.tensors,
-        rule=config.rule,
-        consistency=config.consistency,
-        shards=tuple(entries),
-        extra=config.extra,
-        tensor_rules=config.tensor_rules,
-        sparse=config.sparse,
-        checkpoint_every_s=config.checkpoint_every_s,
-        checkpoints_kept=config.checkpoints_kept,
-    )
-
-
-def config_of(manifest: checkpoint.Manifest) -> JobConfig:
-    """The job that a checkpoint is of, its rule with options that came later."""
-    return JobConfig(
-        name=manifest.job,
-        tensors=manifest.tensors,
-        rule=optim.to_dict(optim.from_dict(manifest.rule)),
-        consistency=manifest.consistency,
-        checkpoint_every_s=manifest.checkpoint_every_s,
-        checkpoints_kept=manifest.checkpoints_kept,
-        extra=manifest.extra,
-        tensor_rules=manifest.tensor_rules,
-        sparse=manifest.sparse,
-    )

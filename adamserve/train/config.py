@@ -155,4 +155,4 @@ def kept_settings(run_dir: Path) -> Mapping[str, Any]:
         AdamServeError: there is none, or it is damaged.
     """
     _, manifest = checkpoint.newest(run_dir / "checkpoints" / JOB)
-    return manifest.extra
+    return manifest.config.extra

@@ -21,6 +21,7 @@ from adamserve.checkpoint import Manifest, files
 from adamserve.checkpoint import folder as folder_module
 from adamserve.checkpoint.manifest import body_checksum
 from adamserve.errors import CheckpointError, NotFound
+from adamserve.job import JobConfig
 from adamserve.shard.geometry import partition
 from adamserve.values import (
     Array,
@@ -78,13 +79,15 @@ def write(
     ]
     manifest = Manifest(
         number=number,
-        job="job",
         created=f"2026-01-01T00:00:{number:02d}+00:00",
-        tensors=tuple(tensors),
-        rule={"rule": "Adam", "lr": 0.1},
-        consistency={"mode": "bsp"},
+        config=JobConfig(
+            name="job",
+            tensors=tuple(tensors),
+            rule={"rule": "Adam", "lr": 0.1},
+            consistency={"mode": "bsp"},
+            extra={"seed": 7},
+        ),
         shards=tuple(entries),
-        extra={"seed": 7},
     )
     checkpoint.write_manifest(folder, manifest)
     assert checkpoint.read_manifest(folder) == manifest

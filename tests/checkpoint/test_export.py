@@ -15,6 +15,7 @@ from adamserve import checkpoint, optim
 from adamserve.checkpoint import Manifest
 from adamserve.checkpoint.export import export_torch
 from adamserve.errors import InvalidArgument
+from adamserve.job import JobConfig
 from adamserve.shard import consistency
 from adamserve.shard.geometry import partition
 from adamserve.shard.ledger import Decided
@@ -73,13 +74,15 @@ def save(shard: Shard, rule: optim.Rule, root: Path, **fields: Any) -> Path:
     entry = checkpoint.seal_shard(checkpoint.write_shard(folder, shard.state()))
     manifest = Manifest(
         number=1,
-        job="job",
         created="",
-        tensors=tuple(TENSORS),
-        rule=optim.to_dict(rule),
-        consistency={"mode": "async"},
+        config=JobConfig(
+            name="job",
+            tensors=tuple(TENSORS),
+            rule=optim.to_dict(rule),
+            consistency={"mode": "async"},
+            **fields,
+        ),
         shards=(entry,),
-        **fields,
     )
     checkpoint.write_manifest(folder, manifest)
     return folder

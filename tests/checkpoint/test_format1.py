@@ -29,16 +29,16 @@ def restored(num_shards: int) -> Replay:
     """The job taken up by so many shards, as a service that starts does it."""
     folder, manifest = checkpoint.newest(JOB)
     case = schedule.Case(
-        rule=manifest.rule,
-        mode=manifest.consistency,
-        tensors=[schedule.Tensor(t.name, t.shape, t.dtype, t.stride) for t in manifest.tensors],
+        rule=manifest.config.rule,
+        mode=manifest.config.consistency,
+        tensors=[schedule.Tensor(t.name, t.shape, t.dtype, t.stride) for t in manifest.config.tensors],
         steps=(),
-        tensor_rules=manifest.tensor_rules,
-        sparse=manifest.sparse,
+        tensor_rules=manifest.config.tensor_rules,
+        sparse=manifest.config.sparse,
     )
     states = [
         checkpoint.load_shard(folder, manifest, shard=shard, spans=spans, incarnation=3)
-        for shard, spans in enumerate(partition(manifest.tensors, num_shards).shards)
+        for shard, spans in enumerate(partition(manifest.config.tensors, num_shards).shards)
     ]
     return Replay(case, states)
 
@@ -46,14 +46,14 @@ def restored(num_shards: int) -> Replay:
 def test_the_manifest_says_what_it_said() -> None:
     folder, manifest = checkpoint.newest(JOB)
     assert folder == JOB / "00000003"
-    assert (manifest.number, manifest.job, manifest.created, manifest.extra) == (
+    assert (manifest.number, manifest.config.name, manifest.created, manifest.config.extra) == (
         3,
         "digits",
         "2026-01-01T00:00:00+00:00",
         {"seed": 7},
     )
     assert [tuple(entry.stamp) for entry in manifest.shards] == [(1, 36), (2, 30)]
-    assert (manifest.checkpoint_every_s, manifest.checkpoints_kept) == (12.5, 4)
+    assert (manifest.config.checkpoint_every_s, manifest.config.checkpoints_kept) == (12.5, 4)
 
 
 def test_incarnations_go_on_after_the_recorded_one(tmp_path: Path) -> None:
