@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from adamserve import optim
+from adamserve.edge.publishing import EncodedPublisher
 from adamserve.observe.exporter import Exporter, Reading
 from adamserve.observe.families import RPC_FAMILIES, SHARD_FAMILIES
 from adamserve.observe.rpc_counts import Calls
@@ -71,7 +72,7 @@ class Pushed:
             rule=optim.Adam(lr=1e-3),
             consistency=Async(),
         )
-        self.host = ShardHost(parts, self.shard)
+        self.host = ShardHost(self.shard, EncodedPublisher())
         self.host.join("a", lease_s=1e9)
         self.gradients: dict[str, Array] = {
             spec.name: rng.standard_normal(elements, np.float32) for spec in specs
@@ -212,12 +213,12 @@ def scrape(tensors: int, repeats: int) -> dict[str, float]:
 
     def held() -> None:
         with pushed.host._changed:
-            pushed.host._account()
+            pushed.shard.statistics()
 
     dense: Any = {name: pushed.shard.check(_push(pushed)).gradients[name] for name in pushed.gradients}
 
     def look() -> None:
-        pushed.shard.store.probe.begin(dense, {}, ())
+        pushed.shard.store.probe.begin(dense, ())
         pushed.shard.store.probe.end()
 
     look()

@@ -73,7 +73,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     },
     {
         "adamserve.shard.gradients": row("numpy torch"),
-        "adamserve.shard.sampling": row("torch"),
+        "adamserve.shard.sampling": row("torch", siblings="adamserve.shard.gradients"),
     },
     {"adamserve.shard.store": row("numpy torch")},
     {"adamserve.shard.shard": row()},

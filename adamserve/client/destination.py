@@ -112,8 +112,7 @@ class _Wanted:
     """
 
     def __init__(self, spec: TensorSpec, rows: Any) -> None:
-        total = sparse.check_table(spec)
-        named = sparse.check_indices(spec, np.asarray(rows), 0, total)
+        named = sparse.check_indices(spec, np.asarray(rows))
         self._width = spec.width
         self.rows, self._order = np.unique(sparse.places(spec, named), return_inverse=True)
         self._shape = (len(named), *spec.shape[1:])

@@ -145,7 +145,7 @@ class ShardProcess:
             device=self._device,
         )
         before = self._hosts.get(config.name)
-        self._hosts[config.name] = ShardHost(parts, shard, self._publisher)
+        self._hosts[config.name] = ShardHost(shard, self._publisher)
         if before is not None:
             before.close(Unavailable("the job was opened anew", field="job", fix="send the same push again"))
         kernels = shard.store.kernels

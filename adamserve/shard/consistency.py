@@ -1,16 +1,14 @@
 """May this push be applied now? Pure decisions from clocks; each returns its reason.
 
-Three modes: `Async` applies on arrival (and may refuse, down-weight or compensate stale gradients), `SSP`
-lets a pusher run a bounded number of steps ahead of the slowest live one (Ho et al. 2013), `BSP` averages
-one push of every live pusher and steps once. A further mode is a subclass of `Consistency`, made known by `register`
-or by an entry point of the group `adamserve.modes`.
+Beside `Async`, `SSP` and `BSP`, a mode is a subclass of `Consistency`, made known by `register` or by an entry point of
+the group `adamserve.modes`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, Self
@@ -77,12 +75,7 @@ class Consistency(ABC):
         """Decide on a push of the shard's present incarnation: APPLY, WAIT or STALE."""
 
     def may_start(self, pusher: str, steps: Mapping[str, int]) -> Decision:
-        """Decide whether a pusher may pull for its next step: APPLY or WAIT.
-
-        Args:
-            pusher: who pulls.
-            steps: pushes decided so far, for every live pusher.
-        """
+        """Decide whether a pusher may pull for its next step: APPLY or WAIT; `steps` is as in `Arrival`."""
         return Decision(Verdict.APPLY, "no bound on steps")
 
     @classmethod
@@ -94,8 +87,19 @@ class Consistency(ABC):
         """
         if argument:
             raise _unknown(f"{cls.name}:{argument}")
-        _no_options(cls.name, options)
-        return cls()
+        return cls(**cls._checked(options))
+
+    @classmethod
+    def _checked(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type] # `register` has checked it
+        for option in options:
+            if option not in known:
+                raise InvalidArgument(
+                    f"is an option of async, not of {cls.name!r}",
+                    field=option,
+                    fix="leave it out, or use async",
+                )
+        return options
 
     def __str__(self) -> str:
         return self.name
@@ -134,13 +138,6 @@ class Async(Consistency):
                 f"must be finite and at least 0, got {self.delay_compensation!r}", field="delay_compensation"
             )
 
-    @classmethod
-    def parse(cls, argument: str, options: Mapping[str, Any]) -> Self:
-        """As `Consistency.parse`."""
-        if argument:
-            raise _unknown(f"{cls.name}:{argument}")
-        return cls(**options)
-
     def admit(self, arrival: Arrival) -> Decision:
         """As `Consistency.admit`."""
         staleness = arrival.staleness
@@ -150,9 +147,6 @@ class Async(Consistency):
             )
         scale = 1.0 / max(1, staleness) if self.staleness_lr == "inverse" else 1.0
         return Decision(Verdict.APPLY, f"stale by {staleness} updates", scale)
-
-    def __str__(self) -> str:
-        return self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +169,7 @@ class SSP(Consistency):
         """As `Consistency.parse`."""
         if not argument.isdecimal():
             raise _unknown(f"{cls.name}:{argument}" if argument else cls.name)
-        _no_options(cls.name, options)
-        return cls(bound=int(argument))
+        return cls(bound=int(argument), **cls._checked(options))
 
     def admit(self, arrival: Arrival) -> Decision:
         """As `Consistency.admit`."""
@@ -217,9 +210,6 @@ class BSP(Consistency):
         members = len({*arrival.waiting, arrival.pusher})
         return Decision(Verdict.APPLY, f"mean of {members} push{'es' if members > 1 else ''}")
 
-    def __str__(self) -> str:
-        return self.name
-
 
 def admit(
     mode: Consistency,
@@ -236,9 +226,7 @@ def admit(
         mode: the job's consistency mode.
         pulled: stamp that the push's parameters were pulled at.
         now: the shard's stamp at arrival.
-        pusher: who pushes; a key of `steps`.
-        steps: pushes decided so far, for every live pusher.
-        waiting: pushers whose push for the present round is here already.
+        pusher, steps, waiting: as in `Arrival`.
     """
     staleness = now.clock - pulled.clock
     if pulled.incarnation < now.incarnation:
@@ -338,13 +326,6 @@ def from_dict(config: Config) -> Consistency:
         return by_name(name)(**options)
     except TypeError as error:
         raise InvalidArgument(f"options of mode {name!r} do not fit: {error}", field="consistency") from None
-
-
-def _no_options(name: str, options: Mapping[str, Any]) -> None:
-    for option in options:
-        raise InvalidArgument(
-            f"is an option of async, not of {name!r}", field=option, fix="leave it out, or use async"
-        )
 
 
 def _unknown(text: str) -> InvalidArgument:

@@ -30,11 +30,6 @@ class Times:
     total: float
 
 
-NO_PUSHES = Times(PUSH_BUCKETS, (0,) * (len(PUSH_BUCKETS) + 1), 0.0)
-NO_WAITS = Times(QUEUE_BUCKETS, (0,) * (len(QUEUE_BUCKETS) + 1), 0.0)
-"""Nothing counted yet."""
-
-
 class Stopwatch:
     """Counts durations. Not thread-safe."""
 

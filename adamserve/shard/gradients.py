@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from adamserve import optim
+from adamserve.errors import InvalidArgument
 from adamserve.shard import sparse
-from adamserve.shard.checks import not_finite
-from adamserve.values import Array, Span, SparseRows, TensorSpec
+from adamserve.shard.checks import check_dense, not_finite
+from adamserve.values import Array, Gradient, Span, SparseRows, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,39 +28,41 @@ Loaded = torch.Tensor | RowGradient
 """A gradient of a shard's whole span of a tensor, 1-D, or of some of its rows."""
 
 
-def load_dense(spec: TensorSpec, gradient: Array, device: torch.device, *, finite: bool) -> torch.Tensor:
-    """A checked dense gradient, 1-D, as the kernels take it: of the parameter's dtype or a narrower one.
+def load(span: Span, spec: TensorSpec, gradient: Gradient, device: torch.device, *, finite: bool) -> Loaded:
+    """Check a gradient, and return it as the kernels take it: of the parameter's dtype or a narrower one.
 
-    On the CPU it is the array's own memory, unless it has to be widened to float64.
+    On the CPU a dense one is the array's own memory, unless it has to be widened to float64.
 
     Args:
-        spec: the tensor.
-        gradient: of one of its dtypes, contiguous.
+        span: the shard's, of the tensor `spec`.
+        gradient: what arrived, as `values.Push` says.
         device: where the kernels run.
         finite: all values are known to be finite.
 
     Raises:
-        NotFinite: one is not.
+        InvalidArgument: it has another shape or dtype, is not contiguous, or names other rows.
+        NotFinite: some value is not finite.
     """
+    if isinstance(gradient, SparseRows):
+        checked = sparse.checked(spec, gradient, span, finite=finite)
+        values = borrow(checked.values)
+        if values.dtype is torch.float32 and spec.dtype == "float64":
+            values = values.double()
+        return RowGradient(checked.indices, values.to(device))
+    check_dense(spec, gradient, (span.numel,))
+    if not gradient.flags.c_contiguous:
+        raise InvalidArgument("the gradient is not contiguous", field=spec.name, fix="send a contiguous copy")
     tensor = borrow(gradient)
     if not finite and not optim.all_finite(tensor):
         raise not_finite(spec.name)
     return (tensor.double() if spec.dtype == "float64" else tensor).to(device)
 
 
-def load_rows(spec: TensorSpec, gradient: SparseRows, device: torch.device) -> RowGradient:
-    """Checked rows as the kernels take them; as `load_dense`."""
-    values = borrow(gradient.values)
-    if values.dtype is torch.float32 and spec.dtype == "float64":
-        values = values.double()
-    return RowGradient(gradient.indices, values.to(device))
-
-
 def mean(pushes: Sequence[Mapping[str, Loaded]], spans: Mapping[str, Span]) -> dict[str, Loaded]:
-    """The mean gradient by tensor, summed in the order of `pushes`.
+    """The mean gradient by tensor, summed in the order of `pushes`, whatever the order of arrival was.
 
-    A fixed order makes the mean independent of the order of arrival, bit for bit. A tensor that some
-    members left out counts as zero there, and so does a row. If all members send a tensor by rows, so is its mean.
+    A tensor that some members left out counts as zero there, and so does a row. If all members send a tensor by rows,
+    so is its mean.
     """
     names = dict.fromkeys(name for gradients in pushes for name in gradients)
     return {
@@ -88,10 +91,9 @@ def corrected(gradient: torch.Tensor, drift: torch.Tensor, weight: float) -> tor
 
 
 def borrow(array: Array) -> torch.Tensor:
-    """A tensor over a contiguous array's own memory, writable or not, without a copy.
+    """A tensor over a contiguous array's own memory, without a copy; only read it, and keep the array alive.
 
-    torch.from_numpy warns about a read-only array (and one from Ray's object store is read-only). The tensor is
-    only read here, and the caller keeps the array alive.
+    torch.from_numpy warns about a read-only array (and one from Ray's object store is read-only).
     """
     if array.dtype.kind == "V":  # bfloat16 of the package ml_dtypes, which torch does not know
         return borrow(array.view(np.int16)).view(torch.bfloat16)

@@ -1,8 +1,6 @@
 """A shard with its lock: the waiting that consistency asks for, and pulls that share one copy.
 
-Everything that calls a `Shard` from several threads calls it through a `ShardHost`. One condition guards the shard;
-every wait on it has a deadline. A push, a pull, or a push and the pull after it are one verb, `push_pull`, which holds
-the condition once.
+One condition guards the shard; every wait on it has a deadline. A push and the pull after it hold it once.
 """
 
 from __future__ import annotations
@@ -14,12 +12,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import numpy as np
-
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.shard.consistency import Decision, Verdict
-from adamserve.shard.durations import PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch
-from adamserve.shard.geometry import Partition
 from adamserve.shard.ledger import Decided
 from adamserve.shard.statistics import ShardStatistics
 from adamserve.values import (
@@ -35,7 +29,7 @@ from adamserve.values import (
 )
 
 if TYPE_CHECKING:
-    from adamserve.shard.shard import CheckedPush, Shard
+    from adamserve.shard.shard import Shard
 
 Result = TypeVar("Result")
 
@@ -53,41 +47,22 @@ class Publisher(Protocol):
         """Copy flat arrays by dtype, float32 ones in an encoding; bfloat16 has the bits in uint16."""
 
 
-class PlainPublisher:
-    """Copies into new memory; float32 only in its own encoding and in those that numpy has."""
-
-    def room(self, items: int) -> Array:
-        """As `Publisher.room`."""
-        return np.empty(items, "<u2")
-
-    def copy(self, arrays: Mapping[str, Array], encoding: str) -> Mapping[str, Array]:
-        """As `Publisher.copy`."""
-        return {
-            dtype: values.astype(encoding if dtype == "float32" else dtype)
-            for dtype, values in arrays.items()
-        }
-
-
 class ShardHost:
     """One shard, safe to call from many threads.
 
     Args:
-        partition: the job's; the shard's spans are in it.
         shard: the state; nobody else may call it.
         publisher: copies parameters for pullers.
     """
 
-    def __init__(self, partition: Partition, shard: Shard, publisher: Publisher | None = None) -> None:
-        self.partition = partition
+    def __init__(self, shard: Shard, publisher: Publisher) -> None:
+        self.partition = shard.partition
         self.index = shard.index
         self._shard = shard
-        self._publisher: Publisher = publisher or PlainPublisher()
+        self._publisher = publisher
         self._changed = threading.Condition()
         self._published: dict[tuple[str, bool], Parameters] = {}
-        self._waiting = 0
         self._closed: AdamServeError | None = None
-        self._push_seconds = Stopwatch(PUSH_BUCKETS)
-        self._queue_seconds = Stopwatch(QUEUE_BUCKETS)
         self._last: ShardStatistics | None = None
 
     def push_pull(self, push: Push, pull: PullRequest, *, deadline: Deadline) -> tuple[Receipt, Parameters]:
@@ -105,20 +80,13 @@ class ShardHost:
             Unavailable: a turn did not come in time. Send the same push again: if it was applied, its receipt says so.
         """
         copied = pull.encoding == "bfloat16" and not pull.rows
-        began = time.perf_counter()
-        checked = self._check(push, copied=copied)
-        arrived = time.perf_counter()
-        with self._changed:
-            receipt = self._apply(checked, began, arrived, deadline, copied=copied)
-            return receipt, self._read(pull, deadline)
+        return self._apply(
+            push, deadline, lambda receipt: (receipt, self._read(pull, deadline)), copied=copied
+        )
 
     def push(self, push: Push, *, deadline: Deadline) -> Receipt:
         """As `push_pull`, without a pull."""
-        began = time.perf_counter()
-        checked = self._check(push, copied=False)
-        arrived = time.perf_counter()
-        with self._changed:
-            return self._apply(checked, began, arrived, deadline, copied=False)
+        return self._apply(push, deadline, lambda receipt: receipt)
 
     def pull(self, pull: PullRequest, *, deadline: Deadline) -> Parameters:
         """The parameters, or some rows, and their stamp, from one moment between two updates.
@@ -127,7 +95,7 @@ class ShardHost:
         update.
 
         Raises:
-            NotFound, InvalidArgument: as `Shard.read_rows`.
+            NotFound, InvalidArgument: as `Store.read_rows`.
             Unavailable: the clock, or the pusher's turn, did not come in time.
         """
         with self._changed:
@@ -185,9 +153,9 @@ class ShardHost:
             self._changed.notify_all()
 
     def statistics(self) -> ShardStatistics:
-        """As `Shard.statistics`, with the pushes' times and those that wait."""
+        """As `Shard.statistics`, with the last look at an update."""
         with self._changed:
-            statistics = self._account()
+            statistics = self._shard.statistics()
         return self._looked(statistics)
 
     def glance(self, patience_s: float = GLANCE_S) -> ShardStatistics:
@@ -196,45 +164,45 @@ class ShardHost:
         While the shard is busy for longer than `patience_s`, these are the statistics that were read last.
         """
         self._shard.store.probe.ask()
-        kept = self._last
-        if not self._changed.acquire(timeout=patience_s if kept is not None else -1):
-            assert kept is not None  # for without one the wait has no end
-            return self._looked(kept)
-        try:
-            statistics = self._account()
-        finally:
-            self._changed.release()
+        statistics = self._last
+        if self._changed.acquire(timeout=patience_s if statistics is not None else -1):
+            try:
+                statistics = self._shard.statistics()
+            finally:
+                self._changed.release()
+        assert statistics is not None  # for without one the wait has no end
         return self._looked(statistics)
 
-    def _check(self, push: Push, *, copied: bool) -> CheckedPush:
+    def _apply(
+        self, push: Push, deadline: Deadline, then: Callable[[Receipt], Result], *, copied: bool = False
+    ) -> Result:
+        """Offer a push until it is decided, and answer with `then` in the same moment.
+
+        A copy of the parameters that its update has written is published.
+        """
+        shard, room = self._shard, self._publisher.room if copied else None
+        began = time.perf_counter()
         with self.refusing(push.pusher):
-            return self._shard.check(push, copied=copied)
+            checked = shard.check(push, copied=copied)
+        arrived = time.perf_counter()
+        with self._changed:
+            queued = time.perf_counter() - arrived
+            with self.refusing(push.pusher):
+                shard.renew(push.pusher, push.session)
+                answer = shard.offer(checked, room)
+                while isinstance(answer, Decision):
+                    queued += self._await_round(push, answer, deadline)
+                    receipt = shard.receipt(push.pusher, push.seq)
+                    answer = Decided(receipt) if receipt is not None else shard.offer(checked, room)
+            if answer.bfloat16 is not None:
+                key = ("bfloat16", shard.rule.has_lookahead)
+                self._published[key] = Parameters(shard.stamp, {"float32": answer.bfloat16})
+            self._changed.notify_all()
+            shard.queue_seconds.add(queued)
+            shard.push_seconds.add(time.perf_counter() - began)
+            return then(answer.receipt)
 
     # ---- while the condition is held
-
-    def _apply(
-        self, checked: CheckedPush, began: float, arrived: float, deadline: Deadline, *, copied: bool
-    ) -> Receipt:
-        """Offer a push until it is decided; a copy that its update has written is published."""
-        push, room = checked.push, self._publisher.room if copied else None
-        queued = time.perf_counter() - arrived
-        try:
-            self._shard.renew(push.pusher, push.session)
-            answer = self._shard.offer(checked, room)
-            while isinstance(answer, Decision):
-                queued += self._await_round(push, answer, deadline)
-                receipt = self._shard.receipt(push.pusher, push.seq)
-                answer = Decided(receipt) if receipt is not None else self._shard.offer(checked, room)
-        except InvalidArgument as error:
-            self._shard.refuse(push.pusher, str(error))
-            raise
-        if answer.bfloat16 is not None:
-            key = ("bfloat16", self._shard.rule.has_lookahead)
-            self._published[key] = Parameters(self._shard.stamp, {"float32": answer.bfloat16})
-        self._changed.notify_all()
-        self._queue_seconds.add(queued)
-        self._push_seconds.add(time.perf_counter() - began)
-        return answer.receipt
 
     def _await_round(self, push: Push, decision: Decision, deadline: Deadline) -> float:
         """Wait until a push may have its turn; returns for how long, in seconds."""
@@ -243,11 +211,11 @@ class ShardHost:
             self._changed.notify_all()
             raise Unavailable(decision.reason, field=push.pusher, fix="send the same push again")
         began = time.perf_counter()
-        self._waiting += 1
+        self._shard.waiting += 1
         try:
             self._wait(deadline)
         finally:
-            self._waiting -= 1
+            self._shard.waiting -= 1
         return time.perf_counter() - began
 
     def _read(self, pull: PullRequest, deadline: Deadline) -> Parameters:
@@ -255,7 +223,7 @@ class ShardHost:
         self._await_turn(pull, deadline)
         stamp, shard = self._shard.stamp, self._shard
         if pull.rows:
-            rows = shard.read_rows(pull.rows, training=pull.training)
+            rows = shard.store.read_rows(pull.rows, training=pull.training)
             asked = sum(4 * len(numbers) for numbers in pull.rows.values())
             shard.note_pull(pull.pusher, asked=asked, answered=sum(a.nbytes for a in rows.values()))
             return Parameters(stamp, rows)
@@ -281,15 +249,6 @@ class ShardHost:
                 return
             deadline.check(reason)
             self._wait(deadline)
-
-    def _account(self) -> ShardStatistics:
-        """Copies of a few counters."""
-        return replace(
-            self._shard.statistics(),
-            waiting=self._waiting,
-            push_seconds=self._push_seconds.read(),
-            queue_seconds=self._queue_seconds.read(),
-        )
 
     def _wait(self, deadline: Deadline) -> None:
         """Wait until something changes, a lease ends, or the deadline passes.

@@ -7,12 +7,13 @@ thousand elements of w, before and after, and of the gradient; the norms are wor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 
 from adamserve import optim
+from adamserve.shard.gradients import Loaded
 from adamserve.shard.statistics import Seen
 from adamserve.values import Span
 
@@ -20,37 +21,36 @@ BLOCKS, BLOCK = 64, 64
 """At most so many blocks of so many elements are looked at: everything, where that is no more."""
 
 
-@dataclass(slots=True)
 class _Look:
     """What is kept of one update. `gradients` are samples, each with the number of elements that one stands for."""
 
-    gradients: list[tuple[torch.Tensor, float]]
-    views: list[torch.Tensor]
-    before: torch.Tensor | None
-    after: torch.Tensor | None = None
-    bounds: dict[tuple[optim.Rule, int, float | None], float] = field(default_factory=dict)
-    result: Seen | None = None
+    def __init__(self, gradients: list[tuple[torch.Tensor, float]], views: list[torch.Tensor]) -> None:
+        self.gradients = gradients
+        self.runs: set[tuple[optim.Rule, int, float | None, float]] = set()
+        self._views = views
+        self.before = self.after = self._copied()
 
+    def end(self) -> None:
+        """The update is over."""
+        self.after = self._copied()
+        self._views = []
+
+    def _copied(self) -> torch.Tensor:
+        return torch.cat(self._views) if self._views else torch.empty(0)
+
+    @cached_property
     def seen(self) -> Seen:
         """The norms, worked out once."""
-        if self.result is None:
-            self.result = self._work_out()
-        return self.result
-
-    def _work_out(self) -> Seen:
-        squares = sum(
-            weight * float(values.double().square().sum()) for values, weight in self.gradients if len(values)
-        )
-        step = None
-        if self.before is not None and self.after is not None and len(self.before):
-            step = float((self.after.double() - self.before.double()).abs().max())
-        known = [
+        squares = sum(weight * float(values.double().square().sum()) for values, weight in self.gradients)
+        if not len(self.before):
+            return Seen(math.sqrt(squares), None, None)
+        step = float((self.after.double() - self.before.double()).abs().max())
+        bounds = [
             None if (bound := rule.step_bound(t, lr=lr)) is None else bound * scale
-            for (rule, t, lr), scale in self.bounds.items()
+            for rule, t, lr, scale in self.runs
         ]
-        bounds = [bound for bound in known if bound is not None]
-        complete = step is not None and bounds and len(bounds) == len(known)
-        return Seen(math.sqrt(squares), step, max(bounds) if complete else None)
+        known = [bound for bound in bounds if bound is not None]
+        return Seen(math.sqrt(squares), step, max(known) if known and len(known) == len(bounds) else None)
 
 
 class Probe:
@@ -73,50 +73,40 @@ class Probe:
 
     def seen(self) -> Seen | None:
         """The last update that was looked at."""
-        return self._last.seen() if self._last is not None else None
+        return self._last.seen if self._last is not None else None
 
-    def begin(
-        self, gradients: Mapping[str, torch.Tensor], by_rows: Mapping[str, torch.Tensor], apart: Iterable[str]
-    ) -> None:
-        """An update begins.
-
-        Args:
-            gradients: dense ones by tensor, of the span's elements.
-            by_rows: the values of those that name some rows only.
-            apart: tensors of which some rows may have missed updates; their steps are not this update's alone.
-        """
+    def begin(self, gradients: Mapping[str, Loaded], behind: Collection[str]) -> None:
+        """An update begins; in the tensors `behind` it may move rows by more than its own step."""
         self.wanted = False
-        late = {*apart, *by_rows}
-        parts: list[torch.Tensor] = []
+        dense: list[torch.Tensor] = []
         views: list[torch.Tensor] = []
         for tensor, start, stop, view in self._blocks:
             gradient = gradients.get(tensor)
-            if gradient is not None:
-                parts.append(gradient[start:stop])
-                if tensor not in late:
+            if isinstance(gradient, torch.Tensor):
+                dense.append(gradient[start:stop])
+                if tensor not in behind:
                     views.append(view)
         samples = []
-        if parts:
-            sample = torch.cat(parts)
-            samples.append((sample, sum(g.numel() for g in gradients.values()) / max(1, len(sample))))
-        for values in list(by_rows.values())[:BLOCKS]:
-            flat = values.reshape(-1)
-            every = max(1, len(flat) // BLOCK)
-            samples.append((flat[::every].clone(), float(every)))
-        self._now = _Look(samples, views, torch.cat(views) if views else None)
+        if dense:
+            sample = torch.cat(dense)
+            total = sum(g.numel() for g in gradients.values() if isinstance(g, torch.Tensor))
+            samples.append((sample, total / len(sample)))
+        by_rows = [g.values.reshape(-1) for g in gradients.values() if not isinstance(g, torch.Tensor)]
+        for values in by_rows[:BLOCKS]:
+            every = max(1, len(values) // BLOCK)
+            samples.append((values[::every].clone(), float(every)))
+        self._now = _Look(samples, views)
 
     def ran(self, rule: optim.Rule, t: int, lr: float | None, lr_scale: float) -> None:
         """A rule ran, as its t-th update of some elements."""
         if self._now is not None:
-            self._now.bounds[rule, t, lr] = lr_scale
+            self._now.runs.add((rule, t, lr, lr_scale))
 
     def end(self) -> None:
         """The update is over."""
-        look, self._now = self._now, None
-        if look is not None:
-            look.after = torch.cat(look.views) if look.views else None
-            look.views = []
-            self._last = look
+        if self._now is not None:
+            self._now.end()
+            self._last, self._now = self._now, None
 
 
 def _blocks(

@@ -1,6 +1,5 @@
 """The single owner of a slice of a job: parameters, slots and clock, changed by admitted pushes alone.
 
-A `Shard` is plain state with one writer. Its numbers are in a `Store`, what it knows of its pushers in a `Ledger`.
 Waiting, locks and transport are its caller's (`adamserve.shard.host`).
 """
 
@@ -13,27 +12,17 @@ from dataclasses import dataclass
 
 from adamserve import optim
 from adamserve.errors import BadSequence, InvalidArgument, LimitExceeded
-from adamserve.shard import checks, sparse
+from adamserve.shard.checks import check_rates, check_seq
 from adamserve.shard.consistency import Consistency, Decision, Verdict, admit
-from adamserve.shard.durations import APPLY_BUCKETS, Stopwatch
+from adamserve.shard.durations import APPLY_BUCKETS, PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch
 from adamserve.shard.events import Events
 from adamserve.shard.geometry import Partition
-from adamserve.shard.gradients import Loaded, RowGradient, load_dense, load_rows, mean
+from adamserve.shard.gradients import Loaded, load, mean
 from adamserve.shard.leases import Leases, check_lease
 from adamserve.shard.ledger import Decided, Ledger, Pusher
 from adamserve.shard.statistics import STALENESS_CAP, PusherStatistics, ShardStatistics
 from adamserve.shard.store import Point, Room, Store
-from adamserve.values import (
-    Array,
-    Joined,
-    Outcome,
-    Push,
-    PusherKind,
-    Receipt,
-    ShardState,
-    SparseRows,
-    Stamp,
-)
+from adamserve.values import Array, Joined, Outcome, Push, PusherKind, Receipt, ShardState, Stamp
 
 WAITING_BYTES = 4 << 30
 """Bytes of gradients that may wait for a round to end, where nobody says otherwise."""
@@ -64,6 +53,11 @@ class Shard:
         waiting_bytes: most bytes of gradients that wait for a round to end.
         now: clock in seconds, for leases.
         wall: seconds since 1970, for what people read.
+
+    Attributes:
+        waiting: pushes that wait for their turn, as the host counts them.
+        push_seconds: from a push's arrival to its receipt, as the host measures it.
+        queue_seconds: of that, the wait for the shard and for its turn.
     """
 
     def __init__(
@@ -85,8 +79,11 @@ class Shard:
         self.consistency = consistency
         self.stamp = state.stamp
         self.restored_clock = state.stamp.clock
+        self.partition = partition
         self.store = Store(partition, state, rule, tensor_rules or {}, exact=exact, device=device)
-        self._partition = partition
+        self.waiting = 0
+        self.push_seconds = Stopwatch(PUSH_BUCKETS)
+        self.queue_seconds = Stopwatch(QUEUE_BUCKETS)
         self._ledger = Ledger(state.pushers)
         self._wall = wall
         self._events = Events(self.index, wall)
@@ -124,20 +121,16 @@ class Shard:
                 or a rate is not a finite number of at least 0.
             BadSequence: seq is below 1.
         """
-        checks.check_seq(push.seq)
+        check_seq(push.seq)
         for name in push.rates:
-            self._partition.spec(name)
-        checks.check_rates(push.lr, push.rates)
-        gradients: dict[str, Loaded] = {}
-        nbytes = 0
-        for name, gradient in push.gradients.items():
-            if isinstance(gradient, SparseRows):
-                gradients[name] = self._check_rows(name, gradient, finite=push.finite)
-            else:
-                gradients[name] = self._check_dense(name, gradient, finite=push.finite)
-            nbytes += gradient.nbytes
+            self.partition.spec(name)
+        check_rates(push.lr, push.rates)
+        gradients = {
+            name: load(*self.store.span(name), gradient, self.store.device, finite=push.finite)
+            for name, gradient in push.gradients.items()
+        }
         self.store.prepare(gradients, copied=copied)
-        return CheckedPush(push, gradients, nbytes)
+        return CheckedPush(push, gradients, sum(gradient.nbytes for gradient in push.gradients.values()))
 
     def offer(self, checked: CheckedPush, room: Room | None = None) -> Decided | Decision:
         """Apply a push now, or say that it must wait.
@@ -292,21 +285,6 @@ class Shard:
         """
         return {dtype: values.cpu().numpy() for dtype, values in self.store.point(training=training).items()}
 
-    def read_rows(self, wanted: Mapping[str, Array], *, training: bool = True) -> dict[str, Array]:
-        """Some rows of some tensors, and the other tensors whole. At the cost of what is read.
-
-        Args:
-            wanted: by tensor, increasing row numbers in the whole tensor.
-            training: as for `read`.
-
-        Returns:
-            Copies, by tensor: values of shape (n, width) for those in `wanted`, and 1-D the shard's span for others.
-
-        Raises:
-            NotFound, InvalidArgument: a tensor is not this shard's, or a row is not; nothing has changed.
-        """
-        return self.store.read_rows(wanted, training=training)
-
     def note_pull(self, pusher: str, *, asked: int = 0, answered: int | None = None) -> None:
         """Account for a pull; with delay compensation keep the parameters pulled, for the pusher's next push.
 
@@ -333,7 +311,7 @@ class Shard:
         return ShardState(self.index, self.stamp, segments, arrays, self._ledger.states())
 
     def statistics(self) -> ShardStatistics:
-        """An immutable account of what the shard has done and how it stands; the host adds what it measures itself."""
+        """An immutable account of what the shard has done and how it stands; without `seen`."""
         live = self._leases.live()
         expiries = self._leases.expiries()
         pushers = [(name, self._ledger[name]) for name in live]
@@ -351,25 +329,14 @@ class Shard:
             trainers=sum(pusher.kind == "trainer" for _, pusher in pushers),
             silent=len(self._leases.silent()),
             lease_expiries=expiries,
+            waiting=self.waiting,
+            push_seconds=self.push_seconds.read(),
+            queue_seconds=self.queue_seconds.read(),
             pushers=tuple(PusherStatistics(name, p.last_seq, p.pushed_at) for name, p in pushers),
             events=self._events.recent(),
         )
 
     # ---- inside
-
-    def _check_rows(self, name: str, gradient: SparseRows, *, finite: bool) -> RowGradient:
-        span, spec = self.store.span(name)
-        sparse.check_table(spec)
-        first, stop = sparse.rows_of(span, spec.width)
-        rows = sparse.checked(spec, gradient, first=first, stop=stop, finite=finite)
-        return load_rows(spec, rows, self.store.device)
-
-    def _check_dense(self, name: str, gradient: Array, *, finite: bool) -> Loaded:
-        span, spec = self.store.span(name)
-        checks.check_dense(spec, gradient, (span.numel,))
-        if not gradient.flags.c_contiguous:
-            raise InvalidArgument("the gradient is not contiguous", field=name, fix="send a contiguous copy")
-        return load_dense(spec, gradient, self.store.device, finite=finite)
 
     def _fell_silent(self, pusher: str) -> None:
         """Free what was kept for a pusher that may never come back; if it does, its next push goes uncompensated."""

@@ -50,19 +50,19 @@ def for_shards(spec: TensorSpec, gradient: SparseRows) -> SparseRows:
     Raises:
         InvalidArgument: as `checked`.
     """
-    rows = check_indices(spec, gradient.indices, 0, check_table(spec))
+    rows = check_indices(spec, gradient.indices)
     return checked(spec, SparseRows(places(spec, rows), gradient.values))
 
 
 def checked(
-    spec: TensorSpec, gradient: SparseRows, *, first: int = 0, stop: int | None = None, finite: bool = False
+    spec: TensorSpec, gradient: SparseRows, span: Span | None = None, *, finite: bool = False
 ) -> SparseRows:
     """Check a sparse gradient, and bring it into one form: rows increasing, each once, values of shape (n, width).
 
     Args:
         spec: the tensor.
         gradient: as the caller gave it; left as it is.
-        first, stop: the rows that it may name.
+        span: whose rows it may name; None for the whole tensor's.
         finite: the values are known to be finite.
 
     Raises:
@@ -70,9 +70,8 @@ def checked(
     """
     rows, values = gradient.indices, gradient.values
     total = check_table(spec)
-    stop = total if stop is None else stop
     check_dtype(spec, values.dtype)
-    rows = check_indices(spec, rows, first, stop)
+    rows = check_indices(spec, rows, span)
     if values.shape not in ((len(rows), *spec.shape[1:]), (len(rows), spec.width)):
         raise InvalidArgument(
             f"values of shape {values.shape} for {len(rows)} rows of {spec.shape[1:]}",
@@ -170,12 +169,15 @@ def check_table(spec: TensorSpec) -> int:
     return spec.shape[0]
 
 
-def check_indices(spec: TensorSpec, rows: Array, first: int, stop: int) -> Array:
-    """Row numbers as contiguous int64.
+def check_indices(spec: TensorSpec, rows: Array, span: Span | None = None) -> Array:
+    """Row numbers of a tensor, or of a span of it, as contiguous int64.
 
     Raises:
-        InvalidArgument: of another kind or shape, or outside `first` to `stop`.
+        InvalidArgument: the tensor has no rows; or the numbers are of another kind or shape, or of no such row.
     """
+    first, stop = 0, check_table(spec)
+    if span is not None:
+        first, stop = rows_of(span, spec.width)
     if rows.dtype not in (np.int32, np.int64) or rows.ndim != 1:
         raise InvalidArgument(
             f"row numbers of dtype {rows.dtype} and shape {rows.shape}",
@@ -195,15 +197,9 @@ def rows_of(span: Span, width: int) -> tuple[int, int]:
     return span.start // width, span.stop // width
 
 
-def narrow(rows: Array) -> Array:
-    """Row numbers as they travel: 4 bytes each where that is enough."""
-    return rows.astype(np.int32) if not rows.size or rows[-1] < 1 << 31 else rows
-
-
 def within(rows: Array, span: Span, width: int) -> slice:
     """Where in increasing row numbers a span's own are."""
-    low, high = np.searchsorted(rows, rows_of(span, width))
-    return slice(int(low), int(high))
+    return slice(*np.searchsorted(rows, rows_of(span, width)).tolist())
 
 
 def part(gradient: Gradient, span: Span) -> Gradient:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adamserve.shard.durations import NO_PUSHES, NO_WAITS, Times
+from adamserve.shard.durations import Times
 from adamserve.shard.events import Event
 from adamserve.values import Stamp
 
@@ -49,15 +49,13 @@ class ShardStatistics:
         pushes: by outcome; refusals for bad input are counted as INVALID.
         staleness: number of decided pushes by staleness in updates, capped at `STALENESS_CAP`.
         apply_seconds: time inside the rule, an update each.
+        push_seconds, queue_seconds, waiting: as in `Shard`.
         bytes_in, bytes_out: gradients taken and parameters given out.
         state_bytes: parameters and slots together.
         trainers: how many of the `live` come from outside the cluster; those have a session.
         silent: pushers whose lease ran out of late, as `Leases.silent`.
         lease_expiries: leases that ran out.
         seen: a look at one update, where one was asked for.
-        waiting: pushes that wait for their turn, as the shard's host counts them.
-        push_seconds: from a push's arrival to its receipt, as the host measures it.
-        queue_seconds: of that, the wait for the shard and for its turn.
         pushers: those in `live`, with their last push.
         events: the newest ones.
     """
@@ -67,6 +65,8 @@ class ShardStatistics:
     pushes: Mapping[str, int]
     staleness: Mapping[int, int]
     apply_seconds: Times
+    push_seconds: Times
+    queue_seconds: Times
     bytes_in: int
     bytes_out: int
     state_bytes: int
@@ -77,7 +77,5 @@ class ShardStatistics:
     lease_expiries: int = 0
     seen: Seen | None = None
     waiting: int = 0
-    push_seconds: Times = NO_PUSHES
-    queue_seconds: Times = NO_WAITS
     pushers: tuple[PusherStatistics, ...] = ()
     events: tuple[Event, ...] = ()

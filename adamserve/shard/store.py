@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,15 +37,11 @@ class _Piece:
     """
 
     span: Span
+    rule: optim.Rule
     updates: int
     w: torch.Tensor
     slots: dict[str, torch.Tensor]
     table: Rows | None = None
-
-    @property
-    def arrays(self) -> dict[str, torch.Tensor]:
-        """Parameters and slots by name."""
-        return {"w": self.w, **self.slots}
 
     def catch_up(self) -> None:
         """Bring all rows up to date."""
@@ -54,17 +49,34 @@ class _Piece:
             self.table.catch_up()
             self.table = None
 
+    def by_rows(self, width: int, *, exact: bool) -> Rows:
+        """The piece as a table whose rows may miss updates from now on."""
+        if self.table is None:
+            arrays = {slot: a.view(-1, width) for slot, a in {"w": self.w, **self.slots}.items()}
+            self.table = Rows(self.rule, arrays, self.updates, exact=exact)
+        return self.table
+
+    def point(self, *, training: bool) -> torch.Tensor:
+        """As `Store.point`, of the piece."""
+        self.catch_up()
+        return self.rule.lookahead(self.w, self.slots) if training else self.w
+
+    def rows(self, rows: Array, width: int, *, training: bool) -> torch.Tensor:
+        """A copy of some rows, counted from the piece's first, of shape (n, width)."""
+        if self.table is not None:
+            self.table.catch_up(rows)
+        index = torch.from_numpy(rows).to(self.w.device)
+        w = self.w.view(-1, width).index_select(0, index)
+        if not (training and self.rule.has_lookahead):
+            return w
+        slots = {slot: a.view(-1, width).index_select(0, index) for slot, a in self.slots.items()}
+        return self.rule.lookahead(w, slots)
+
 
 class Store:
     """Parameters and slots of one shard. Not thread-safe, but for `prepare` and `span`.
 
-    Args:
-        partition: where every element of the job lives.
-        state: the values to start from, fresh (only "w", no slots) or from a checkpoint.
-        rule: the update rule.
-        tensor_rules: by tensor, a rule other than `rule`, as `optim.rules_of` checks them.
-        exact: a row without a gradient changes as a zero gradient would change it; False leaves it as it is.
-        device: where the buffers live, as torch names it.
+    Args: as for `Shard`.
 
     Attributes:
         spans: the shard's, by tensor.
@@ -87,12 +99,12 @@ class Store:
         self.spans = {span.tensor: span for span in partition.shards[state.shard]}
         self._partition = partition
         self._index = state.shard
-        self._tensor_rules = dict(tensor_rules)
+        self._rules = {rule, *tensor_rules.values()}
         self._exact = exact
         self._layout = {span.tensor: (dtype, at) for span, dtype, at in partition.layout(state.shard)}
         self._buffers: dict[str, dict[str, torch.Tensor]] = {}
         self._pieces: dict[str, list[_Piece]] = {name: [] for name in self.spans}
-        self._load(state)
+        self._load(state, tensor_rules)
         self.probe = Probe(self.spans.values(), self._view)
         self._prepared = {(torch.float32, False)}
         """Kernels made for float32 parameters: the gradients' dtype, and whether with a bfloat16 copy."""
@@ -102,7 +114,7 @@ class Store:
         for name in self.spans:
             spec = partition.specs[name]
             if spec.stride != 1 and self.device.type == "cpu":
-                prepare_rows(self._rule_of(name), getattr(torch, spec.dtype))
+                prepare_rows(tensor_rules.get(name, rule), getattr(torch, spec.dtype))
 
     @property
     def nbytes(self) -> int:
@@ -136,7 +148,7 @@ class Store:
             dtypes.add(torch.float32)  # a mean's
         for dtype in dtypes:
             if (dtype, copied) not in self._prepared:
-                for rule in {self.rule, *self._tensor_rules.values()}:
+                for rule in self._rules:
                     optim.prepare(rule, torch.float32, [dtype], self.device, narrow=copied)
                 self._prepared.add((dtype, copied))
 
@@ -151,51 +163,35 @@ class Store:
             point[dtype] = self.rule.lookahead(buffers["w"], slots) if training else buffers["w"]
         return point
 
-    def read_rows(self, wanted: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
-        """As `Shard.read_rows`."""
+    def read_rows(self, wanted: Mapping[str, Array], *, training: bool = True) -> dict[str, Array]:
+        """Some rows of some tensors, and the other tensors whole. At the cost of what is read.
+
+        Args:
+            wanted: by tensor, increasing row numbers in the whole tensor.
+            training: as for `point`.
+
+        Returns:
+            Copies, by tensor: values of shape (n, width) for those in `wanted`, and 1-D the shard's span for others.
+
+        Raises:
+            NotFound, InvalidArgument: a tensor is not this shard's, or a row is not; nothing has changed.
+        """
         wanted = {name: self._own_rows(name, rows) for name, rows in wanted.items()}
-        return {
-            name: (
-                self._rows_of(name, wanted[name], training=training)
-                if name in wanted
-                else self._whole(name, training=training)
-            ).numpy()
-            for name in self.spans
-        }
-
-    def _whole(self, name: str, *, training: bool) -> torch.Tensor:
-        """A copy of the shard's span of a tensor, 1-D."""
-        span, spec = self.span(name)
-        rule, flat = self._rule_of(name), torch.empty(span.numel, dtype=getattr(torch, spec.dtype))
-        for piece in self._pieces[name]:
-            piece.catch_up()
-            at = slice(piece.span.start - span.start, piece.span.stop - span.start)
-            flat[at] = rule.lookahead(piece.w, piece.slots) if training else piece.w
-        return flat
-
-    def _rows_of(self, name: str, wanted: Array, *, training: bool) -> torch.Tensor:
-        """A copy of some rows of a tensor, of shape (n, width)."""
-        _, spec = self.span(name)
-        rule, values = (
-            self._rule_of(name),
-            torch.empty((len(wanted), spec.width), dtype=getattr(torch, spec.dtype)),
-        )
-        ahead = training and rule.has_lookahead
-        for piece in self._pieces[name]:
-            first, _ = sparse.rows_of(piece.span, spec.width)
-            chosen = sparse.within(wanted, piece.span, spec.width)
-            rows = wanted[chosen] - first
-            if piece.table is not None:
-                piece.table.catch_up(rows)
-            index = torch.from_numpy(rows).to(self.device)
-            arrays = {
-                slot: a.view(-1, spec.width).index_select(0, index)
-                for slot, a in piece.arrays.items()
-                if slot == "w" or ahead
-            }
-            w = arrays.pop("w")
-            values[chosen] = (rule.lookahead(w, arrays) if ahead else w).cpu()
-        return values
+        read: dict[str, Array] = {}
+        for name, span in self.spans.items():
+            spec, rows = self._partition.specs[name], wanted.get(name)
+            shape = (span.numel,) if rows is None else (len(rows), spec.width)
+            values = torch.empty(shape, dtype=getattr(torch, spec.dtype))
+            for piece in self._pieces[name]:
+                if rows is None:
+                    at = slice(piece.span.start - span.start, piece.span.stop - span.start)
+                    values[at] = piece.point(training=training)
+                else:
+                    at = sparse.within(rows, piece.span, spec.width)
+                    own = rows[at] - sparse.rows_of(piece.span, spec.width)[0]
+                    values[at] = piece.rows(own, spec.width, training=training).cpu()
+            read[name] = values.numpy()
+        return read
 
     def state(self) -> tuple[tuple[Segment, ...], dict[str, dict[str, Array]]]:
         """Segments and arrays as `ShardState` has them; on the CPU views of the buffers."""
@@ -235,16 +231,28 @@ class Store:
             it was not asked for, or would take a pass of its own: not on the CPU, or not all was float32 and dense.
         """
         if self.probe.wanted:
-            self._begin_look(gradients)
+            behind = [
+                name for name in gradients if any(piece.table is not None for piece in self._pieces[name])
+            ]
+            self.probe.begin(gradients, behind)
         bits = None if room is None or not self._writes_all(gradients) else room(self.parameter_bytes // 4)
         copy = None if bits is None else torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
         for name, gradient in gradients.items():
-            rule, lr = self._rule_of(name), rate_of(name)
+            lr, first = rate_of(name), self.spans[name].start
             for piece in self._pieces[name]:
                 if isinstance(gradient, RowGradient):
-                    self._step_rows(rule, piece, gradient, lr, lr_scale)
+                    width = self._partition.specs[name].width
+                    own = sparse.within(gradient.rows, piece.span, width)
+                    rows = gradient.rows[own] - sparse.rows_of(piece.span, width)[0]
+                    table = piece.by_rows(width, exact=self._exact)
+                    table.step_(rows, gradient.values[own], lr=lr, lr_scale=lr_scale)
                 else:
-                    self._step_dense(rule, piece, gradient, lr, lr_scale, copy)
+                    piece.catch_up()
+                    part = gradient[piece.span.start - first : piece.span.stop - first]
+                    at, t = piece.w.storage_offset(), piece.updates + 1
+                    beside = None if copy is None else copy[at : at + len(part)]
+                    piece.rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=lr_scale, narrow=beside)
+                    self.probe.ran(piece.rule, t, lr, lr_scale)
                 piece.updates += 1
         self.probe.end()
         return bits
@@ -254,7 +262,7 @@ class Store:
     ) -> Mapping[str, Loaded]:
         """g + weight*g*g*(w - w_pulled) of every gradient; see `consistency.Async`."""
         point = self.point(training=True)
-        compensated: dict[str, Any] = {}
+        compensated: dict[str, Loaded] = {}
         for name, gradient in gradients.items():
             span, spec = self.span(name)
             dtype, at = self._layout[name]
@@ -276,34 +284,6 @@ class Store:
 
     # ---- inside
 
-    def _step_dense(
-        self,
-        rule: optim.Rule,
-        piece: _Piece,
-        gradient: torch.Tensor,
-        lr: float | None,
-        lr_scale: float,
-        copy: torch.Tensor | None,
-    ) -> None:
-        piece.catch_up()
-        begin = piece.span.start - self.spans[piece.span.tensor].start
-        part = gradient[begin : begin + piece.span.numel]
-        at, t = piece.w.storage_offset(), piece.updates + 1
-        beside = None if copy is None else copy[at : at + piece.span.numel]
-        rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=lr_scale, narrow=beside)
-        self.probe.ran(rule, t, lr, lr_scale)
-
-    def _step_rows(
-        self, rule: optim.Rule, piece: _Piece, gradient: RowGradient, lr: float | None, lr_scale: float
-    ) -> None:
-        width = self._partition.specs[piece.span.tensor].width
-        if piece.table is None:
-            arrays = {slot: a.view(-1, width) for slot, a in piece.arrays.items()}
-            piece.table = Rows(rule, arrays, piece.updates, exact=self._exact)
-        part = sparse.within(gradient.rows, piece.span, width)
-        rows = gradient.rows[part] - sparse.rows_of(piece.span, width)[0]
-        piece.table.step_(rows, gradient.values[part], lr=lr, lr_scale=lr_scale)
-
     def _writes_all(self, gradients: Mapping[str, Loaded]) -> bool:
         """Whether one float32 buffer is all there is, and a dense update writes every element of it."""
         dense = {name for name, gradient in gradients.items() if isinstance(gradient, torch.Tensor)}
@@ -313,20 +293,9 @@ class Store:
             and all(name in dense or not span.numel for name, span in self.spans.items())
         )
 
-    def _begin_look(self, gradients: Mapping[str, Loaded]) -> None:
-        self.probe.begin(
-            {name: g for name, g in gradients.items() if not isinstance(g, RowGradient)},
-            {name: g.values for name, g in gradients.items() if isinstance(g, RowGradient)},
-            [name for name in gradients if any(piece.table is not None for piece in self._pieces[name])],
-        )
-
-    def _rule_of(self, name: str) -> optim.Rule:
-        return self._tensor_rules.get(name, self.rule)
-
     def _own_rows(self, name: str, rows: Array) -> Array:
         span, spec = self.span(name)
-        sparse.check_table(spec)
-        rows = sparse.check_indices(spec, rows, *sparse.rows_of(span, spec.width))
+        rows = sparse.check_indices(spec, rows, span)
         if not (rows[1:] > rows[:-1]).all():  # so that an answer is never larger than the table
             raise InvalidArgument(
                 "row numbers do not increase", field=name, fix="name each row once, in order"
@@ -337,7 +306,7 @@ class Store:
         dtype, at = self._layout[tensor]
         return self._buffers[dtype]["w"][at + start : at + stop]
 
-    def _load(self, state: ShardState) -> None:
+    def _load(self, state: ShardState, tensor_rules: Mapping[str, optim.Rule]) -> None:
         """Fill the buffers, and cut them into pieces by update count."""
         sizes: dict[str, int] = {}
         segments: dict[str, list[Segment]] = {}
@@ -349,12 +318,12 @@ class Store:
             w = torch.zeros(size, dtype=getattr(torch, dtype), device=self.device)
             self._buffers[dtype] = {"w": w, **self.rule.init(w)}
         for name, (dtype, at) in self._layout.items():
-            buffers, span = self._buffers[dtype], self.spans[name]
+            buffers, span, rule = self._buffers[dtype], self.spans[name], tensor_rules.get(name, self.rule)
             for slot, tensors in state.arrays.items():
                 values = torch.from_numpy(np.array(tensors[name], dtype=dtype))
                 buffers[slot][at : at + span.numel].copy_(values.reshape(-1))
             for cut in segments.get(name) or [Segment(name, span.start, span.stop, 0)]:
                 a, b = at + cut.start - span.start, at + cut.stop - span.start
                 views = {slot: buffer[a:b] for slot, buffer in buffers.items()}
-                piece = _Piece(Span(name, cut.start, cut.stop), cut.updates, views.pop("w"), views)
-                self._pieces[name].append(piece)
+                own = Span(name, cut.start, cut.stop)
+                self._pieces[name].append(_Piece(own, rule, cut.updates, views.pop("w"), views))

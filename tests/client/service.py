@@ -141,7 +141,7 @@ class Service:
             consistency=self._mode or consistency.parse(self._job.consistency),
             exact=self._job.sparse != "lazy",
         )
-        self.hosts[shard] = ShardHost(self._parts, made, EncodedPublisher())
+        self.hosts[shard] = ShardHost(made, EncodedPublisher())
 
     @property
     def _parts(self) -> Partition:

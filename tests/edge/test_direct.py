@@ -29,6 +29,7 @@ from adamserve.client.links import Member, Place, Pull, ShardLink
 from adamserve.client.wire_link import WireLink
 from adamserve.edge import direct
 from adamserve.edge.direct import DirectEndpoint
+from adamserve.edge.publishing import EncodedPublisher
 from adamserve.edge.security import Limits, Security, Tokens
 from adamserve.edge.shard_service import ShardCalls
 from adamserve.errors import (
@@ -65,7 +66,7 @@ class Live:
         shard = Shard(
             partition=parts, state=state, rule=optim.SGD(lr=1.0, momentum=0.0), consistency=consistency
         )
-        self.host = ShardHost(parts, shard)
+        self.host = ShardHost(shard, EncodedPublisher())
         for pusher in ("a", "b"):
             self.host.join(pusher, lease_s=600.0, session="s")
         calls = ShardCalls(self.find, security)

@@ -13,7 +13,6 @@ from adamserve import optim
 from adamserve.edge.publishing import EncodedPublisher
 from adamserve.errors import NotFound
 from adamserve.shard import consistency
-from adamserve.shard.geometry import partition
 from adamserve.shard.host import ShardHost
 from adamserve.values import Array, Deadline, Outcome, PullRequest, Push, Stamp, TensorSpec
 from tests.cluster.conftest import until
@@ -54,7 +53,7 @@ def taken(host: ShardHost) -> bool:
 
 def hosted(rule: optim.Rule) -> tuple[ShardHost, Counting]:
     publisher = Counting()
-    publisher.host = ShardHost(partition(TENSORS, 1), make(rule=rule, tensors=TENSORS), publisher)
+    publisher.host = ShardHost(make(rule=rule, tensors=TENSORS), publisher)
     return publisher.host, publisher
 
 
@@ -106,7 +105,7 @@ def test_nothing_changes_while_a_pull_copies_or_a_checkpoint_is_cut() -> None:
 def test_whoever_waits_is_told_when_the_shard_is_closed() -> None:
     """And nobody waits there afterwards; what need not wait goes on."""
     shard = make(rule=optim.SGD(lr=1.0, momentum=0.0), tensors=TENSORS, consistency=consistency.parse("bsp"))
-    host = ShardHost(partition(TENSORS, 1), shard)
+    host = ShardHost(shard, EncodedPublisher())
     for pusher in ("a", "b"):
         host.join(pusher, lease_s=60.0)
     with ThreadPoolExecutor(2) as pool:

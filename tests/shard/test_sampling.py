@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from adamserve import SparseRows, optim
+from adamserve.edge.publishing import EncodedPublisher
 from adamserve.shard.consistency import BSP, Async
 from adamserve.shard.geometry import partition
 from adamserve.shard.host import ShardHost
@@ -33,7 +34,7 @@ def host(
         consistency=BSP() if bsp else Async(),
         exact=exact,
     )
-    made = ShardHost(parts, shard)
+    made = ShardHost(shard, EncodedPublisher())
     made.join("a", lease_s=1e6)
     return made, shard
 

@@ -86,9 +86,9 @@ def test_a_shard_takes_its_own_rows_only() -> None:
     with pytest.raises(NotFound, match="no tensor"):
         shards[1].check(Push("a", 1, Stamp(1, 0), {"no": rows(4, shape=(2,))}))
     with pytest.raises(InvalidArgument, match="row 4 is not one of 5 to 9"):
-        shards[1].read_rows({"w": np.array([4])})
+        shards[1].store.read_rows({"w": np.array([4])})
     with pytest.raises(InvalidArgument, match="do not increase"):
-        shards[1].read_rows({"w": np.array([6, 6])})
+        shards[1].store.read_rows({"w": np.array([6, 6])})
 
 
 def test_an_empty_push_is_a_zero_gradient() -> None:
@@ -209,7 +209,7 @@ def push(
 def everywhere(shards: list[Shard], seq: int, gradients: dict[str, Gradient], **fields: Any) -> list[Any]:
     answers = []
     for shard in shards:
-        spans = shard._partition.shards[shard.index]
+        spans = shard.partition.shards[shard.index]
         own = {s.tensor: sparse.part(gradients[s.tensor], s) for s in spans if s.tensor in gradients}
         answers.append(push(shard, seq, own, **fields))
     return answers
@@ -276,13 +276,13 @@ def test_interleaved_with_dense_pushes_pulls_and_restarts(
         everywhere(dense, seq, twins, lr=lr)
         everywhere(by_rows, seq, gradients, lr=lr)
         if seq % 13 == 0:
-            whole = {k: a for shard in dense for k, a in shard.read_rows({}).items()}
+            whole = {k: a for shard in dense for k, a in shard.store.read_rows({}).items()}
             for shard in by_rows:
-                for span in shard._partition.shards[shard.index]:
-                    width = shard._partition.specs[span.tensor].width
+                for span in shard.partition.shards[shard.index]:
+                    width = shard.partition.specs[span.tensor].width
                     first, stop = sparse.rows_of(span, width)
                     asked = np.unique(rng.integers(first, stop, 4))
-                    found_rows = shard.read_rows({span.tensor: asked})[span.tensor]
+                    found_rows = shard.store.read_rows({span.tensor: asked})[span.tensor]
                     expected = whole[span.tensor].reshape(-1, width)[asked]
                     np.testing.assert_allclose(found_rows, expected, rtol=1e-4, atol=1e-6)
         if seq % 25 == 0:
