@@ -6,6 +6,7 @@ with adamserve.connect("127.0.0.1:50051", job="demo") as client:
     receipt = client.push({"w": gradient}, clock=clock)
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -31,26 +32,20 @@ __all__ = [
 ]
 
 
+_HOMES = {
+    "AdamServeError": "errors",
+    "AsyncClient": "client.asyncio_client",
+    "Client": "client.client",
+    "RemoteOptimizer": "client.remote_optimizer",
+    "RolledBack": "errors",
+    "SparseRows": "values",
+    "connect": "client.connect",
+    "connect_async": "client.asyncio_client",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name at its first use: importing the package loads neither numpy, grpc nor torch."""
-    if name in ("Client", "connect"):
-        from adamserve.client import connect
-
-        return getattr(connect, name)
-    if name in ("AsyncClient", "connect_async"):
-        from adamserve.client import asyncio_client
-
-        return getattr(asyncio_client, name)
-    if name in ("AdamServeError", "RolledBack"):
-        from adamserve import errors
-
-        return getattr(errors, name)
-    if name == "SparseRows":
-        from adamserve.values import SparseRows
-
-        return SparseRows
-    if name == "RemoteOptimizer":
-        from adamserve.client.remote_optimizer import RemoteOptimizer
-
-        return RemoteOptimizer
+    if name in _HOMES:
+        return getattr(import_module(f"adamserve.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

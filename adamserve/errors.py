@@ -1,22 +1,11 @@
 """The error tree. Each error says whose fault it is, which field, and what to do.
 
-    AdamServeError
-      InvalidArgument        the caller's value is wrong; nothing changed          (ValueError)
-        BadSequence          a push's seq is negative, skipped, or forgotten
-        NotFinite            a gradient, or the loss it came from, is NaN or infinite
-      NotFound               no such job, tensor, pusher or checkpoint             (LookupError)
-      Conflict               it exists already, and differs
-      LimitExceeded          the service's limits do not allow as much
-      Unauthenticated        no token, or a token that does not allow this
-      Unavailable            try again: starting, restoring, or a wait ran out
-      RolledBack             a shard was restored, and updates that the caller knew of are lost
-      DataError              a data file is missing, truncated or of another format
-      CheckpointError        a checkpoint is torn, altered or unreadable
-
 A stale push is not an error: it is answered by a `Receipt` whose outcome is STALE.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 
 class AdamServeError(Exception):
@@ -39,12 +28,7 @@ class AdamServeError(Exception):
         return f"{head} ({self.fix})" if self.fix else head
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.problem, self.field, self.fix))
-
-
-def _rebuild(kind: type[AdamServeError], problem: str, field: str, fix: str) -> AdamServeError:
-    """Make the error again on the far side of a process boundary."""
-    return kind(problem, field=field, fix=fix)
+        return partial(type(self), field=self.field, fix=self.fix), (self.problem,)
 
 
 class InvalidArgument(AdamServeError, ValueError):
@@ -86,7 +70,7 @@ class RolledBack(AdamServeError):
 
     Attributes:
         before: each shard's (incarnation, clock) as the client knew it.
-        after: each shard's (incarnation, clock) now, the restored ones at the clock that they were restored to.
+        after: the same now; a restored shard's is where its new incarnation began.
     """
 
     before: tuple[tuple[int, int], ...] = ()

@@ -1,7 +1,4 @@
-"""Frozen values that travel between the layers: tensors, clocks, pushes, receipts, states.
-
-Nothing here decides or computes anything; numpy appears in types only.
-"""
+"""Frozen values that travel between the layers: tensors, clocks, pushes, receipts, states."""
 
 from __future__ import annotations
 
@@ -31,11 +28,11 @@ GRADIENT_DTYPES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One parameter tensor of a job: its name, shape and dtype.
+    """One parameter tensor of a job.
 
     Attributes:
-        stride: the shards keep row r in place r * stride modulo the number of rows. With 1 they keep the tensor's own
-            order; for a table whose first rows are the busiest, `sparse.table_stride` spreads them over the shards.
+        stride: the shards keep row r in place r * stride modulo the number of rows; `sparse.table_stride` spreads the
+            busy first rows of a table over the shards.
     """
 
     name: str
@@ -77,7 +74,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the parameter itself, without slots."""
+        """Bytes of the parameter, without slots."""
         return self.numel * ITEM_BYTES[self.dtype]
 
 
@@ -138,7 +135,7 @@ class Clocks(tuple[Stamp, ...]):
 
 
 class Outcome(StrEnum):
-    """What became of a push that was not an error."""
+    """What became of a push that was not an error; the worst last."""
 
     APPLIED = "APPLIED"
     DUPLICATE = "DUPLICATE"
@@ -153,9 +150,8 @@ class Push:
         pusher: who pushes. (job, pusher, seq) names this push for ever.
         seq: the pusher's own counter, from 1, one more with each push.
         pulled: the shard's stamp that the gradient's parameters were pulled at.
-        gradients: by tensor, the shard's span of it, 1-D and contiguous, of one of `GRADIENT_DTYPES`; or
-            rows of it, by their numbers in the whole tensor, with values of shape (n, width). A tensor left out had no
-            gradient: it does not move, and its update count stays.
+        gradients: by tensor, the shard's span of it, 1-D and contiguous, of one of `GRADIENT_DTYPES`; or rows of it, by
+            their numbers in the whole tensor, with values of shape (n, width). A tensor left out does not move.
         lr: rate for this push in place of the rule's own, or None.
         rates: by tensor, a rate in place of `lr`.
         finite: whoever received the gradients has seen that all values are finite.
@@ -195,12 +191,11 @@ class PullRequest:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """A shard's answer to a pull, all of it from one moment between two updates.
+    """A shard's answer to a pull, all of it from the moment `stamp` between two updates.
 
     Attributes:
-        stamp: that moment.
         arrays: by dtype, the shard's flat buffers, float32 ones in the encoding asked for; if rows were asked for, by
-            tensor: values of shape (n, width) for those, and 1-D the shard's span for others.
+            tensor, as `Store.read_rows` returns them.
     """
 
     stamp: Stamp
@@ -212,8 +207,7 @@ class Receipt:
     """A shard's answer to a push.
 
     Attributes:
-        outcome: APPLIED, DUPLICATE (applied before: the rest is the first answer's) or STALE (nothing changed, now or
-            when the push first came).
+        outcome: a DUPLICATE was applied before, and the rest is the first answer's; STALE changed nothing.
         stamp: the shard's incarnation, and its clock after the update.
         staleness: updates between the pull and the arrival.
         reason: the decision in words, with its numbers.
@@ -237,11 +231,7 @@ class JobReceipt:
 
     @property
     def outcome(self) -> Outcome:
-        outcomes = {receipt.outcome for receipt in self.shards}
-        for worst in (Outcome.STALE, Outcome.DUPLICATE):
-            if worst in outcomes:
-                return worst
-        return Outcome.APPLIED
+        return max((r.outcome for r in self.shards), key=list(Outcome).index, default=Outcome.APPLIED)
 
     @property
     def clock(self) -> Clocks:
@@ -253,11 +243,8 @@ class JobReceipt:
 
     @property
     def reason(self) -> str:
-        return "; ".join(
-            f"shard {i}: {receipt.reason}"
-            for i, receipt in enumerate(self.shards)
-            if receipt.outcome is self.outcome
-        )
+        worst = self.outcome
+        return "; ".join(f"shard {i}: {r.reason}" for i, r in enumerate(self.shards) if r.outcome is worst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +252,7 @@ class Joined:
     """A shard's answer to a pusher that joins.
 
     Attributes:
-        stamp: where the shard stands.
-        last_seq: the last seq that it has decided for this pusher.
+        last_seq: the last seq that the shard has decided for this pusher.
         restored_clock: clock at which its present incarnation began; later updates of earlier incarnations are lost.
     """
 
@@ -295,7 +281,7 @@ class PusherState:
 
     Attributes:
         last_seq: its last push that was decided, or given up.
-        steps: its pushes that were decided.
+        steps: its pushes that were decided, or as many as the slowest had when it joined.
         session, kind: as it joined.
         receipts: the newest ones, by seq.
     """
@@ -312,11 +298,9 @@ class ShardState:
     """One consistent cut of a shard: everything that a restart needs.
 
     Attributes:
-        shard: the shard's index in its job.
-        stamp: its incarnation and clock at the cut.
         segments: in buffer order; a tensor's segments are adjacent and together are the shard's span of it.
-        arrays: slot (or "w") -> tensor -> the span's values, 1-D, of the tensor's dtype. They may be views
-            of live buffers: the taker says how long they hold still.
+        arrays: slot (or "w") -> tensor -> the span's values, 1-D, of the tensor's dtype. They may be views of live
+            buffers: the taker says how long they hold still.
         pushers: by name.
     """
 

@@ -1,15 +1,14 @@
 """Who owns which elements: a job's tensors cut into one run of spans a shard.
 
-The tensors, in the order given, are laid end to end and cut at equal byte counts. A cut moves to the
-nearest row boundary of the tensor it falls in (a row: one index of the first dimension) where a row is at
-most `BLOCK_BYTES`, so that sparse rows stay whole, and to the nearest element otherwise. So the largest shard is at
-most one block above the mean. Where an element lives is looked up in the `Partition`, never reckoned
-elsewhere.
+The tensors are laid end to end and cut at equal byte counts. A cut moves to the nearest row boundary of the tensor it
+falls in where a row is at most `BLOCK_BYTES`, so that sparse rows stay whole, and to the nearest element otherwise. So
+the largest shard is at most one block above the mean.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,15 +32,6 @@ class Partition:
     def specs(self) -> Mapping[str, TensorSpec]:
         return {spec.name: spec for spec in self.tensors}
 
-    @cached_property
-    def owners(self) -> Mapping[str, tuple[tuple[int, Span], ...]]:
-        """By tensor, its spans in element order, each with the shard that owns it."""
-        owners: dict[str, list[tuple[int, Span]]] = {spec.name: [] for spec in self.tensors}
-        for shard, spans in enumerate(self.shards):
-            for span in spans:
-                owners[span.tensor].append((shard, span))
-        return {name: tuple(found) for name, found in owners.items()}
-
     def spec(self, name: str) -> TensorSpec:
         """The tensor of that name.
 
@@ -51,8 +41,10 @@ class Partition:
         try:
             return self.specs[name]
         except KeyError:
+            known = ", ".join(list(self.specs)[:5])
+            more = f" and {len(self.specs) - 5} more" if len(self.specs) > 5 else ""
             raise NotFound(
-                f"the job has no tensor {name!r}", field=name, fix=f"it has {_some(self.specs)}"
+                f"the job has no tensor {name!r}", field=name, fix=f"it has {known}{more}"
             ) from None
 
     def layout(self, shard: int) -> Iterator[tuple[Span, str, int]]:
@@ -62,10 +54,6 @@ class Partition:
             dtype = self.specs[span.tensor].dtype
             yield span, dtype, offsets[dtype]
             offsets[dtype] += span.numel
-
-    def nbytes(self, shard: int) -> int:
-        """Bytes of parameters (without slots) that a shard owns."""
-        return sum(span.numel * ITEM_BYTES[self.specs[span.tensor].dtype] for span in self.shards[shard])
 
 
 def partition(tensors: Sequence[TensorSpec], num_shards: int) -> Partition:
@@ -80,8 +68,8 @@ def partition(tensors: Sequence[TensorSpec], num_shards: int) -> Partition:
     """
     if not num_shards >= 1:
         raise InvalidArgument(f"must be at least 1, got {num_shards}", field="num_shards")
-    if len({spec.name for spec in tensors}) != len(tensors):
-        twice = sorted({s.name for s in tensors if sum(t.name == s.name for t in tensors) > 1})
+    twice = sorted(name for name, count in Counter(spec.name for spec in tensors).items() if count > 1)
+    if twice:
         raise InvalidArgument(
             f"two tensors are called {twice[0]!r}", field="tensors", fix="give each its own name"
         )
@@ -100,8 +88,7 @@ def _cut(tensors: Sequence[TensorSpec], ends: Sequence[int], position: int) -> t
         return (i, 0)
     spec = tensors[i]
     item = ITEM_BYTES[spec.dtype]
-    row = spec.numel // spec.shape[0] if spec.shape else 1
-    grain = row if row * item <= BLOCK_BYTES else 1
+    grain = spec.width if spec.width * item <= BLOCK_BYTES else 1
     into = (position - (ends[i] - spec.nbytes)) // item
     element = min((into + grain // 2) // grain * grain, spec.numel)
     return (i, element) if element < spec.numel else (i + 1, 0)
@@ -115,9 +102,3 @@ def _between(tensors: Sequence[TensorSpec], a: tuple[int, int], b: tuple[int, in
         stop = b[1] if i == b[0] else spec.numel
         if start < stop or (spec.numel == 0 and i < b[0]):
             yield Span(spec.name, start, stop)
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    """The first few names, for an error message."""
-    known = list(names)
-    return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")

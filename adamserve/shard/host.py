@@ -112,8 +112,13 @@ class ShardHost:
             raise
 
     def may_push(self, pusher: str, session: str) -> None:
-        """As `Shard.may_push`."""
-        self._shard.may_push(pusher, session)
+        """Check who pushes, before its gradients have come.
+
+        Raises:
+            NotFound: the pusher has not joined.
+            Conflict: another session has taken its name over.
+        """
+        self._shard.ledger[pusher].check_session(pusher, session)
 
     def join(
         self,
@@ -192,7 +197,7 @@ class ShardHost:
                 answer = shard.offer(checked, room)
                 while isinstance(answer, Decision):
                     queued += self._await_round(push, answer, deadline)
-                    receipt = shard.receipt(push.pusher, push.seq)
+                    receipt = shard.ledger[push.pusher].receipts.get(push.seq)
                     answer = Decided(receipt) if receipt is not None else shard.offer(checked, room)
             if answer.bfloat16 is not None:
                 key = ("bfloat16", shard.rule.has_lookahead)
@@ -256,7 +261,7 @@ class ShardHost:
         Raises:
             AdamServeError: what `close` was given.
         """
-        expiry = self._shard.next_expiry_s()
+        expiry = self._shard.leases.next_expiry_s()
         seconds = deadline.remaining()
         if self._closed is None:
             self._changed.wait(seconds if expiry is None else min(seconds, expiry + 0.001))

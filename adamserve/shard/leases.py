@@ -24,8 +24,6 @@ def check_lease(lease_s: float) -> None:
 class Leases:
     """Who is live: each pusher's lease, renewed by whatever it does. Not thread-safe.
 
-    A pusher that falls silent stops counting when its lease runs out, at most `lease_s` seconds later.
-
     Args:
         now: clock in seconds.
         ended: told the name of each pusher whose lease has run out, once that is noticed.
@@ -42,16 +40,9 @@ class Leases:
         self._expiries = 0
 
     def grant(self, pusher: str, lease_s: float) -> None:
-        """Start (or lengthen) a lease of `lease_s` seconds.
-
-        Raises:
-            InvalidArgument: `lease_s` is not a positive, finite number of seconds.
-        """
-        check_lease(lease_s)
-        self._note_ended()
+        """Start a lease of `lease_s` seconds, as `check_lease` takes them."""
         self._length[pusher] = lease_s
-        self._ends[pusher] = self._now() + lease_s
-        self._ended.discard(pusher)
+        self.renew(pusher)
 
     def renew(self, pusher: str) -> None:
         """Start the pusher's lease anew; one that has none is left without."""

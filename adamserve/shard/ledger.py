@@ -15,12 +15,7 @@ RECEIPTS_KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What came of a push that is decided.
-
-    Attributes:
-        receipt: the answer.
-        bfloat16: a copy of the parameters that the update wrote along the way, as `Store.step` returns it.
-    """
+    """The answer to a push that is decided, and the copy that its update wrote along the way, as `Store.step` says."""
 
     receipt: Receipt
     bfloat16: Array | None = None
@@ -28,16 +23,7 @@ class Decided:
 
 @dataclass(slots=True)
 class Pusher:
-    """One pusher.
-
-    Attributes:
-        last_seq: its last push that was decided, or given up.
-        steps: its pushes that were decided, or as many as the slowest had when it joined.
-        session: the session that its name belongs to while it is live.
-        kind: where it runs.
-        pushed_at: when its last push was decided, in seconds since 1970; None before the first.
-        receipts: the newest ones, by seq.
-    """
+    """One pusher: its `PusherState`, and when its last push was decided, in seconds since 1970."""
 
     last_seq: int = 0
     steps: int = 0
@@ -47,11 +33,7 @@ class Pusher:
     receipts: OrderedDict[int, Receipt] = field(default_factory=OrderedDict)
 
     def check_session(self, name: str, session: str) -> None:
-        """Check that a call comes from the session that the name belongs to.
-
-        Raises:
-            Conflict: it comes from another one.
-        """
+        """Raise Conflict unless a call comes from the session that the name belongs to."""
         if self.session != session:
             raise Conflict(
                 f"the name {name!r} belongs to another client's session",
@@ -98,11 +80,7 @@ class Ledger:
         }
 
     def __getitem__(self, name: str) -> Pusher:
-        """The pusher of that name.
-
-        Raises:
-            NotFound: it has not joined.
-        """
+        """The pusher of that name; raises NotFound if it has not joined."""
         try:
             return self._pushers[name]
         except KeyError:

@@ -40,7 +40,7 @@ class CheckedPush:
 class Shard:
     """Parameters, slots and clock of one shard of one job.
 
-    Not thread-safe, except for `check` and `may_push`, which change nothing that others read.
+    Not thread-safe, except for `check`, which changes nothing that others read.
 
     Args:
         partition: where every element of the job lives.
@@ -84,10 +84,10 @@ class Shard:
         self.waiting = 0
         self.push_seconds = Stopwatch(PUSH_BUCKETS)
         self.queue_seconds = Stopwatch(QUEUE_BUCKETS)
-        self._ledger = Ledger(state.pushers)
+        self.ledger = Ledger(state.pushers)
         self._wall = wall
         self._events = Events(self.index, wall)
-        self._leases = Leases(now, self._fell_silent)
+        self.leases = Leases(now, self._fell_silent)
         self._waiting_bytes = waiting_bytes
         self._round: dict[str, CheckedPush] = {}
         self._pulled: dict[str, tuple[Stamp, Point]] = {}
@@ -99,15 +99,6 @@ class Shard:
 
     # ---- pushes
 
-    def may_push(self, pusher: str, session: str) -> None:
-        """Check who pushes, before its gradients have come. Thread-safe; changes nothing.
-
-        Raises:
-            NotFound: the pusher has not joined.
-            Conflict: another session has taken its name over.
-        """
-        self._ledger[pusher].check_session(pusher, session)
-
     def check(self, push: Push, *, copied: bool = False) -> CheckedPush:
         """Check everything about a push that does not depend on clocks. Thread-safe; changes nothing.
 
@@ -117,8 +108,7 @@ class Shard:
 
         Raises:
             NotFound: a tensor is not this shard's.
-            InvalidArgument: a gradient has another shape or dtype, is not contiguous, or holds NaN or infinity;
-                or a rate is not a finite number of at least 0.
+            InvalidArgument: a gradient is not as `gradients.load` wants it, or a rate not as `check_rates` does.
             BadSequence: seq is below 1.
         """
         check_seq(push.seq)
@@ -135,16 +125,15 @@ class Shard:
     def offer(self, checked: CheckedPush, room: Room | None = None) -> Decided | Decision:
         """Apply a push now, or say that it must wait.
 
-        Either every tensor in the push is updated and the clock grows by one, or nothing changes. A push
-        that must wait is remembered where the round needs it (bsp); offer it again when something changed,
-        or `withdraw` it.
+        Either every tensor in the push is updated and the clock grows by one, or nothing changes. A push that must wait
+        is remembered where the round needs it (bsp); offer it again when something changed, or `withdraw` it.
 
         Args:
             checked: the push.
             room: asks for a bfloat16 copy of the new parameters, as for `Store.step`.
 
         Returns:
-            The receipt, with the copy if one was written; or a decision with verdict WAIT and its reason.
+            What was decided; or a decision with verdict WAIT and its reason.
 
         Raises:
             NotFound: the pusher has not joined.
@@ -153,7 +142,7 @@ class Shard:
             LimitExceeded: the gradients that wait for the round would take too much memory.
         """
         push = checked.push
-        pusher = self._ledger[push.pusher]
+        pusher = self.ledger[push.pusher]
         pusher.check_session(push.pusher, push.session)
         if push.seq <= pusher.last_seq:
             receipt = pusher.first_receipt(push.seq)
@@ -186,10 +175,6 @@ class Shard:
                 return Decided(self._refuse_stale(push, decision.reason))
             case Verdict.APPLY:
                 return self._apply(checked, decision, room)
-
-    def receipt(self, pusher: str, seq: int) -> Receipt | None:
-        """The receipt of a decided push, or None while it is undecided or no longer remembered."""
-        return self._ledger[pusher].receipts.get(seq)
 
     def withdraw(self, pusher: str) -> None:
         """Forget a push that waits."""
@@ -231,8 +216,8 @@ class Shard:
         if not last_seq >= 0:
             raise BadSequence(f"must be at least 0, got {last_seq}", field="last_seq")
         check_lease(lease_s)
-        record = self._ledger.enter(pusher)
-        if pusher in self._leases.live():
+        record = self.ledger.enter(pusher)
+        if pusher in self.leases.live():
             record.check_session(pusher, session)
         waiting = self._round.get(pusher)
         if waiting is not None and (session != record.session or waiting.push.seq <= last_seq):
@@ -240,7 +225,7 @@ class Shard:
         record.session, record.kind = session, kind
         self._catch_up(pusher, record)
         record.last_seq = max(record.last_seq, last_seq)
-        self._leases.grant(pusher, lease_s)
+        self.leases.grant(pusher, lease_s)
         return Joined(self.stamp, record.last_seq, self.restored_clock)
 
     def renew(self, pusher: str, session: str = "") -> None:
@@ -250,17 +235,17 @@ class Shard:
             NotFound: the pusher has not joined.
             Conflict: another session has taken its name over.
         """
-        record = self._ledger[pusher]
+        record = self.ledger[pusher]
         record.check_session(pusher, session)
         self._catch_up(pusher, record)
-        self._leases.renew(pusher)
+        self.leases.renew(pusher)
 
     def leave(self, pusher: str, session: str = "") -> None:
         """Stop counting a pusher; its seq is remembered. One that another session has taken over is left alone."""
-        record = self._ledger.get(pusher)
+        record = self.ledger.get(pusher)
         if record is not None and record.session != session:
             return
-        self._leases.drop(pusher)
+        self.leases.drop(pusher)
         self._round.pop(pusher, None)
         self._pulled.pop(pusher, None)
 
@@ -268,27 +253,17 @@ class Shard:
         """Whether a pusher may pull for its next step now (ssp holds one that runs ahead)."""
         return self.consistency.may_start(pusher, self._live_steps())
 
-    def next_expiry_s(self) -> float | None:
-        """Seconds until some live pusher's lease ends, or None."""
-        return self._leases.next_expiry_s()
-
     # ---- reading
 
     def read(self, *, training: bool = True) -> dict[str, Array]:
-        """The shard's parameters as one flat array a dtype, laid out as `Partition.layout` says.
+        """The shard's parameters, as `Store.point`, laid out as `Partition.layout` says.
 
-        Args:
-            training: the point where gradients are to be taken (Nesterov's look-ahead) rather than w.
-
-        Returns:
-            On the CPU views of the live buffers: copy them before the next push is offered.
+        On the CPU they may be views of the live buffers: copy them before the next push is offered.
         """
         return {dtype: values.cpu().numpy() for dtype, values in self.store.point(training=training).items()}
 
     def note_pull(self, pusher: str, *, asked: int = 0, answered: int | None = None) -> None:
-        """Account for a pull; with delay compensation keep the parameters pulled, for the pusher's next push.
-
-        Pullers of one clock share one kept copy.
+        """Account for a pull; with delay compensation keep the parameters, one copy for all who pull at this clock.
 
         Args:
             pusher: who pulled; "" for one that only reads.
@@ -302,19 +277,19 @@ class Shard:
         shared = next((kept for kept in self._pulled.values() if kept[0] == self.stamp), None)
         self._pulled[pusher] = shared or (
             self.stamp,
-            {dtype: values.clone() for dtype, values in self.store.point(training=True).items()},
+            {dtype: point.clone() for dtype, point in self.store.point(training=True).items()},
         )
 
     def state(self) -> ShardState:
         """Everything that a restart needs; on the CPU views of the live buffers."""
         segments, arrays = self.store.state()
-        return ShardState(self.index, self.stamp, segments, arrays, self._ledger.states())
+        return ShardState(self.index, self.stamp, segments, arrays, self.ledger.states())
 
     def statistics(self) -> ShardStatistics:
         """An immutable account of what the shard has done and how it stands; without `seen`."""
-        live = self._leases.live()
-        expiries = self._leases.expiries()
-        pushers = [(name, self._ledger[name]) for name in live]
+        live = self.leases.live()
+        expiries = self.leases.expiries()
+        pushers = [(name, self.ledger[name]) for name in live]
         return ShardStatistics(
             shard=self.index,
             stamp=self.stamp,
@@ -327,7 +302,7 @@ class Shard:
             live=tuple(live),
             kernel=next((kernel.executor for kernel in self.store.kernels), "none"),
             trainers=sum(pusher.kind == "trainer" for _, pusher in pushers),
-            silent=len(self._leases.silent()),
+            silent=len(self.leases.silent()),
             lease_expiries=expiries,
             waiting=self.waiting,
             push_seconds=self.push_seconds.read(),
@@ -345,28 +320,28 @@ class Shard:
 
     def _live_steps(self, *also: str) -> dict[str, int]:
         """Steps of every live pusher, and of those named."""
-        return self._ledger.steps({*self._leases.live(), *also})
+        return self.ledger.steps({*self.leases.live(), *also})
 
     def _catch_up(self, pusher: str, record: Pusher) -> None:
         """Set a pusher that was not live level with the slowest live one."""
-        if pusher not in self._leases.live():
+        if pusher not in self.leases.live():
             record.steps = max(record.steps, min(self._live_steps().values(), default=0))
 
     def _keep(self, checked: CheckedPush) -> None:
         """Keep a push for the end of its round."""
-        others = sum(kept.nbytes for name, kept in self._round.items() if name != checked.push.pusher)
-        if others + checked.nbytes > self._waiting_bytes:
+        waiting = {**self._round, checked.push.pusher: checked}
+        nbytes = sum(kept.nbytes for kept in waiting.values())
+        if nbytes > self._waiting_bytes:
             raise LimitExceeded(
-                f"{others + checked.nbytes} bytes of gradients would wait for their round,"
-                f" at most {self._waiting_bytes} may",
+                f"{nbytes} bytes of gradients would wait for their round, at most {self._waiting_bytes} may",
                 field="waiting_bytes",
                 fix="push with fewer workers, or allow more",
             )
-        self._round[checked.push.pusher] = checked
+        self._round = waiting
 
     def _record(self, push: Push, receipt: Receipt) -> Receipt:
         """Note that a push is decided."""
-        self._ledger[push.pusher].record(push.seq, receipt, self._wall())
+        self.ledger[push.pusher].record(push.seq, receipt, self._wall())
         self._pushes[receipt.outcome] += 1
         self._staleness[min(receipt.staleness, STALENESS_CAP)] += 1
         return receipt
@@ -374,7 +349,7 @@ class Shard:
     def _refuse_stale(self, push: Push, reason: str) -> Receipt:
         receipt = Receipt(Outcome.STALE, self.stamp, max(0, self.stamp.clock - push.pulled.clock), reason)
         self._events.add("stale", push.pusher, reason)
-        if push.seq == self._ledger[push.pusher].last_seq + 1:
+        if push.seq == self.ledger[push.pusher].last_seq + 1:
             return self._record(push, receipt)
         # From before the shard was restored, and so ahead of what it knows: joining again mends the count.
         self._pushes[Outcome.STALE] += 1
@@ -398,7 +373,7 @@ class Shard:
             self._bytes_in += member.nbytes
             staleness = before.clock - member.push.pulled.clock
             self._record(member.push, Receipt(Outcome.APPLIED, self.stamp, staleness, decision.reason))
-        return Decided(self._ledger[checked.push.pusher].receipts[checked.push.seq], copy)
+        return Decided(self.ledger[checked.push.pusher].receipts[checked.push.seq], copy)
 
     def _compensated(self, checked: CheckedPush) -> Mapping[str, Loaded]:
         """The gradients, corrected where the mode asks for it and the pulled parameters are known."""

@@ -193,12 +193,6 @@ def test_a_lease_is_renewed_even_after_it_ran_out_but_not_after_it_was_dropped()
     assert leases.next_expiry_s() is None
 
 
-@pytest.mark.parametrize("lease_s", [0.0, -1.0, math.nan, math.inf])
-def test_a_lease_has_a_positive_length(lease_s: float) -> None:
-    with pytest.raises(InvalidArgument, match="lease_s"):
-        Leases().grant("a", lease_s)
-
-
 def test_a_pusher_is_silent_from_the_end_of_its_lease_until_it_comes_back_or_is_forgotten() -> None:
     now = ManualClock()
     leases = Leases(now)

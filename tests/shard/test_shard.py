@@ -208,7 +208,7 @@ def test_a_push_that_runs_ahead_waits_by_itself() -> None:
     assert isinstance(offer(shard, 2, 1, ones(8.0), pusher="a"), Decision)
     offer(shard, 1, 0, ones(2.0), pusher="b")
     assert shard.stamp.clock == 2
-    assert shard.receipt("a", 2) is None
+    assert shard.ledger["a"].receipts.get(2) is None
     assert float(shard.state().arrays["w"]["scalar"][0]) == -3.0
     receipt = offer(shard, 2, 1, ones(8.0), pusher="a")
     assert isinstance(receipt, Receipt)
@@ -434,7 +434,7 @@ def test_bsp_averages_one_push_of_every_live_pusher() -> None:
     assert isinstance(offer(shard, 1, 0, ones(2.0), pusher="a"), Decision)
     last = offer(shard, 1, 0, ones(6.0), pusher="c")
     assert last == Receipt(Outcome.APPLIED, Stamp(1, 1), 0, "mean of 3 pushes")
-    assert shard.receipt("a", 1) == shard.receipt("b", 1) == last
+    assert shard.ledger["a"].receipts.get(1) == shard.ledger["b"].receipts.get(1) == last
     np.testing.assert_array_equal(shard.state().arrays["w"]["w"], np.arange(12) - 3.0)
 
 
