@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from adamserve.checkpoint.files import file_hash, naming, sync, write_all
+from adamserve.checkpoint.files import file_hash, naming, reading, sync, write_all
 from adamserve.checkpoint.manifest import Manifest, ShardEntry
-from adamserve.errors import CheckpointError
 from adamserve.shard.sparse import in_order
 from adamserve.values import (
     Array,
@@ -33,9 +32,8 @@ DTYPES: Mapping[str, str] = {"float32": "F32", "float64": "F64"}
 def write_shard(folder: Path, state: ShardState) -> Path:
     """Write a shard's state beside its final place, into the page cache; call `seal_shard` on what it returns.
 
-    The arrays go straight from their buffers to the file, so this takes one copy's time and no memory, which
-    matters because the shard's writer is held meanwhile. (The safetensors library would make a copy of
-    every array first.)
+    The arrays go straight from their buffers to the file, as the shard's writer is held meanwhile. (The safetensors
+    library would copy every array first.)
 
     Raises:
         CheckpointError: the file cannot be written; names it.
@@ -88,21 +86,16 @@ def seal_shard(path: Path) -> ShardEntry:
 def load_shard(
     folder: Path, manifest: Manifest, *, shard: int, spans: Sequence[Span], incarnation: int
 ) -> ShardState:
-    """Gather a shard's state for any partition of the job.
+    """Gather the state of shard number `shard`, which owns `spans`, for any partition of the job.
 
     A piece keeps the update count that it had. Where the spans are those of a shard in the checkpoint, clock
     and pushers are that shard's; else they are the largest among all shards, with the receipts on which they agree.
-
-    Args:
-        shard: the new shard's index.
-        spans: what it owns.
-        incarnation: the incarnation that it starts.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
     held = [shard_header(folder / entry.file) for entry in manifest.shards]
-    same = next((old for old in held if old.shard == shard and _spans(old) == list(spans)), None)
+    same = next((old for old in held if old.shard == shard and old.spans == list(spans)), None)
     sources = held if same is None else [same]
     pushers: dict[str, PusherState] = {}
     for old in sources:
@@ -148,17 +141,20 @@ class ShardHeader:
     pushers: Mapping[str, PusherState]
     slots: tuple[str, ...]
 
+    @property
+    def spans(self) -> list[Span]:
+        """The shard's, from its segments (a tensor's are adjacent)."""
+        spans: dict[str, Span] = {}
+        for s in self.segments:
+            spans[s.tensor] = Span(s.tensor, spans.get(s.tensor, s).start, s.stop)
+        return list(spans.values())
+
 
 def shard_header(path: Path) -> ShardHeader:
-    """Read a file's header.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            meta = file.metadata()
-            slots = dict.fromkeys(key.partition("/")[0] for key in file.keys())  # noqa: SIM118 - no mapping
+    """Read a file's header; raises CheckpointError if it cannot be read."""
+    with reading(path), safe_open(path, framework="numpy") as file:
+        meta = file.metadata()
+        slots = dict.fromkeys(key.partition("/")[0] for key in file.keys())  # noqa: SIM118 - no mapping
         return ShardHeader(
             int(meta["shard"]),
             Stamp(*json.loads(meta["stamp"])),
@@ -166,8 +162,6 @@ def shard_header(path: Path) -> ShardHeader:
             {name: _pusher(state) for name, state in json.loads(meta["pushers"]).items()},
             tuple(slots),
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot be read: {error}", field=str(path)) from None
 
 
 def _pusher_json(pusher: PusherState) -> list[Any]:
@@ -204,15 +198,6 @@ def _merged(one: PusherState, other: PusherState) -> PusherState:
     return replace(ahead, steps=max(one.steps, other.steps), receipts=receipts)
 
 
-def _spans(held: ShardHeader) -> list[Span]:
-    """A shard's spans, from its segments (a tensor's are adjacent)."""
-    spans: dict[str, Span] = {}
-    for s in held.segments:
-        first = spans.get(s.tensor)
-        spans[s.tensor] = Span(s.tensor, first.start if first else s.start, s.stop)
-    return list(spans.values())
-
-
 def _cut(span: Span, held: Sequence[ShardHeader]) -> list[Segment]:
     """The pieces of a span, each with its update count; neighbours of one count are joined."""
     pieces = sorted(
@@ -240,21 +225,13 @@ def _gather(
         slot: {span.tensor: np.empty(span.numel, dtypes[span.tensor]) for span in spans} for slot in slots
     }
     for entry, old in zip(manifest.shards, held, strict=True):
-        owned = {span.tensor: span for span in _spans(old)}
-        try:
-            with safe_open(folder / entry.file, framework="numpy") as file:
-                for span in spans:
-                    source = owned.get(span.tensor)
-                    if source is None:
-                        continue
-                    start, stop = max(span.start, source.start), min(span.stop, source.stop)
-                    if start >= stop:
-                        continue
-                    for slot in old.slots:
-                        part = file.get_slice(f"{slot}/{span.tensor}")[
-                            start - source.start : stop - source.start
-                        ]
-                        arrays[slot][span.tensor][start - span.start : stop - span.start] = part
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot be read: {error}", field=str(folder / entry.file)) from None
+        owned = {span.tensor: span for span in old.spans}
+        path = folder / entry.file
+        with reading(path), safe_open(path, framework="numpy") as file:
+            for span in spans:
+                source = owned.get(span.tensor, Span(span.tensor, 0, 0))
+                start, stop = max(span.start, source.start), min(span.stop, source.stop)
+                for slot in old.slots if start < stop else ():
+                    part = file.get_slice(f"{slot}/{span.tensor}")[start - source.start : stop - source.start]
+                    arrays[slot][span.tensor][start - span.start : stop - span.start] = part
     return arrays

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from adamserve.errors import CheckpointError
 
 
@@ -45,6 +47,16 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what is wrong with a file into an error that names it."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = error if isinstance(error, OSError) else repr(error)
+        raise CheckpointError(f"cannot be read: {problem}", field=str(path)) from None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adamserve.checkpoint.cuts import shard_header
-from adamserve.checkpoint.files import file_hash, write_text
+from adamserve.checkpoint.files import file_hash, reading, write_text
 from adamserve.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from adamserve.errors import CheckpointError, NotFound
 
@@ -31,14 +31,10 @@ class CheckpointInfo:
 
 
 def new_incarnation(root: Path, at_least: int) -> int:
-    """An incarnation that no shard of the job has been in, in this life of the service or an earlier one.
+    """An incarnation, from `at_least` on, that no shard of the job in the folder `root` has ever been in.
 
     What was handed out is on disk before it is used: a crash between a restore and the next checkpoint would otherwise
     make two histories that look alike to their pushers.
-
-    Args:
-        root: the job's folder.
-        at_least: one more than the incarnations that are known.
 
     Raises:
         CheckpointError: the record cannot be read or written; names it.
@@ -130,7 +126,7 @@ def verify(folder: Path) -> Manifest:
     spans: dict[str, list[tuple[int, int]]] = {spec.name: [] for spec in manifest.config.tensors}
     for entry in manifest.shards:
         path = folder / entry.file
-        try:
+        with reading(path):
             if not path.is_file():
                 raise CheckpointError("is missing", field=str(path))
             if path.stat().st_size != entry.nbytes:
@@ -139,8 +135,6 @@ def verify(folder: Path) -> Manifest:
                 )
             if file_hash(path) != entry.sha256:
                 raise CheckpointError("was altered: its checksum does not fit", field=str(path))
-        except OSError as error:
-            raise CheckpointError(f"cannot be read: {error.strerror or error}", field=str(path)) from None
         shard = shard_header(path)
         if shard.shard != entry.shard:
             raise CheckpointError(f"holds shard {shard.shard}, expected {entry.shard}", field=str(path))

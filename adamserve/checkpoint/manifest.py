@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adamserve.checkpoint.files import naming, sync, write_text
+from adamserve.checkpoint.files import naming, reading, sync, write_text
 from adamserve.errors import CheckpointError
 from adamserve.job import JobConfig
 from adamserve.values import Stamp, TensorSpec
@@ -74,7 +74,9 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: it is missing, altered, or of a version that this code does not read.
     """
     path = folder / MANIFEST
-    try:
+    if not path.exists():
+        raise CheckpointError("is unfinished: it has no manifest", field=str(folder))
+    with reading(path):
         body = json.loads(path.read_text())
         claimed = body.pop("sha256")
         if body.get("format") not in (1, FORMAT):
@@ -90,10 +92,6 @@ def read_manifest(folder: Path) -> Manifest:
         own = {key: body.pop(key) for key in ("number", "created", "format")}
         config = JobConfig(name=body.pop("job"), tensors=tensors, **body)
         return Manifest(config=config, shards=shards, **own)
-    except FileNotFoundError:
-        raise CheckpointError("is unfinished: it has no manifest", field=str(folder)) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"cannot be read: {error!r}", field=str(path)) from None
 
 
 def body_checksum(body: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict, its reason in words, and the factor that the push's rate is multiplied by."""
+    """A verdict, its reason in words, and a factor of the push's rate."""
 
     verdict: Verdict
     reason: str
@@ -80,11 +80,7 @@ class Consistency(ABC):
 
     @classmethod
     def parse(cls, argument: str, options: Mapping[str, Any]) -> Self:
-        """Read what a user wrote after "NAME:".
-
-        Raises:
-            InvalidArgument: the mode takes no argument, or not this one, or not one of the options.
-        """
+        """Read what a user wrote after "NAME:"; raises InvalidArgument as the function `parse`."""
         if argument:
             raise _unknown(f"{cls.name}:{argument}")
         return cls(**cls._checked(options))
@@ -92,13 +88,10 @@ class Consistency(ABC):
     @classmethod
     def _checked(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type] # `register` has checked it
-        for option in options:
-            if option not in known:
-                raise InvalidArgument(
-                    f"is an option of async, not of {cls.name!r}",
-                    field=option,
-                    fix="leave it out, or use async",
-                )
+        for option in [option for option in options if option not in known]:
+            raise InvalidArgument(
+                f"is an option of async, not of {cls.name!r}", field=option, fix="leave it out, or use async"
+            )
         return options
 
     def __str__(self) -> str:
@@ -153,8 +146,8 @@ class Async(Consistency):
 class SSP(Consistency):
     """Stale synchronous parallel: start a step only while at most `bound` steps ahead of the slowest live pusher.
 
-    Source: Ho et al. 2013, "More effective distributed ML via a stale synchronous parallel parameter server".
-    The training pull waits as the push does, so a gradient never lacks an update that the bound promises it.
+    The training pull waits as the push does, so a gradient never lacks an update that the bound promises it (Ho et al.
+    2013, "More effective distributed ML via a stale synchronous parallel parameter server").
     """
 
     name: ClassVar[str] = "ssp"
@@ -248,7 +241,7 @@ def admit(
 
 # ---- modes by name
 
-_MODES: dict[str, type[Consistency]] = {}
+_MODES: dict[str, type[Consistency]] = {mode.name: mode for mode in (Async, SSP, BSP)}
 
 
 def register(mode: type[Consistency]) -> type[Consistency]:
@@ -271,16 +264,8 @@ def register(mode: type[Consistency]) -> type[Consistency]:
     return mode
 
 
-for _mode in (Async, SSP, BSP):
-    register(_mode)
-
-
 def by_name(name: str) -> type[Consistency]:
-    """The mode of that name, from this package or from another's entry point.
-
-    Raises:
-        InvalidArgument: nobody has a mode of that name, or its package cannot be imported.
-    """
+    """The mode of that name; raises InvalidArgument if there is none, or its package cannot be imported."""
     if name not in _MODES:
         for point in entry_points(group=ENTRY_POINTS, name=name):
             try:
@@ -298,9 +283,7 @@ def by_name(name: str) -> type[Consistency]:
 def parse(text: str, **options: Any) -> Consistency:
     """Read "async", "ssp:S", "bsp", or "NAME" or "NAME:ARGUMENT" of another package's mode.
 
-    Args:
-        text: what the user wrote.
-        options: those that are not None belong to the mode (today async alone has any).
+    Options that are None are left out (today async alone has any).
 
     Raises:
         InvalidArgument: names the field `consistency`, or the option that the mode does not take.
@@ -315,11 +298,7 @@ def to_dict(mode: Consistency) -> dict[str, Any]:
 
 
 def from_dict(config: Config) -> Consistency:
-    """The mode that `to_dict` wrote.
-
-    Raises:
-        InvalidArgument: no mode has that name, or not those options.
-    """
+    """The mode that `to_dict` wrote; raises InvalidArgument if there is none of that name with those options."""
     options = dict(config)
     name = options.pop("mode")
     try:

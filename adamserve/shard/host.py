@@ -91,8 +91,7 @@ class ShardHost:
     def pull(self, pull: PullRequest, *, deadline: Deadline) -> Parameters:
         """The parameters, or some rows, and their stamp, from one moment between two updates.
 
-        All pullers of a clock share one copy, which is made while the writer is held, so that a pull never sees half an
-        update.
+        All pullers of a clock share one copy.
 
         Raises:
             NotFound, InvalidArgument: as `Store.read_rows`.
@@ -135,11 +134,6 @@ class ShardHost:
             self._changed.notify_all()
             return joined
 
-    def renew(self, pusher: str, session: str = "") -> None:
-        """As `Shard.renew`."""
-        with self._changed:
-            self._shard.renew(pusher, session)
-
     def leave(self, pusher: str, session: str = "") -> None:
         """As `Shard.leave`; pushes that waited for this pusher look again."""
         with self._changed:
@@ -181,10 +175,7 @@ class ShardHost:
     def _apply(
         self, push: Push, deadline: Deadline, then: Callable[[Receipt], Result], *, copied: bool = False
     ) -> Result:
-        """Offer a push until it is decided, and answer with `then` in the same moment.
-
-        A copy of the parameters that its update has written is published.
-        """
+        """Offer a push until it is decided, publish the copy that its update wrote, and answer with `then`."""
         shard, room = self._shard, self._publisher.room if copied else None
         began = time.perf_counter()
         with self.refusing(push.pusher):
@@ -225,8 +216,13 @@ class ShardHost:
 
     def _read(self, pull: PullRequest, deadline: Deadline) -> Parameters:
         """Answer a pull when its turn has come."""
-        self._await_turn(pull, deadline)
-        stamp, shard = self._shard.stamp, self._shard
+        shard = self._shard
+        if pull.pusher:
+            shard.renew(pull.pusher, pull.session)
+        while (reason := self._not_yet(pull)) is not None:
+            deadline.check(reason)
+            self._wait(deadline)
+        stamp = shard.stamp
         if pull.rows:
             rows = shard.store.read_rows(pull.rows, training=pull.training)
             asked = sum(4 * len(numbers) for numbers in pull.rows.values())
@@ -240,27 +236,15 @@ class ShardHost:
             kept = self._published[key] = Parameters(stamp, arrays)
         return kept
 
-    def _await_turn(self, pull: PullRequest, deadline: Deadline) -> None:
-        """Wait until a pull may be answered."""
-        if pull.pusher:
-            self._shard.renew(pull.pusher, pull.session)
-        while True:
-            clock = self._shard.stamp.clock
-            ready, reason = clock >= pull.at_least, f"clock {pull.at_least}, it is at {clock}"
-            if ready and pull.pusher:
-                decision = self._shard.may_start(pull.pusher)
-                ready, reason = decision.verdict is Verdict.APPLY, decision.reason
-            if ready:
-                return
-            deadline.check(reason)
-            self._wait(deadline)
+    def _not_yet(self, pull: PullRequest) -> str | None:
+        """Why a pull has to wait, or None when its turn has come."""
+        if (clock := self._shard.stamp.clock) < pull.at_least:
+            return f"clock {pull.at_least}, it is at {clock}"
+        decision = self._shard.may_start(pull.pusher) if pull.pusher else None
+        return decision.reason if decision is not None and decision.verdict is not Verdict.APPLY else None
 
     def _wait(self, deadline: Deadline) -> None:
-        """Wait until something changes, a lease ends, or the deadline passes.
-
-        Raises:
-            AdamServeError: what `close` was given.
-        """
+        """Wait until something changes, a lease ends, or the deadline passes; raises what `close` was given."""
         expiry = self._shard.leases.next_expiry_s()
         seconds = deadline.remaining()
         if self._closed is None:
