@@ -15,10 +15,7 @@ SPARSE_MODES = ("exact", "lazy")
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """What a job is: its tensors, its rule and its consistency mode, and how it is kept.
-
-    The rule and the mode are JSON objects here (`optim.to_dict`, `consistency.to_dict`), so that a job's
-    configuration is one value on the wire and on disk.
+    """What a job is, and how it is kept: one value on the wire and on disk.
 
     Attributes:
         name: letters, digits, `-`, `_` and `.`; it becomes a folder's name.
@@ -58,11 +55,7 @@ class JobConfig:
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be a job's name.
-
-    Raises:
-        InvalidArgument: says what can be one.
-    """
+    """Raise InvalidArgument for what cannot be a job's name."""
     plain = name.replace("-", "").replace("_", "").replace(".", "")
     if not plain.isalnum() or not plain.isascii() or name.startswith(".") or len(name) > 64:
         raise InvalidArgument(

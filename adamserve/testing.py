@@ -5,10 +5,9 @@
         ...
         service.kill(1)     # as kill -9 would: connections end, what the shard held is gone
 
-It is the service that `adamserve serve` runs but for Ray, so clients cannot tell the two apart. It starts in
-milliseconds. By default a thread watches the shards and heals the dead within moments. With `watch_every_s=None`
-nothing happens until `service.controller.step()` is called, and with a `ManualClock` no time passes until the test says
-so.
+Clients cannot tell it from the service that `adamserve serve` runs. It starts in milliseconds. By default a thread
+watches the shards and heals the dead within moments. With `watch_every_s=None` nothing happens until
+`service.controller.step()` is called, and with a `ManualClock` no time passes until the test says so.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Self
 
@@ -60,7 +60,7 @@ class LocalShard:
 
     def __init__(self, process: ShardProcess, index: int) -> None:
         self._process = process
-        self._index = index
+        self._gone = partial(ProcessGone, f"shard {index} was killed")
         self._dead = False
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix=f"adamserve-shard-{index}")
@@ -84,12 +84,10 @@ class LocalShard:
 
         def answer() -> Answer:
             try:
-                result = method(self._process, *args, **options)
-            except Exception:
-                self._check_alive()
-                raise
-            self._check_alive()
-            return result
+                return method(self._process, *args, **options)
+            finally:
+                if self._dead:
+                    raise self._gone()
 
         with self._lock:
             if not self._dead:
@@ -97,13 +95,6 @@ class LocalShard:
         refused: Future[Answer] = Future()
         refused.set_exception(self._gone())
         return refused
-
-    def _check_alive(self) -> None:
-        if self._dead:
-            raise self._gone()
-
-    def _gone(self) -> ProcessGone:
-        return ProcessGone(f"shard {self._index} was killed")
 
 
 class LocalWorker:
@@ -151,13 +142,7 @@ class LocalPool:
 
 
 class LocalPlacement:
-    """Starts shards in this process (`adamserve.cluster.placement.Placement`).
-
-    Args:
-        shards: how many the service has.
-        security: how their endpoints listen.
-        metrics: whether each serves its metrics.
-    """
+    """Starts the `shards` of a service in this process (`adamserve.cluster.placement.Placement`)."""
 
     def __init__(self, shards: int, security: Security, *, metrics: bool = False) -> None:
         self._shards = shards
@@ -167,19 +152,15 @@ class LocalPlacement:
 
     def start(self, index: int) -> LocalShard:
         """Start a shard."""
+        metrics = HOST if self._metrics else None
         process = ShardProcess(
-            index,
-            self._shards,
-            host=HOST,
-            edge=self._edge,
-            node="local",
-            metrics_host=HOST if self._metrics else None,
+            index, self._shards, host=HOST, edge=self._edge, node="local", metrics_host=metrics
         )
         self._started[index] = LocalShard(process, index)
         return self._started[index]
 
     def kill(self, index: int) -> None:
-        """End the process of a shard; the one that replaces it is another."""
+        """End the process of a shard."""
         self._started[index].kill()
 
 
@@ -244,12 +225,8 @@ class Service(RunningService):
         **placing: Any,
     ) -> Self:
         """As `adamserve.cluster.service.Service.start`; what is about Ray and its nodes is passed over."""
-        return cls(
-            shards=shards,
-            checkpoint_dir=checkpoint_dir,
-            security=security,
-            metrics=metrics_host is not None,
-        )
+        metrics = metrics_host is not None
+        return cls(shards=shards, checkpoint_dir=checkpoint_dir, security=security, metrics=metrics)
 
     def serve(self) -> None:
         """Nothing to do: it serves from the start."""

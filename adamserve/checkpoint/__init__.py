@@ -22,7 +22,6 @@ from adamserve.checkpoint.folder import (
     verify,
 )
 from adamserve.checkpoint.manifest import (
-    FORMAT,
     MANIFEST,
     Manifest,
     ShardEntry,
@@ -31,7 +30,6 @@ from adamserve.checkpoint.manifest import (
 )
 
 __all__ = [
-    "FORMAT",
     "INCARNATION",
     "MANIFEST",
     "CheckpointInfo",
