@@ -63,7 +63,6 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.shard": row(),
         "adamserve.shard.durations": row(),
         "adamserve.shard.checks": row("numpy"),
-        "adamserve.shard.leases": row(),
         "adamserve.shard.ledger": row(),
         "adamserve.shard.events": row(),
         "adamserve.shard.statistics": row(siblings="adamserve.shard.durations adamserve.shard.events"),

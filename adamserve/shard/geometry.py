@@ -7,12 +7,10 @@ the largest shard is at most one block above the mean.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
 
 from adamserve.errors import InvalidArgument, NotFound
 from adamserve.values import ITEM_BYTES, Span, TensorSpec
@@ -73,32 +71,22 @@ def partition(tensors: Sequence[TensorSpec], num_shards: int) -> Partition:
         raise InvalidArgument(
             f"two tensors are called {twice[0]!r}", field="tensors", fix="give each its own name"
         )
-    ends = list(accumulate(spec.nbytes for spec in tensors))
-    total = ends[-1] if ends else 0
-    cuts = [_cut(tensors, ends, total * i // num_shards) for i in range(1, num_shards)]
-    edges = [(0, 0), *cuts, (len(tensors), 0)]
-    shards = [tuple(_between(tensors, a, b)) for a, b in pairwise(edges)]
-    return Partition(tuple(tensors), tuple(shards))
-
-
-def _cut(tensors: Sequence[TensorSpec], ends: Sequence[int], position: int) -> tuple[int, int]:
-    """The (tensor, element) nearest to a byte position at which a cut may fall."""
-    i = bisect_right(ends, position)
-    if i == len(tensors):
-        return (i, 0)
-    spec = tensors[i]
-    item = ITEM_BYTES[spec.dtype]
-    grain = spec.width if spec.width * item <= BLOCK_BYTES else 1
-    into = (position - (ends[i] - spec.nbytes)) // item
-    element = min((into + grain // 2) // grain * grain, spec.numel)
-    return (i, element) if element < spec.numel else (i + 1, 0)
-
-
-def _between(tensors: Sequence[TensorSpec], a: tuple[int, int], b: tuple[int, int]) -> Iterable[Span]:
-    """The spans from edge `a` (included) to edge `b` (not)."""
-    for i in range(a[0], min(b[0] + 1, len(tensors))):
-        spec = tensors[i]
-        start = a[1] if i == a[0] else 0
-        stop = b[1] if i == b[0] else spec.numel
-        if start < stop or (spec.numel == 0 and i < b[0]):
-            yield Span(spec.name, start, stop)
+    total = sum(spec.nbytes for spec in tensors)
+    cuts = [total * i // num_shards for i in range(num_shards - 1, 0, -1)]  # in bytes, the next one last
+    shards: list[list[Span]] = [[]]
+    begin = 0
+    for spec in tensors:
+        item, start, end = ITEM_BYTES[spec.dtype], 0, begin + spec.nbytes
+        grain = spec.width if spec.width * item <= BLOCK_BYTES else 1
+        while cuts and cuts[-1] < end:
+            nearest = ((cuts.pop() - begin) // item + grain // 2) // grain * grain
+            stop = min(nearest, spec.numel)
+            if start < stop:
+                shards[-1].append(Span(spec.name, start, stop))
+            shards.append([])
+            start = stop
+        if start < spec.numel or not spec.numel:
+            shards[-1].append(Span(spec.name, start, spec.numel))
+        begin = end
+    shards += [[] for _ in cuts]  # where there is not one byte
+    return Partition(tuple(tensors), tuple(map(tuple, shards)))

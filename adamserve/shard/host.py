@@ -245,7 +245,7 @@ class ShardHost:
 
     def _wait(self, deadline: Deadline) -> None:
         """Wait until something changes, a lease ends, or the deadline passes; raises what `close` was given."""
-        expiry = self._shard.leases.next_expiry_s()
+        expiry = self._shard.ledger.next_expiry_s()
         seconds = deadline.remaining()
         if self._closed is None:
             self._changed.wait(seconds if expiry is None else min(seconds, expiry + 0.001))

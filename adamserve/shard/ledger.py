@@ -1,9 +1,9 @@
-"""What a shard remembers of its pushers: sessions, steps, and the receipts by which a push is applied once."""
+"""What a shard remembers of its pushers: sessions, leases, steps, and the receipts by which a push is applied once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from adamserve.errors import BadSequence, Conflict, NotFound
@@ -11,6 +11,9 @@ from adamserve.values import Array, Outcome, PusherKind, PusherState, Receipt
 
 RECEIPTS_KEPT = 64
 """Receipts kept for each pusher, to answer its retries with."""
+
+SILENT_S = 600.0
+"""How long a pusher whose lease ran out counts as silent; after that it counts as gone for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +26,17 @@ class Decided:
 
 @dataclass(slots=True)
 class Pusher:
-    """One pusher: its `PusherState`, and when its last push was decided, in seconds since 1970."""
+    """One pusher: its `PusherState`, when its last push was decided (in seconds since 1970), and its lease."""
 
     last_seq: int = 0
     steps: int = 0
     session: str = ""
     kind: PusherKind = "trainer"
-    pushed_at: float | None = None
     receipts: OrderedDict[int, Receipt] = field(default_factory=OrderedDict)
+    pushed_at: float | None = None
+    lease_s: float = 0.0
+    ends_at: float = 0.0
+    ended: bool = False
 
     def check_session(self, name: str, session: str) -> None:
         """Raise Conflict unless a call comes from the session that the name belongs to."""
@@ -69,14 +75,27 @@ class Pusher:
 
 
 class Ledger:
-    """Every pusher that a shard has heard of, live or not. Not thread-safe."""
+    """Every pusher that a shard has heard of. Those whose lease runs are live. Not thread-safe.
 
-    def __init__(self, states: Mapping[str, PusherState]) -> None:
+    Args:
+        states: what a checkpoint kept.
+        now: clock in seconds.
+        fell_silent: told the name of each pusher whose lease has run out, once that is noticed.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[str, PusherState],
+        now: Callable[[], float],
+        fell_silent: Callable[[str], None],
+    ) -> None:
+        self._now = now
+        self._fell_silent = fell_silent
+        self._expiries = 0
+        self._leased: dict[str, Pusher] = {}
         self._pushers = {
-            name: Pusher(
-                state.last_seq, state.steps, state.session, state.kind, receipts=OrderedDict(state.receipts)
-            )
-            for name, state in states.items()
+            name: Pusher(p.last_seq, p.steps, p.session, p.kind, OrderedDict(p.receipts))
+            for name, p in states.items()
         }
 
     def __getitem__(self, name: str) -> Pusher:
@@ -104,3 +123,49 @@ class Ledger:
             name: PusherState(p.last_seq, p.steps, p.session, p.kind, dict(p.receipts))
             for name, p in self._pushers.items()
         }
+
+    # ---- leases
+
+    def grant(self, name: str, lease_s: float) -> None:
+        """Start a lease of `lease_s` seconds for a pusher that has entered."""
+        self._note_ended()
+        pusher = self._leased[name] = self._pushers[name]
+        pusher.lease_s, pusher.ends_at, pusher.ended = lease_s, self._now() + lease_s, False
+
+    def renew(self, name: str) -> None:
+        """Start the pusher's lease anew; one that has none is left without."""
+        if pusher := self._leased.get(name):
+            self.grant(name, pusher.lease_s)
+
+    def drop(self, name: str) -> None:
+        """End a lease now."""
+        self._note_ended()
+        self._leased.pop(name, None)
+
+    def live(self) -> list[str]:
+        """Pushers whose lease runs, by name."""
+        now = self._now()
+        return sorted(name for name, pusher in self._leased.items() if pusher.ends_at > now)
+
+    def silent(self) -> list[str]:
+        """Pushers whose lease ran out in the last `SILENT_S` seconds, and that have neither come back nor left."""
+        now = self._now()
+        return sorted(name for name, p in self._leased.items() if now - SILENT_S < p.ends_at <= now)
+
+    def expiries(self) -> int:
+        """How many leases have run out so far; one that was ended or renewed in time is none."""
+        self._note_ended()
+        return self._expiries
+
+    def next_expiry_s(self) -> float | None:
+        """Seconds until the next running lease ends, or None when none runs."""
+        now = self._now()
+        return min((p.ends_at - now for p in self._leased.values() if p.ends_at > now), default=None)
+
+    def _note_ended(self) -> None:
+        now = self._now()
+        ended = [name for name, p in self._leased.items() if p.ends_at <= now and not p.ended]
+        for name in sorted(ended):
+            self._leased[name].ended = True
+            self._expiries += 1
+            self._fell_silent(name)

@@ -5,6 +5,7 @@ Waiting, locks and transport are its caller's (`adamserve.shard.host`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,7 +19,6 @@ from adamserve.shard.durations import APPLY_BUCKETS, PUSH_BUCKETS, QUEUE_BUCKETS
 from adamserve.shard.events import Events
 from adamserve.shard.geometry import Partition
 from adamserve.shard.gradients import Loaded, load, mean
-from adamserve.shard.leases import Leases, check_lease
 from adamserve.shard.ledger import Decided, Ledger, Pusher
 from adamserve.shard.statistics import STALENESS_CAP, PusherStatistics, ShardStatistics
 from adamserve.shard.store import Point, Room, Store
@@ -84,10 +84,9 @@ class Shard:
         self.waiting = 0
         self.push_seconds = Stopwatch(PUSH_BUCKETS)
         self.queue_seconds = Stopwatch(QUEUE_BUCKETS)
-        self.ledger = Ledger(state.pushers)
+        self.ledger = Ledger(state.pushers, now, self._fell_silent)
         self._wall = wall
         self._events = Events(self.index, wall)
-        self.leases = Leases(now, self._fell_silent)
         self._waiting_bytes = waiting_bytes
         self._round: dict[str, CheckedPush] = {}
         self._pulled: dict[str, tuple[Stamp, Point]] = {}
@@ -215,9 +214,10 @@ class Shard:
             raise InvalidArgument("a pusher's name is empty", field="pusher")
         if not last_seq >= 0:
             raise BadSequence(f"must be at least 0, got {last_seq}", field="last_seq")
-        check_lease(lease_s)
+        if not 0.0 < lease_s < math.inf:
+            raise InvalidArgument(f"must be a positive number of seconds, got {lease_s!r}", field="lease_s")
         record = self.ledger.enter(pusher)
-        if pusher in self.leases.live():
+        if pusher in self.ledger.live():
             record.check_session(pusher, session)
         waiting = self._round.get(pusher)
         if waiting is not None and (session != record.session or waiting.push.seq <= last_seq):
@@ -225,7 +225,7 @@ class Shard:
         record.session, record.kind = session, kind
         self._catch_up(pusher, record)
         record.last_seq = max(record.last_seq, last_seq)
-        self.leases.grant(pusher, lease_s)
+        self.ledger.grant(pusher, lease_s)
         return Joined(self.stamp, record.last_seq, self.restored_clock)
 
     def renew(self, pusher: str, session: str = "") -> None:
@@ -238,14 +238,14 @@ class Shard:
         record = self.ledger[pusher]
         record.check_session(pusher, session)
         self._catch_up(pusher, record)
-        self.leases.renew(pusher)
+        self.ledger.renew(pusher)
 
     def leave(self, pusher: str, session: str = "") -> None:
         """Stop counting a pusher; its seq is remembered. One that another session has taken over is left alone."""
         record = self.ledger.get(pusher)
         if record is not None and record.session != session:
             return
-        self.leases.drop(pusher)
+        self.ledger.drop(pusher)
         self._round.pop(pusher, None)
         self._pulled.pop(pusher, None)
 
@@ -287,8 +287,8 @@ class Shard:
 
     def statistics(self) -> ShardStatistics:
         """An immutable account of what the shard has done and how it stands; without `seen`."""
-        live = self.leases.live()
-        expiries = self.leases.expiries()
+        live = self.ledger.live()
+        expiries = self.ledger.expiries()
         pushers = [(name, self.ledger[name]) for name in live]
         return ShardStatistics(
             shard=self.index,
@@ -302,7 +302,7 @@ class Shard:
             live=tuple(live),
             kernel=next((kernel.executor for kernel in self.store.kernels), "none"),
             trainers=sum(pusher.kind == "trainer" for _, pusher in pushers),
-            silent=len(self.leases.silent()),
+            silent=len(self.ledger.silent()),
             lease_expiries=expiries,
             waiting=self.waiting,
             push_seconds=self.push_seconds.read(),
@@ -320,11 +320,11 @@ class Shard:
 
     def _live_steps(self, *also: str) -> dict[str, int]:
         """Steps of every live pusher, and of those named."""
-        return self.ledger.steps({*self.leases.live(), *also})
+        return self.ledger.steps({*self.ledger.live(), *also})
 
     def _catch_up(self, pusher: str, record: Pusher) -> None:
         """Set a pusher that was not live level with the slowest live one."""
-        if pusher not in self.leases.live():
+        if pusher not in self.ledger.live():
             record.steps = max(record.steps, min(self._live_steps().values(), default=0))
 
     def _keep(self, checked: CheckedPush) -> None:

@@ -53,7 +53,7 @@ class ShardStatistics:
         bytes_in, bytes_out: gradients taken and parameters given out.
         state_bytes: parameters and slots together.
         trainers: how many of the `live` come from outside the cluster; those have a session.
-        silent: pushers whose lease ran out of late, as `Leases.silent`.
+        silent: pushers whose lease ran out of late, as `Ledger.silent`.
         lease_expiries: leases that ran out.
         seen: a look at one update, where one was asked for.
         pushers: those in `live`, with their last push.

@@ -21,7 +21,7 @@ from adamserve.shard.consistency import (
     admit,
     parse,
 )
-from adamserve.shard.leases import SILENT_S, Leases
+from adamserve.shard.ledger import SILENT_S, Ledger
 from adamserve.values import Stamp
 
 MODES: list[Consistency] = [Async(), Async(max_staleness=2), SSP(bound=1), BSP()]
@@ -165,11 +165,18 @@ def test_bad_modes_name_the_field(text: str, options: dict[str, Any], field: str
     assert caught.value.field == field
 
 
+def leased(now: ManualClock, **lengths: float) -> Ledger:
+    """Pushers with leases of so many seconds."""
+    ledger = Ledger({}, now, lambda name: None)
+    for name, lease_s in lengths.items():
+        ledger.enter(name)
+        ledger.grant(name, lease_s)
+    return ledger
+
+
 def test_a_lease_ends_at_its_time_and_not_before() -> None:
     clock = ManualClock()
-    leases = Leases(clock)
-    leases.grant("a", 10.0)
-    leases.grant("b", 30.0)
+    leases = leased(clock, a=10.0, b=30.0)
     assert leases.live() == ["a", "b"]
     assert leases.next_expiry_s() == 10.0
     clock.seconds += 9.999
@@ -181,8 +188,7 @@ def test_a_lease_ends_at_its_time_and_not_before() -> None:
 
 def test_a_lease_is_renewed_even_after_it_ran_out_but_not_after_it_was_dropped() -> None:
     clock = ManualClock()
-    leases = Leases(clock)
-    leases.grant("a", 10.0)
+    leases = leased(clock, a=10.0)
     clock.seconds += 60.0
     leases.renew("a")
     assert leases.live() == ["a"]
@@ -195,9 +201,7 @@ def test_a_lease_is_renewed_even_after_it_ran_out_but_not_after_it_was_dropped()
 
 def test_a_pusher_is_silent_from_the_end_of_its_lease_until_it_comes_back_or_is_forgotten() -> None:
     now = ManualClock()
-    leases = Leases(now)
-    for name, lease_s in (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", SILENT_S * 2)):
-        leases.grant(name, lease_s)
+    leases = leased(now, a=1.0, b=2.0, c=3.0, d=SILENT_S * 2)
     assert leases.silent() == []
     now.seconds += 2.0
     assert leases.silent() == ["a", "b"]
