@@ -298,7 +298,7 @@ class Shard:
             apply_seconds=self._apply_seconds.read(),
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
-            state_bytes=self.store.nbytes,
+            state_bytes=self.store.state_bytes,
             live=tuple(live),
             kernel=next((kernel.executor for kernel in self.store.kernels), "none"),
             trainers=sum(pusher.kind == "trainer" for _, pusher in pushers),

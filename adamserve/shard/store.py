@@ -80,6 +80,7 @@ class Store:
 
     Attributes:
         spans: the shard's, by tensor.
+        parameter_bytes, state_bytes: of the parameters alone, and with their slots.
         kernels: how the rule runs, one a dtype.
         probe: looks at an update where one is asked for.
     """
@@ -102,29 +103,23 @@ class Store:
         self._rules = {rule, *tensor_rules.values()}
         self._exact = exact
         self._layout = {span.tensor: (dtype, at) for span, dtype, at in partition.layout(state.shard)}
-        self._buffers: dict[str, dict[str, torch.Tensor]] = {}
+        self._w: dict[str, torch.Tensor] = {}
+        self._slots: dict[str, dict[str, torch.Tensor]] = {}
         self._pieces: dict[str, list[_Piece]] = {name: [] for name in self.spans}
         self._load(state, tensor_rules)
+        self.parameter_bytes = sum(w.nbytes for w in self._w.values())
+        slots = (slot for slots in self._slots.values() for slot in slots.values())
+        self.state_bytes = self.parameter_bytes + sum(slot.nbytes for slot in slots)
         self.probe = Probe(self.spans.values(), self._view)
         self._prepared = {(torch.float32, False)}
         """Kernels made for float32 parameters: the gradients' dtype, and whether with a bfloat16 copy."""
         self.kernels = [
-            optim.prepare(rule, getattr(torch, dtype), device=self.device.type) for dtype in self._buffers
+            optim.prepare(rule, getattr(torch, dtype), device=self.device.type) for dtype in self._w
         ]
         for name in self.spans:
             spec = partition.specs[name]
             if spec.stride != 1 and self.device.type == "cpu":
                 prepare_rows(tensor_rules.get(name, rule), getattr(torch, spec.dtype))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of parameters and slots."""
-        return sum(b.nbytes for buffers in self._buffers.values() for b in buffers.values())
-
-    @property
-    def parameter_bytes(self) -> int:
-        """Bytes of the parameters alone."""
-        return sum(buffers["w"].nbytes for buffers in self._buffers.values())
 
     def span(self, name: str) -> tuple[Span, TensorSpec]:
         """The shard's span of a tensor, and the tensor.
@@ -157,11 +152,9 @@ class Store:
     def point(self, *, training: bool) -> dict[str, torch.Tensor]:
         """The parameters, or the point where gradients are to be taken; views of the buffers where they are that."""
         self.catch_up()
-        point = {}
-        for dtype, buffers in self._buffers.items():
-            slots = {slot: buffer for slot, buffer in buffers.items() if slot != "w"}
-            point[dtype] = self.rule.lookahead(buffers["w"], slots) if training else buffers["w"]
-        return point
+        if not training:
+            return self._w
+        return {dtype: self.rule.lookahead(w, self._slots[dtype]) for dtype, w in self._w.items()}
 
     def read_rows(self, wanted: Mapping[str, Array], *, training: bool = True) -> dict[str, Array]:
         """Some rows of some tensors, and the other tensors whole. At the cost of what is read.
@@ -196,12 +189,11 @@ class Store:
     def state(self) -> tuple[tuple[Segment, ...], dict[str, dict[str, Array]]]:
         """Segments and arrays as `ShardState` has them; on the CPU views of the buffers."""
         self.catch_up()
-        slots = ("w", *self.rule.slot_names)
-        arrays: dict[str, dict[str, Array]] = {slot: {} for slot in slots}
+        arrays: dict[str, dict[str, Array]] = {slot: {} for slot in ("w", *self.rule.slot_names)}
         for name, span in self.spans.items():
             dtype, at = self._layout[name]
-            for slot in slots:
-                arrays[slot][name] = self._buffers[dtype][slot][at : at + span.numel].cpu().numpy()
+            for slot, buffer in {"w": self._w[dtype], **self._slots[dtype]}.items():
+                arrays[slot][name] = buffer[at : at + span.numel].cpu().numpy()
         segments = tuple(
             Segment(piece.span.tensor, piece.span.start, piece.span.stop, piece.updates)
             for pieces in self._pieces.values()
@@ -289,7 +281,7 @@ class Store:
         dense = {name for name, gradient in gradients.items() if isinstance(gradient, torch.Tensor)}
         return (
             self.device.type == "cpu"
-            and self._buffers.keys() == {"float32"}
+            and self._w.keys() == {"float32"}
             and all(name in dense or not span.numel for name, span in self.spans.items())
         )
 
@@ -304,26 +296,25 @@ class Store:
 
     def _view(self, tensor: str, start: int, stop: int) -> torch.Tensor:
         dtype, at = self._layout[tensor]
-        return self._buffers[dtype]["w"][at + start : at + stop]
+        return self._w[dtype][at + start : at + stop]
 
     def _load(self, state: ShardState, tensor_rules: Mapping[str, optim.Rule]) -> None:
         """Fill the buffers, and cut them into pieces by update count."""
-        sizes: dict[str, int] = {}
+        sizes = {dtype: at + self.spans[name].numel for name, (dtype, at) in self._layout.items()}
+        for dtype, size in sizes.items():
+            self._w[dtype] = torch.zeros(size, dtype=getattr(torch, dtype), device=self.device)
+            self._slots[dtype] = dict(self.rule.init(self._w[dtype]))
         segments: dict[str, list[Segment]] = {}
         for segment in state.segments:
             segments.setdefault(segment.tensor, []).append(segment)
         for name, (dtype, at) in self._layout.items():
-            sizes[dtype] = at + self.spans[name].numel
-        for dtype, size in sizes.items():
-            w = torch.zeros(size, dtype=getattr(torch, dtype), device=self.device)
-            self._buffers[dtype] = {"w": w, **self.rule.init(w)}
-        for name, (dtype, at) in self._layout.items():
-            buffers, span, rule = self._buffers[dtype], self.spans[name], tensor_rules.get(name, self.rule)
+            w, slots, span = self._w[dtype], self._slots[dtype], self.spans[name]
             for slot, tensors in state.arrays.items():
-                values = torch.from_numpy(np.array(tensors[name], dtype=dtype))
-                buffers[slot][at : at + span.numel].copy_(values.reshape(-1))
+                values = torch.from_numpy(np.array(tensors[name], dtype=dtype)).reshape(-1)
+                (w if slot == "w" else slots[slot])[at : at + span.numel].copy_(values)
+            rule = tensor_rules.get(name, self.rule)
             for cut in segments.get(name) or [Segment(name, span.start, span.stop, 0)]:
-                a, b = at + cut.start - span.start, at + cut.stop - span.start
-                views = {slot: buffer[a:b] for slot, buffer in buffers.items()}
-                own = Span(name, cut.start, cut.stop)
-                self._pieces[name].append(_Piece(own, rule, cut.updates, views.pop("w"), views))
+                own = slice(at + cut.start - span.start, at + cut.stop - span.start)
+                views = {slot: buffer[own] for slot, buffer in slots.items()}
+                piece = _Piece(Span(name, cut.start, cut.stop), rule, cut.updates, w[own], views)
+                self._pieces[name].append(piece)
