@@ -13,11 +13,7 @@ from adamserve.values import GRADIENT_DTYPES, Array, TensorSpec
 
 
 def check_dtype(spec: TensorSpec, dtype: np.dtype[np.generic]) -> None:
-    """Check that a gradient's dtype is one that the parameter takes.
-
-    Raises:
-        InvalidArgument: it is not; names the tensor and the dtypes that are.
-    """
+    """Raise InvalidArgument unless a gradient's dtype is one that the parameter takes."""
     if _name(dtype) not in GRADIENT_DTYPES[spec.dtype] or not dtype.isnative:
         raise InvalidArgument(
             f"a gradient of dtype {dtype} for a {spec.dtype} parameter",
@@ -33,16 +29,7 @@ def _name(dtype: np.dtype[np.generic]) -> str:
 
 
 def check_dense(spec: TensorSpec, gradient: Array, shape: tuple[int, ...]) -> None:
-    """Check a dense gradient, of a whole tensor or of a shard's span of it.
-
-    Args:
-        spec: the tensor.
-        gradient: what was given.
-        shape: what its shape must be: the tensor's, or (elements,) of the span.
-
-    Raises:
-        InvalidArgument: its dtype or shape is wrong; names the tensor.
-    """
+    """Raise InvalidArgument unless a dense gradient has a dtype of its tensor's, and this shape."""
     check_dtype(spec, gradient.dtype)
     if gradient.shape != shape:
         raise InvalidArgument(
@@ -60,21 +47,13 @@ def not_finite(tensor: str) -> NotFinite:
 
 
 def check_seq(seq: int) -> None:
-    """Check a push's number.
-
-    Raises:
-        BadSequence: it is below 1.
-    """
+    """Raise BadSequence if a push's number is below 1."""
     if not seq >= 1:
         raise BadSequence(f"must be at least 1, got {seq}", field="seq", fix="count pushes from 1")
 
 
 def check_rates(lr: float | None, rates: Mapping[str, float]) -> None:
-    """Check a push's rates.
-
-    Raises:
-        InvalidArgument: one is not a finite number of at least 0; names it.
-    """
+    """Raise InvalidArgument unless each of a push's rates is a finite number of at least 0."""
     for field, rate in {"lr": lr, **{f"rates[{name}]": rate for name, rate in rates.items()}}.items():
         if rate is not None and not 0.0 <= rate < math.inf:
             raise InvalidArgument(f"must be finite and at least 0, got {rate!r}", field=field)

@@ -17,13 +17,7 @@ QUEUE_BUCKETS = (0.00001, 0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long something took, so far.
-
-    Attributes:
-        bounds: upper bounds of the buckets, in seconds.
-        counts: one a bucket, and one for what took longer.
-        total: sum of all durations, in seconds.
-    """
+    """How long something took, so far: upper bounds in seconds, a count for each and one beyond, and the sum."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]

@@ -36,12 +36,7 @@ class Event:
 
 
 class Events:
-    """The newest events of one shard, those alike folded into one. Not thread-safe.
-
-    Args:
-        shard: the shard.
-        now: seconds since 1970.
-    """
+    """The newest events of one shard, those alike folded into one. Not thread-safe."""
 
     def __init__(self, shard: int, now: Callable[[], float]) -> None:
         self._shard = shard
@@ -49,7 +44,6 @@ class Events:
         self._kept: OrderedDict[tuple[Kind, str], Event] = OrderedDict()
 
     def add(self, kind: Kind, pusher: str, reason: str) -> None:
-        """Note that something has happened."""
         before = self._kept.pop((kind, pusher), None)
         count = 1 if before is None else before.count + 1
         self._kept[kind, pusher] = Event(self._now(), kind, (self._shard,), pusher, reason, count)

@@ -31,11 +31,7 @@ class Partition:
         return {spec.name: spec for spec in self.tensors}
 
     def spec(self, name: str) -> TensorSpec:
-        """The tensor of that name.
-
-        Raises:
-            NotFound: the job has no such tensor.
-        """
+        """The tensor of that name; raises NotFound if the job has none."""
         try:
             return self.specs[name]
         except KeyError:
@@ -57,9 +53,7 @@ class Partition:
 def partition(tensors: Sequence[TensorSpec], num_shards: int) -> Partition:
     """Cut tensors into `num_shards` runs of nearly equal bytes. Deterministic.
 
-    Args:
-        tensors: of any rank, zero-size and scalar ones included; names differ.
-        num_shards: at least 1. More shards than elements leave some shards empty.
+    More shards than elements leave some shards empty.
 
     Raises:
         InvalidArgument: `num_shards` is below 1, or two tensors share a name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from adamserve.errors import BadSequence, Conflict, NotFound
@@ -113,9 +113,9 @@ class Ledger:
         """The pusher of that name, a new one where there was none."""
         return self._pushers.setdefault(name, Pusher())
 
-    def steps(self, names: Iterable[str]) -> dict[str, int]:
-        """Steps by pusher, in the order of the names."""
-        return {name: self._pushers[name].steps for name in sorted(names)}
+    def steps(self, *also: str) -> dict[str, int]:
+        """Steps of every live pusher, and of those named, in the order of the names."""
+        return {name: self._pushers[name].steps for name in sorted({*self.live(), *also})}
 
     def states(self) -> dict[str, PusherState]:
         """What a checkpoint keeps of each."""
@@ -126,16 +126,19 @@ class Ledger:
 
     # ---- leases
 
-    def grant(self, name: str, lease_s: float) -> None:
-        """Start a lease of `lease_s` seconds for a pusher that has entered."""
-        self._note_ended()
-        pusher = self._leased[name] = self._pushers[name]
-        pusher.lease_s, pusher.ends_at, pusher.ended = lease_s, self._now() + lease_s, False
+    def renew(self, name: str, lease_s: float | None = None) -> None:
+        """Start a pusher's lease anew, or one of `lease_s` seconds; one that has none is left without.
 
-    def renew(self, name: str) -> None:
-        """Start the pusher's lease anew; one that has none is left without."""
-        if pusher := self._leased.get(name):
-            self.grant(name, pusher.lease_s)
+        A pusher that was not live comes level with the slowest live one, so that it holds nobody back.
+        """
+        self._note_ended()
+        pusher = self[name]
+        if name not in self.live():
+            pusher.steps = max(pusher.steps, min(self.steps().values(), default=0))
+        if lease_s is not None:
+            self._leased[name], pusher.lease_s = pusher, lease_s
+        if name in self._leased:
+            pusher.ends_at, pusher.ended = self._now() + pusher.lease_s, False
 
     def drop(self, name: str) -> None:
         """End a lease now."""

@@ -7,8 +7,10 @@ thousand elements of w, before and after, and of the gradient; the norms are wor
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -114,16 +116,14 @@ def _blocks(
 ) -> list[tuple[str, int, int, torch.Tensor]]:
     """The elements to look at, spread evenly: (tensor, start and stop in its span, view)."""
     spans = [span for span in layout if span.numel]
-    total = sum(span.numel for span in spans)
-    if total <= BLOCKS * BLOCK and len(spans) <= BLOCKS:
-        chosen = [(span.tensor, 0, span.numel) for span in spans]
-    else:
-        chosen = []
-        every, end, wanted = total / BLOCKS, 0, 0
-        for span in spans:
-            first, end = end, end + span.numel
-            while wanted < BLOCKS and (place := int((wanted + 0.5) * every)) < end:
-                stop = min(place + min(BLOCK, max(1, int(every))), end)
-                chosen.append((span.tensor, place - first, stop - first))
-                wanted += 1
+    ends = list(accumulate(span.numel for span in spans))
+    chosen = [(span.tensor, 0, span.numel) for span in spans]
+    if len(spans) > BLOCKS or (ends and ends[-1] > BLOCKS * BLOCK):
+        every, chosen = ends[-1] / BLOCKS, []
+        for k in range(BLOCKS):
+            place = int((k + 0.5) * every)
+            i = bisect_right(ends, place)
+            first = ends[i] - spans[i].numel
+            stop = min(place + min(BLOCK, max(1, int(every))), ends[i])
+            chosen.append((spans[i].tensor, place - first, stop - first))
     return [(tensor, start, stop, view(tensor, start, stop)) for tensor, start, stop in chosen]

@@ -19,7 +19,7 @@ from adamserve.shard.durations import APPLY_BUCKETS, PUSH_BUCKETS, QUEUE_BUCKETS
 from adamserve.shard.events import Events
 from adamserve.shard.geometry import Partition
 from adamserve.shard.gradients import Loaded, load, mean
-from adamserve.shard.ledger import Decided, Ledger, Pusher
+from adamserve.shard.ledger import Decided, Ledger
 from adamserve.shard.statistics import STALENESS_CAP, PusherStatistics, ShardStatistics
 from adamserve.shard.store import Point, Room, Store
 from adamserve.values import Array, Joined, Outcome, Push, PusherKind, Receipt, ShardState, Stamp
@@ -135,7 +135,7 @@ class Shard:
             What was decided; or a decision with verdict WAIT and its reason.
 
         Raises:
-            NotFound: the pusher has not joined.
+            NotFound, Conflict: as `renew`.
             BadSequence: seq skips one, or is so old that its outcome is no longer known.
             InvalidArgument: the push says that it was pulled at a later clock than the shard's.
             LimitExceeded: the gradients that wait for the round would take too much memory.
@@ -158,7 +158,7 @@ class Shard:
             pulled=push.pulled,
             now=self.stamp,
             pusher=push.pusher,
-            steps=self._live_steps(push.pusher),
+            steps=self.ledger.steps(push.pusher),
             waiting=self._round,
         )
         match decision.verdict:
@@ -197,8 +197,7 @@ class Shard:
     ) -> Joined:
         """Make a pusher live for `lease_s` seconds from its latest call.
 
-        A newcomer starts level with the slowest live pusher, so that it holds nobody back. A push that waits is given
-        up if it is another session's, or not after `last_seq`. Idempotent.
+        A push that waits is given up if it is another session's, or not after `last_seq`. Idempotent.
 
         Args:
             pusher: its name in the job.
@@ -223,21 +222,17 @@ class Shard:
         if waiting is not None and (session != record.session or waiting.push.seq <= last_seq):
             self.withdraw(pusher)
         record.session, record.kind = session, kind
-        self._catch_up(pusher, record)
         record.last_seq = max(record.last_seq, last_seq)
-        self.ledger.grant(pusher, lease_s)
+        self.ledger.renew(pusher, lease_s)
         return Joined(self.stamp, record.last_seq, self.restored_clock)
 
     def renew(self, pusher: str, session: str = "") -> None:
         """Renew a pusher's lease; one that had fallen silent comes back level with the slowest.
 
         Raises:
-            NotFound: the pusher has not joined.
-            Conflict: another session has taken its name over.
+            NotFound, Conflict: the pusher has not joined, or another session has taken its name over.
         """
-        record = self.ledger[pusher]
-        record.check_session(pusher, session)
-        self._catch_up(pusher, record)
+        self.ledger[pusher].check_session(pusher, session)
         self.ledger.renew(pusher)
 
     def leave(self, pusher: str, session: str = "") -> None:
@@ -251,7 +246,7 @@ class Shard:
 
     def may_start(self, pusher: str) -> Decision:
         """Whether a pusher may pull for its next step now (ssp holds one that runs ahead)."""
-        return self.consistency.may_start(pusher, self._live_steps())
+        return self.consistency.may_start(pusher, self.ledger.steps())
 
     # ---- reading
 
@@ -265,10 +260,7 @@ class Shard:
     def note_pull(self, pusher: str, *, asked: int = 0, answered: int | None = None) -> None:
         """Account for a pull; with delay compensation keep the parameters, one copy for all who pull at this clock.
 
-        Args:
-            pusher: who pulled; "" for one that only reads.
-            asked: bytes that named rows.
-            answered: bytes of parameters; None for all of them.
+        `asked` bytes named rows, and `answered` bytes of parameters were returned, or all; a reader's name is "".
         """
         self._bytes_out += self.store.parameter_bytes if answered is None else answered
         self._bytes_in += asked
@@ -287,9 +279,8 @@ class Shard:
 
     def statistics(self) -> ShardStatistics:
         """An immutable account of what the shard has done and how it stands; without `seen`."""
-        live = self.ledger.live()
-        expiries = self.ledger.expiries()
-        pushers = [(name, self.ledger[name]) for name in live]
+        expiries = self.ledger.expiries()  # first, as it may add events
+        pushers = [(name, self.ledger[name]) for name in self.ledger.live()]
         return ShardStatistics(
             shard=self.index,
             stamp=self.stamp,
@@ -299,7 +290,7 @@ class Shard:
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
             state_bytes=self.store.state_bytes,
-            live=tuple(live),
+            live=tuple(name for name, _ in pushers),
             kernel=next((kernel.executor for kernel in self.store.kernels), "none"),
             trainers=sum(pusher.kind == "trainer" for _, pusher in pushers),
             silent=len(self.ledger.silent()),
@@ -318,15 +309,6 @@ class Shard:
         self._pulled.pop(pusher, None)
         self._events.add("silent", pusher, "its lease ran out without its having left")
 
-    def _live_steps(self, *also: str) -> dict[str, int]:
-        """Steps of every live pusher, and of those named."""
-        return self.ledger.steps({*self.ledger.live(), *also})
-
-    def _catch_up(self, pusher: str, record: Pusher) -> None:
-        """Set a pusher that was not live level with the slowest live one."""
-        if pusher not in self.ledger.live():
-            record.steps = max(record.steps, min(self._live_steps().values(), default=0))
-
     def _keep(self, checked: CheckedPush) -> None:
         """Keep a push for the end of its round."""
         waiting = {**self._round, checked.push.pusher: checked}
@@ -340,7 +322,6 @@ class Shard:
         self._round = waiting
 
     def _record(self, push: Push, receipt: Receipt) -> Receipt:
-        """Note that a push is decided."""
         self.ledger[push.pusher].record(push.seq, receipt, self._wall())
         self._pushes[receipt.outcome] += 1
         self._staleness[min(receipt.staleness, STALENESS_CAP)] += 1
@@ -356,7 +337,6 @@ class Shard:
         return receipt
 
     def _apply(self, checked: CheckedPush, decision: Decision, room: Room | None) -> Decided:
-        """Run the rule, move the clock, write the receipts."""
         members = {**self._round, checked.push.pusher: checked}
         self._round = {}
         pushes = [members[name] for name in sorted(members)]

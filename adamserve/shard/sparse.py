@@ -18,8 +18,7 @@ from adamserve.values import ITEM_BYTES, Array, Gradient, Span, SparseRows, Tens
 def as_rows(name: str, gradient: Any) -> SparseRows | None:
     """A sparse gradient of any kind as `SparseRows`: torch.sparse_coo, scipy's sparse matrices; None if it is dense.
 
-    Raises:
-        InvalidArgument: a sparse layout that has no rows.
+    Raises InvalidArgument for a sparse layout that has no rows.
     """
     if isinstance(gradient, SparseRows):
         return SparseRows(np.asarray(gradient.indices), np.asarray(gradient.values))
@@ -45,11 +44,7 @@ def as_rows(name: str, gradient: Any) -> SparseRows | None:
 
 
 def for_shards(spec: TensorSpec, gradient: SparseRows) -> SparseRows:
-    """A caller's sparse gradient as the shards take it: checked, and its rows numbered by their places.
-
-    Raises:
-        InvalidArgument: as `checked`.
-    """
+    """A caller's sparse gradient as the shards take it: `checked`, and its rows numbered by their places."""
     rows = check_indices(spec, gradient.indices)
     return checked(spec, SparseRows(places(spec, rows), gradient.values))
 
@@ -61,7 +56,7 @@ def checked(
 
     Args:
         spec: the tensor.
-        gradient: as the caller gave it; left as it is.
+        gradient: left as it is.
         span: whose rows it may name; None for the whole tensor's.
         finite: the values are known to be finite.
 
@@ -86,10 +81,8 @@ def checked(
     if len(rows) > 1 and not (rows[1:] > rows[:-1]).all():
         order = np.argsort(rows, kind="stable")
         rows, values = rows[order], values[order]
-        new = np.empty(len(rows), bool)
-        new[0], new[1:] = True, rows[1:] != rows[:-1]
-        if not new.all():
-            starts = np.flatnonzero(new)
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        if len(starts) < len(rows):
             wide = values if values.itemsize > 2 else values.astype(np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
                 values = np.add.reduceat(wide, starts, axis=0)
@@ -117,11 +110,7 @@ def spec_of(name: str, array: Array, tables: Collection[str] = ()) -> TensorSpec
 
 
 def check_tables(specs: Sequence[TensorSpec], tables: Collection[str]) -> None:
-    """Check that every table is one of the tensors, and has rows.
-
-    Raises:
-        NotFound, InvalidArgument: names the table.
-    """
+    """Check that every table is one of the tensors, and has rows; raises NotFound or InvalidArgument."""
     known = {spec.name: spec for spec in specs}
     for name in tables:
         if name not in known:
@@ -151,11 +140,7 @@ def in_order(spec: TensorSpec, kept: Array) -> Array:
 
 
 def check_table(spec: TensorSpec) -> int:
-    """The number of rows of a tensor that may be pushed and pulled by rows.
-
-    Raises:
-        InvalidArgument: it has no first dimension, or a row is so large that shards may cut it.
-    """
+    """The number of rows of a tensor; raises InvalidArgument if it has none, or so long that shards may cut them."""
     if not spec.shape or not spec.width:
         raise InvalidArgument(
             f"a tensor of shape {spec.shape} has no rows", field=spec.name, fix="send it dense"
@@ -170,11 +155,7 @@ def check_table(spec: TensorSpec) -> int:
 
 
 def check_indices(spec: TensorSpec, rows: Array, span: Span | None = None) -> Array:
-    """Row numbers of a tensor, or of a span of it, as contiguous int64.
-
-    Raises:
-        InvalidArgument: the tensor has no rows; or the numbers are of another kind or shape, or of no such row.
-    """
+    """Row numbers of a tensor, or of a span of it, as contiguous int64; raises InvalidArgument for what is none."""
     first, stop = 0, check_table(spec)
     if span is not None:
         first, stop = rows_of(span, spec.width)

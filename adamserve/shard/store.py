@@ -31,10 +31,7 @@ Point = Mapping[str, torch.Tensor]
 
 @dataclass(slots=True)
 class _Piece:
-    """A segment in the buffers: views of its parameters and slots, and its own update count.
-
-    `table` is there while some of its rows may have missed updates.
-    """
+    """A segment in the buffers; `table` is there while some of its rows may have missed updates."""
 
     span: Span
     rule: optim.Rule
@@ -122,11 +119,7 @@ class Store:
                 prepare_rows(tensor_rules.get(name, rule), getattr(torch, spec.dtype))
 
     def span(self, name: str) -> tuple[Span, TensorSpec]:
-        """The shard's span of a tensor, and the tensor.
-
-        Raises:
-            NotFound: the job has no such tensor, or the shard owns no part of it.
-        """
+        """The shard's span of a tensor, and the tensor; raises NotFound if the shard owns no part of such a tensor."""
         spec = self._partition.spec(name)
         if name not in self.spans:
             raise NotFound(
