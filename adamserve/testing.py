@@ -5,9 +5,10 @@
         ...
         service.kill(1)     # as kill -9 would: connections end, what the shard held is gone
 
-Clients cannot tell it from the service that `adamserve serve` runs. It starts in milliseconds. By default a thread
-watches the shards and heals the dead within moments. With `watch_every_s=None` nothing happens until
-`service.controller.step()` is called, and with a `ManualClock` no time passes until the test says so.
+It is the service that `adamserve serve` runs but for Ray, so clients cannot tell the two apart. It starts in
+milliseconds. By default a thread watches the shards and heals the dead within moments. With `watch_every_s=None`
+nothing happens until `service.controller.step()` is called, and with a `ManualClock` no time passes until the test says
+so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, Self
 
@@ -60,7 +60,7 @@ class LocalShard:
 
     def __init__(self, process: ShardProcess, index: int) -> None:
         self._process = process
-        self._gone = partial(ProcessGone, f"shard {index} was killed")
+        self._index = index
         self._dead = False
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix=f"adamserve-shard-{index}")
@@ -84,10 +84,12 @@ class LocalShard:
 
         def answer() -> Answer:
             try:
-                return method(self._process, *args, **options)
-            finally:
-                if self._dead:
-                    raise self._gone()
+                result = method(self._process, *args, **options)
+            except Exception:
+                self._check_alive()
+                raise
+            self._check_alive()
+            return result
 
         with self._lock:
             if not self._dead:
@@ -95,6 +97,13 @@ class LocalShard:
         refused: Future[Answer] = Future()
         refused.set_exception(self._gone())
         return refused
+
+    def _check_alive(self) -> None:
+        if self._dead:
+            raise self._gone()
+
+    def _gone(self) -> ProcessGone:
+        return ProcessGone(f"shard {self._index} was killed")
 
 
 class LocalWorker:
@@ -142,7 +151,13 @@ class LocalPool:
 
 
 class LocalPlacement:
-    """Starts the `shards` of a service in this process (`adamserve.cluster.placement.Placement`)."""
+    """Starts shards in this process (`adamserve.cluster.placement.Placement`).
+
+    Args:
+        shards: how many the service has.
+        security: how their endpoints listen.
+        metrics: whether each serves its metrics.
+    """
 
     def __init__(self, shards: int, security: Security, *, metrics: bool = False) -> None:
         self._shards = shards
@@ -152,15 +167,19 @@ class LocalPlacement:
 
     def start(self, index: int) -> LocalShard:
         """Start a shard."""
-        metrics = HOST if self._metrics else None
         process = ShardProcess(
-            index, self._shards, host=HOST, edge=self._edge, node="local", metrics_host=metrics
+            index,
+            self._shards,
+            host=HOST,
+            edge=self._edge,
+            node="local",
+            metrics_host=HOST if self._metrics else None,
         )
         self._started[index] = LocalShard(process, index)
         return self._started[index]
 
     def kill(self, index: int) -> None:
-        """End the process of a shard."""
+        """End the process of a shard; the one that replaces it is another."""
         self._started[index].kill()
 
 
@@ -225,8 +244,12 @@ class Service(RunningService):
         **placing: Any,
     ) -> Self:
         """As `adamserve.cluster.service.Service.start`; what is about Ray and its nodes is passed over."""
-        metrics = metrics_host is not None
-        return cls(shards=shards, checkpoint_dir=checkpoint_dir, security=security, metrics=metrics)
+        return cls(
+            shards=shards,
+            checkpoint_dir=checkpoint_dir,
+            security=security,
+            metrics=metrics_host is not None,
+        )
 
     def serve(self) -> None:
         """Nothing to do: it serves from the start."""

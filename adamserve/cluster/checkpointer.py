@@ -6,14 +6,16 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from adamserve import checkpoint
+from adamserve import checkpoint, optim
 from adamserve.cluster.jobs import Job, JobTable
 from adamserve.cluster.placement import ShardHandle
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.shards import Shards
 from adamserve.errors import NotFound, Unavailable
+from adamserve.job import JobConfig
 from adamserve.observe.logs import fields
 
 log = logging.getLogger("adamserve.service")
@@ -63,11 +65,7 @@ class Checkpointer:
                 # undo the updates made since.
                 with self._table.opening:
                     self._check(job, handles, entries)
-                    created = datetime.now(UTC).isoformat(timespec="seconds")
-                    manifest = checkpoint.Manifest(
-                        number=number, created=created, config=job.config, shards=tuple(entries)
-                    )
-                    checkpoint.write_manifest(folder, manifest)
+                    checkpoint.write_manifest(folder, manifest_of(job.config, number, entries))
             except Exception:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -93,3 +91,16 @@ class Checkpointer:
     def _check_held(self, job: Job) -> None:
         if not self._table.holds(job):
             raise NotFound(f"job {job.config.name!r} was deleted meanwhile", field="job")
+
+
+def manifest_of(
+    config: JobConfig, number: int, entries: Sequence[checkpoint.ShardEntry]
+) -> checkpoint.Manifest:
+    """What completes a checkpoint."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return checkpoint.Manifest(number=number, created=created, config=config, shards=tuple(entries))
+
+
+def config_of(manifest: checkpoint.Manifest) -> JobConfig:
+    """The job that a checkpoint is of, its rule with options that came later."""
+    return replace(manifest.config, rule=optim.to_dict(optim.from_dict(manifest.config.rule)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from adamserve import checkpoint, optim
 from adamserve.cluster import trash
-from adamserve.cluster.checkpointer import Checkpointer
+from adamserve.cluster.checkpointer import Checkpointer, config_of
 from adamserve.cluster.healer import log_skipped
 from adamserve.cluster.jobs import Job, JobTable
 from adamserve.cluster.process import ShardProcess
@@ -152,8 +152,7 @@ class Lifecycle:
             if trash.is_marked(folder):
                 raise NotFound(f"job {name!r} was deleted", field="job")
             newest, manifest = checkpoint.newest(folder, on_skip=log_skipped)
-            rule = optim.to_dict(optim.from_dict(manifest.config.rule))  # with options that came later
-            config = replace(manifest.config, **{"rule": rule, **(changes or {})})
+            config = replace(config_of(manifest), **(changes or {}))
             incarnation = checkpoint.new_incarnation(
                 folder, 1 + max(entry.stamp.incarnation for entry in manifest.shards)
             )

@@ -240,8 +240,10 @@ class ShardHost:
         """Why a pull has to wait, or None when its turn has come."""
         if (clock := self._shard.stamp.clock) < pull.at_least:
             return f"clock {pull.at_least}, it is at {clock}"
-        decision = self._shard.may_start(pull.pusher) if pull.pusher else None
-        return decision.reason if decision is not None and decision.verdict is not Verdict.APPLY else None
+        if not pull.pusher:
+            return None
+        decision = self._shard.consistency.may_start(pull.pusher, self._shard.ledger.steps())
+        return None if decision.verdict is Verdict.APPLY else decision.reason
 
     def _wait(self, deadline: Deadline) -> None:
         """Wait until something changes, a lease ends, or the deadline passes; raises what `close` was given."""

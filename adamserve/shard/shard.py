@@ -244,10 +244,6 @@ class Shard:
         self._round.pop(pusher, None)
         self._pulled.pop(pusher, None)
 
-    def may_start(self, pusher: str) -> Decision:
-        """Whether a pusher may pull for its next step now (ssp holds one that runs ahead)."""
-        return self.consistency.may_start(pusher, self.ledger.steps())
-
     # ---- reading
 
     def read(self, *, training: bool = True) -> dict[str, Array]:
