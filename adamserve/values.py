@@ -310,6 +310,14 @@ class ShardState:
     arrays: Mapping[str, Mapping[str, Array]]
     pushers: Mapping[str, PusherState] = field(default_factory=dict)
 
+    @property
+    def spans(self) -> list[Span]:
+        """The shard's, from its segments."""
+        spans: dict[str, Span] = {}
+        for s in self.segments:
+            spans[s.tensor] = Span(s.tensor, spans.get(s.tensor, s).start, s.stop)
+        return list(spans.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:

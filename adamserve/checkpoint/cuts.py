@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,7 @@ from safetensors import safe_open
 from adamserve.checkpoint.files import file_hash, naming, reading, sync, write_all
 from adamserve.checkpoint.manifest import Manifest, ShardEntry
 from adamserve.shard.sparse import in_order
-from adamserve.values import (
-    Array,
-    Outcome,
-    PusherState,
-    Receipt,
-    Segment,
-    ShardState,
-    Span,
-    Stamp,
-)
-
-DTYPES: Mapping[str, str] = {"float32": "F32", "float64": "F64"}
-"""safetensors' names of the dtypes."""
+from adamserve.values import Array, Outcome, PusherState, Receipt, Segment, ShardState, Span, Stamp
 
 
 def write_shard(folder: Path, state: ShardState) -> Path:
@@ -52,7 +40,7 @@ def write_shard(folder: Path, state: ShardState) -> Path:
         for tensor, array in tensors.items():
             start, end = end, end + array.nbytes
             header[f"{slot}/{tensor}"] = {
-                "dtype": DTYPES[str(array.dtype)],
+                "dtype": f"F{8 * array.itemsize}",
                 "shape": [array.size],
                 "data_offsets": [start, end],
             }
@@ -94,27 +82,25 @@ def load_shard(
     Raises:
         CheckpointError: a file cannot be read.
     """
-    held = [shard_header(folder / entry.file) for entry in manifest.shards]
-    same = next((old for old in held if old.shard == shard and old.spans == list(spans)), None)
-    sources = held if same is None else [same]
+    held = shard_headers(folder, manifest)
+    same = [old for old in held.values() if old.shard == shard and old.spans == list(spans)]
+    sources = same or list(held.values())
     pushers: dict[str, PusherState] = {}
     for old in sources:
         for name, state in old.pushers.items():
             pushers[name] = _merged(pushers.get(name, state), state)
-    segments = [segment for span in spans for segment in _cut(span, held)]
-    arrays = _gather(folder, manifest, spans, held)
+    segments = [segment for span in spans for segment in _cut(span, held.values())]
     clock = max(old.stamp.clock for old in sources)
+    arrays = _gather(manifest, spans, held)
     return ShardState(shard, Stamp(incarnation, clock), tuple(segments), arrays, pushers)
 
 
 def load_tensors(folder: Path, manifest: Manifest) -> dict[str, dict[str, Array]]:
     """Every slot's (and "w"'s) whole tensors, in their shapes."""
     spans = [Span(spec.name, 0, spec.numel) for spec in manifest.config.tensors]
-    held = [shard_header(folder / entry.file) for entry in manifest.shards]
-    gathered = _gather(folder, manifest, spans, held)
-    specs = {spec.name: spec for spec in manifest.config.tensors}
+    gathered = _gather(manifest, spans, shard_headers(folder, manifest))
     return {
-        slot: {name: in_order(specs[name], a) for name, a in arrays.items()}
+        slot: {spec.name: in_order(spec, arrays[spec.name]) for spec in manifest.config.tensors}
         for slot, arrays in gathered.items()
     }
 
@@ -122,46 +108,28 @@ def load_tensors(folder: Path, manifest: Manifest) -> dict[str, dict[str, Array]
 def update_counts(folder: Path, manifest: Manifest) -> dict[str, list[int]]:
     """By tensor, the update counts of its pieces."""
     counts: dict[str, list[int]] = {spec.name: [] for spec in manifest.config.tensors}
-    for entry in manifest.shards:
-        for segment in shard_header(folder / entry.file).segments:
+    for old in shard_headers(folder, manifest).values():
+        for segment in old.segments:
             counts[segment.tensor].append(segment.updates)
     return counts
 
 
-# ---- inside
-
-
-@dataclass(frozen=True, slots=True)
-class ShardHeader:
-    """What one file's header says."""
-
-    shard: int
-    stamp: Stamp
-    segments: tuple[Segment, ...]
-    pushers: Mapping[str, PusherState]
-    slots: tuple[str, ...]
-
-    @property
-    def spans(self) -> list[Span]:
-        """The shard's, from its segments (a tensor's are adjacent)."""
-        spans: dict[str, Span] = {}
-        for s in self.segments:
-            spans[s.tensor] = Span(s.tensor, spans.get(s.tensor, s).start, s.stop)
-        return list(spans.values())
-
-
-def shard_header(path: Path) -> ShardHeader:
-    """Read a file's header; raises CheckpointError if it cannot be read."""
+def shard_header(path: Path) -> ShardState:
+    """A file's state without its arrays, of which there are the slots; raises CheckpointError if it cannot be read."""
     with reading(path), safe_open(path, framework="numpy") as file:
         meta = file.metadata()
-        slots = dict.fromkeys(key.partition("/")[0] for key in file.keys())  # noqa: SIM118 - no mapping
-        return ShardHeader(
+        return ShardState(
             int(meta["shard"]),
             Stamp(*json.loads(meta["stamp"])),
             tuple(Segment(*segment) for segment in json.loads(meta["segments"])),
+            {key.partition("/")[0]: {} for key in file.keys()},  # noqa: SIM118 - no mapping
             {name: _pusher(state) for name, state in json.loads(meta["pushers"]).items()},
-            tuple(slots),
         )
+
+
+def shard_headers(folder: Path, manifest: Manifest) -> dict[Path, ShardState]:
+    """The `shard_header` of each of a checkpoint's files."""
+    return {path: shard_header(path) for path in (folder / entry.file for entry in manifest.shards)}
 
 
 def _pusher_json(pusher: PusherState) -> list[Any]:
@@ -171,20 +139,13 @@ def _pusher_json(pusher: PusherState) -> list[Any]:
 
 def _pusher(state: Sequence[Any]) -> PusherState:
     """What `_pusher_json` wrote, or format 1, which ends after the steps."""
-    last_seq, steps, *rest = state
-    if not rest:
-        return PusherState(last_seq, steps)
-    session, kind, receipts = rest
-    return PusherState(
-        last_seq,
-        steps,
-        session,
-        kind,
-        {
-            seq: Receipt(Outcome(outcome), Stamp(incarnation, clock), staleness, reason)
-            for seq, outcome, incarnation, clock, staleness, reason in receipts
-        },
-    )
+    padded: list[Any] = [*state, "", "trainer", ()]
+    last_seq, steps, session, kind, known = padded[:5]
+    receipts = {
+        seq: Receipt(Outcome(outcome), Stamp(incarnation, clock), staleness, reason)
+        for seq, outcome, incarnation, clock, staleness, reason in known
+    }
+    return PusherState(last_seq, steps, session, kind, receipts)
 
 
 def _merged(one: PusherState, other: PusherState) -> PusherState:
@@ -198,7 +159,7 @@ def _merged(one: PusherState, other: PusherState) -> PusherState:
     return replace(ahead, steps=max(one.steps, other.steps), receipts=receipts)
 
 
-def _cut(span: Span, held: Sequence[ShardHeader]) -> list[Segment]:
+def _cut(span: Span, held: Iterable[ShardState]) -> list[Segment]:
     """The pieces of a span, each with its update count; neighbours of one count are joined."""
     pieces = sorted(
         (max(s.start, span.start), min(s.stop, span.stop), s.updates)
@@ -217,21 +178,20 @@ def _cut(span: Span, held: Sequence[ShardHeader]) -> list[Segment]:
 
 
 def _gather(
-    folder: Path, manifest: Manifest, spans: Sequence[Span], held: Sequence[ShardHeader]
+    manifest: Manifest, spans: Sequence[Span], held: Mapping[Path, ShardState]
 ) -> dict[str, dict[str, Array]]:
     dtypes = {spec.name: spec.dtype for spec in manifest.config.tensors}
-    slots = dict.fromkeys(slot for old in held for slot in old.slots)
     arrays: dict[str, dict[str, Array]] = {
-        slot: {span.tensor: np.empty(span.numel, dtypes[span.tensor]) for span in spans} for slot in slots
+        slot: {span.tensor: np.empty(span.numel, dtypes[span.tensor]) for span in spans}
+        for slot in dict.fromkeys(slot for old in held.values() for slot in old.arrays)
     }
-    for entry, old in zip(manifest.shards, held, strict=True):
+    for path, old in held.items():
         owned = {span.tensor: span for span in old.spans}
-        path = folder / entry.file
         with reading(path), safe_open(path, framework="numpy") as file:
             for span in spans:
                 source = owned.get(span.tensor, Span(span.tensor, 0, 0))
                 start, stop = max(span.start, source.start), min(span.stop, source.stop)
-                for slot in old.slots if start < stop else ():
+                for slot in old.arrays if start < stop else ():
                     part = file.get_slice(f"{slot}/{span.tensor}")[start - source.start : stop - source.start]
                     arrays[slot][span.tensor][start - span.start : stop - span.start] = part
     return arrays
