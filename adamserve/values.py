@@ -225,7 +225,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class JobReceipt:
-    """All shards' answers to one push: STALE if any of them refused it, and the largest staleness."""
+    """All shards' answers to one push: the worst outcome, and the largest staleness."""
 
     shards: tuple[Receipt, ...]
 

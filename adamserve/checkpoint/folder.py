@@ -83,7 +83,9 @@ def next_number(root: Path) -> int:
     return max((info.number for info in list_checkpoints(root)), default=0) + 1
 
 
-def newest(root: Path, *, on_skip: Callable[[Path, str], None] | None = None) -> tuple[Path, Manifest]:
+def newest(
+    root: Path, *, on_skip: Callable[[Path, str], object] = lambda folder, reason: None
+) -> tuple[Path, Manifest]:
     """The newest checkpoint that verifies; one that does not is passed over, and `on_skip` is told why.
 
     Raises:
@@ -95,22 +97,18 @@ def newest(root: Path, *, on_skip: Callable[[Path, str], None] | None = None) ->
             return info.folder, verify(info.folder)
         except CheckpointError as error:
             reasons.append(str(error))
-            if on_skip is not None:
-                on_skip(info.folder, str(error))
-    raise NotFound(
-        "there is no checkpoint that verifies" + (f": {'; '.join(reasons)}" if reasons else ""),
-        field=str(root),
-    )
+            on_skip(info.folder, str(error))
+    why = f": {'; '.join(reasons)}" if reasons else ""
+    raise NotFound(f"there is no checkpoint that verifies{why}", field=str(root))
 
 
 def prune(root: Path, *, keep: int) -> None:
     """Delete the oldest complete checkpoints beyond `keep`, and unfinished ones older than the newest complete one."""
     infos = list_checkpoints(root)
     complete = [info for info in infos if info.complete]
-    if not complete:
-        return
-    stale = complete[:-keep] + [i for i in infos if not i.complete and i.number < complete[-1].number]
-    for info in stale:
+    unfinished = [info for info in infos if not info.complete]
+    newest = max((info.number for info in complete), default=0)
+    for info in complete[:-keep] + [info for info in unfinished if info.number < newest]:
         # The manifest goes first, so that a half-deleted folder is never taken for a checkpoint.
         (info.folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(info.folder)

@@ -16,14 +16,13 @@ Kind = Literal["stale", "invalid", "silent", "rollback"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that an operator should see.
+    """Something that an operator should see, or the last of several alike.
 
     Attributes:
-        at: seconds since 1970; of events alike, the last one's.
-        kind: what happened.
+        at: seconds since 1970.
         shards: where.
         pusher: whose; "" where it is nobody's.
-        reason: in words; of events alike, the last one's.
+        reason: in words.
         count: how many alike: of the same kind and pusher, on the shard that saw most of them.
     """
 

@@ -254,8 +254,6 @@ class ShardHost:
         if self._closed is not None:
             raise self._closed
 
-    # ---- beside it
-
     def _looked(self, statistics: ShardStatistics) -> ShardStatistics:
         """Add the last look at an update, worked out beside the writer; kept for a scrape that cannot wait."""
         self._last = replace(statistics, seen=self._shard.store.probe.seen())

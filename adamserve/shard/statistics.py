@@ -1,7 +1,4 @@
-"""What a shard tells of itself: counts, times, and a look at one update.
-
-Plain values: who reads them, like the controller and the metrics, needs no torch.
-"""
+"""What a shard tells of itself: counts, times, and a look at one update. Who reads it needs no torch."""
 
 from __future__ import annotations
 
