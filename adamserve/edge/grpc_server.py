@@ -171,7 +171,7 @@ class Endpoint:
 
 def abort(context: grpc.ServicerContext, error: AdamServeError) -> None:
     """End a call with our error."""
-    context.set_trailing_metadata(tuple(status.metadata(error)))
+    context.set_trailing_metadata(((status.DETAILS, status.details(error)),))
     context.abort(status.code_of(error), str(error)[: status.LONGEST])
 
 

@@ -31,10 +31,7 @@ class EncodedPublisher:
         out = self._buffers.take(values.size, codec.ENCODINGS[encoding].item)
 
         def part(start: int, stop: int) -> None:
-            if encoding in ("bfloat16", "float16"):
-                codec.narrow(values[start:stop], encoding, out[start:stop])
-            else:
-                out[start:stop] = values[start:stop]
+            codec.convert(values[start:stop], encoding, out[start:stop])
 
         share(values.size, part)
         return out

@@ -11,6 +11,7 @@ import ctypes
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,18 +34,17 @@ class Encoding:
     """One member of adamserve.v1.Encoding: its number, the numpy dtype of its items, and who may use it."""
 
     number: int
-    item: str
-    itemsize: int
+    item: np.dtype[Any]
     parameters: tuple[str, ...]
     gradients: tuple[str, ...]
 
 
 ENCODINGS: Mapping[str, Encoding] = {
-    "float32": Encoding(1, "<f4", 4, ("float32",), ("float32", "float64")),
-    "float64": Encoding(2, "<f8", 8, ("float64",), ("float64",)),
-    "bfloat16": Encoding(3, "<u2", 2, ("float32",), ("float32", "float64")),
-    "float16": Encoding(4, "<f2", 2, ("float32",), ("float32", "float64")),
-    "int8": Encoding(5, "i1", 1, (), ("float32", "float64")),
+    "float32": Encoding(1, np.dtype("<f4"), ("float32",), ("float32", "float64")),
+    "float64": Encoding(2, np.dtype("<f8"), ("float64",), ("float64",)),
+    "bfloat16": Encoding(3, np.dtype("<u2"), ("float32",), ("float32", "float64")),
+    "float16": Encoding(4, np.dtype("<f2"), ("float32",), ("float32", "float64")),
+    "int8": Encoding(5, np.dtype("i1"), (), ("float32", "float64")),
 }
 """By name; `parameters` and `gradients` are the parameters' dtypes that it may carry."""
 
@@ -100,20 +100,23 @@ _LARGEST: Mapping[str, float] = {"bfloat16": 2.0**128 - 2.0**119, "float16": 655
 """Half a step above the largest number: from here on elements are rounded to infinity."""
 
 
-def narrow(values: Array, to: str, out: Array | None = None) -> Array:
-    """float elements as the items of bfloat16 (bits in uint16) or float16, rounded to nearest even; in `out`."""
-    values = np.ascontiguousarray(values)
-    if out is None:
-        out = np.empty(values.shape, ENCODINGS[to].item)
-    if to == "bfloat16" and values.dtype == np.float32 and (loops := _loops(values.nbytes)):
-        loops.give_bfloat16(values.size, values.ctypes.data, out.ctypes.data)
-    elif (torch := sys.modules.get("torch")) is not None:
+def convert(values: Array, name: str, out: Array) -> int | None:
+    """Write float elements as an encoding's items, rounded to nearest even; bfloat16 as its bits.
+
+    Args:
+        values: contiguous.
+        name: any encoding but int8.
+        out: of as many items.
+
+    Returns:
+        The items' `sum32`, where it came with them.
+    """
+    if name == "bfloat16" and values.dtype == np.float32 and (loops := _loops(values.nbytes)):
+        return int(loops.give_bfloat16(values.size, values.ctypes.data, out.ctypes.data))
+    if name in _LARGEST and (torch := sys.modules.get("torch")) is not None:
         # uint16 is what torch knows least of: it sees the same bytes as int16 first.
-        torch.from_numpy(out.view("<i2")).view(getattr(torch, to)).copy_(torch.from_numpy(values))
-    elif to == "float16":
-        with np.errstate(over="ignore"):
-            out[...] = values
-    else:
+        torch.from_numpy(out.view("<i2")).view(getattr(torch, name)).copy_(torch.from_numpy(values))
+    elif name == "bfloat16":
         bits = values.astype("<f4", copy=False).view("<u4")
         rounded = bits >> 16
         rounded &= 1
@@ -122,17 +125,20 @@ def narrow(values: Array, to: str, out: Array | None = None) -> Array:
         rounded >>= 16
         # The carry of a NaN's low bits would run into its exponent.
         out[...] = np.where(np.isnan(values), 0x7FC0, rounded)
-    return out
+    else:
+        with np.errstate(over="ignore"):
+            out[...] = values
+    return None
 
 
-def widen(items: Array, of: str, out: Array) -> None:
-    """Write items of bfloat16 or float16 into float elements."""
-    torch = sys.modules.get("torch")
+def _read(items: Array, name: str, out: Array) -> None:
+    """Write an encoding's items into float elements; the opposite of `convert`."""
+    torch = sys.modules.get("torch") if name in _LARGEST else None
     if torch is not None and items.size:
         from adamserve.shard.gradients import borrow
 
-        torch.from_numpy(out).copy_(borrow(items).view(getattr(torch, of)))
-    elif of == "bfloat16":
+        torch.from_numpy(out).copy_(borrow(items.view("<i2")).view(getattr(torch, name)))
+    elif name == "bfloat16":
         bits = items.astype("<u4")
         bits <<= 16
         out[...] = bits.view("<f4")
@@ -168,12 +174,11 @@ def encode(tensor: str, values: Array, start: int, name: str) -> Iterator[list[b
         name: an encoding's.
     """
     encoding = ENCODINGS[name]
-    grain = CHUNK_BYTES // encoding.itemsize
+    grain = CHUNK_BYTES // encoding.item.itemsize
     for begin in range(0, values.size, grain):
         part = values[begin : begin + grain]
         data, total = items_of(part, name)
-        head = chunks.chunk_head(tensor, start + begin, part.size, encoding.number, total, len(data))
-        yield [head, data]
+        yield chunks.chunk(tensor, start + begin, part.size, encoding.number, total, data)
 
 
 def encode_rows(tensor: str, rows: Array, values: Array, name: str) -> Iterator[list[bytes | memoryview]]:
@@ -186,15 +191,13 @@ def encode_rows(tensor: str, rows: Array, values: Array, name: str) -> Iterator[
         name: an encoding's.
     """
     encoding = ENCODINGS[name]
-    grain = max(1, CHUNK_BYTES // (values.shape[1] * encoding.itemsize + 4))
+    grain = max(1, CHUNK_BYTES // (values.shape[1] * encoding.item.itemsize + 4))
     for begin in range(0, max(1, len(rows)), grain):
         numbers = rows[begin : begin + grain].astype("<u4").tobytes()
         part = values[begin : begin + grain].reshape(-1)
         data, total = items_of(part, name)
         total = total + sum32(numbers) & 0xFFFF_FFFF
-        tail = chunks.chunk_rows(numbers)
-        head = chunks.chunk_head(tensor, 0, part.size, encoding.number, total, len(data), len(tail))
-        yield [head, data, tail]
+        yield chunks.chunk(tensor, 0, part.size, encoding.number, total, data, numbers)
 
 
 def decode_rows(chunk: chunks.Chunk, width: int) -> tuple[Array, Array, bool]:
@@ -219,20 +222,17 @@ def decode_rows(chunk: chunks.Chunk, width: int) -> tuple[Array, Array, bool]:
 
 def items_of(part: Array, name: str) -> tuple[memoryview, int]:
     """The bytes of a run of elements in an encoding, a view where nothing changes; and their `sum32`."""
-    encoding = ENCODINGS[name]
     if name == "int8":
         items, scales = quantize(part)
         data = memoryview(scales.tobytes() + items.tobytes())
         return data, sum32(data)
-    loops = _loops(part.nbytes)
-    if loops and name == "bfloat16" and part.dtype == np.float32:
-        items = np.empty(part.size, "<u2")
-        total = loops.give_bfloat16(part.size, part.ctypes.data, items.ctypes.data)
-        return memoryview(items.view(np.uint8).data), total
-    if part.dtype != np.dtype(encoding.item):
-        part = narrow(part, name) if name in ("bfloat16", "float16") else part.astype(encoding.item)
+    item, total = ENCODINGS[name].item, None
+    if part.dtype != item:
+        items = np.empty(part.size, item)
+        total = convert(part, name, items)
+        part = items
     data = memoryview(part.view(np.uint8).data)
-    return data, sum32(data)
+    return data, sum32(data) if total is None else total
 
 
 def decode(chunk: chunks.Chunk, out: Array) -> bool:
@@ -250,7 +250,7 @@ def decode(chunk: chunks.Chunk, out: Array) -> bool:
             anything.
     """
     name = encoding_name(chunk.encoding, field=chunk.tensor)
-    expected = chunk.length * ENCODINGS[name].itemsize
+    expected = chunk.length * ENCODINGS[name].item.itemsize
     if name == "int8":
         expected += 4 * -(-chunk.length // BLOCK)
     if len(chunk.data) != expected:
@@ -296,9 +296,5 @@ def _take(name: str, data: memoryview, out: Array) -> tuple[int, bool]:
             cut = 4 * -(-out.size // BLOCK)
             dequantize(np.frombuffer(data[cut:], "i1"), np.frombuffer(data[:cut], "<f4"), out)
         else:
-            items = np.frombuffer(data, ENCODINGS[name].item)
-            if name in ("bfloat16", "float16"):
-                widen(items, name, out)
-            else:
-                out[...] = items
+            _read(np.frombuffer(data, ENCODINGS[name].item), name, out)
     return sum32(data), finite(out)

@@ -1,19 +1,12 @@
 """Our errors as gRPC statuses and back.
 
-    error             status                 error             status
-    InvalidArgument   INVALID_ARGUMENT       LimitExceeded     RESOURCE_EXHAUSTED
-    BadSequence       INVALID_ARGUMENT       Unauthenticated   UNAUTHENTICATED
-    NotFinite         INVALID_ARGUMENT       Unavailable       UNAVAILABLE
-    NotFound          NOT_FOUND              CheckpointError   FAILED_PRECONDITION
-    Conflict          FAILED_PRECONDITION
-
 The class, the field and the fix travel in the trailer `grpc-status-details-bin` as google.rpc.ErrorInfo and
 google.rpc.BadRequest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -107,8 +100,3 @@ def from_details(status: bytes) -> AdamServeError | None:
     if info.domain != DOMAIN or kind is None or not {"problem", "field", "fix"} <= said.keys():
         return None
     return kind(said["problem"], field=said["field"], fix=said["fix"])
-
-
-def metadata(error: AdamServeError) -> Iterable[tuple[str, bytes]]:
-    """The trailer that carries an error."""
-    return ((DETAILS, details(error)),)

@@ -26,15 +26,15 @@ def test_a_chunk_by_hand_is_a_chunk_by_protobuf(
     tensor: str, start: int, length: int, kind: int, data: bytes
 ) -> None:
     total = codec.sum32(data)
-    head = chunks.chunk_head(tensor, start, length, kind, total, len(data))
-    parsed = shard_pb2.PushRequest.FromString(head + data)
+    message = b"".join(chunks.chunk(tensor, start, length, kind, total, memoryview(data)))
+    parsed = shard_pb2.PushRequest.FromString(message)
     assert parsed == shard_pb2.PushRequest(
         chunks=[
             types_pb2.Chunk(tensor=tensor, start=start, length=length, encoding=kind, sum32=total, data=data)  # type: ignore[arg-type]
         ]
     )
-    for message in (head + data, parsed.SerializeToString()):
-        rest, [chunk] = chunks.split(message)
+    for each in (message, parsed.SerializeToString()):
+        rest, [chunk] = chunks.split(each)
         assert rest == b""
         assert chunk == chunks.Chunk(tensor, start, length, kind, total, memoryview(data))
 
@@ -99,10 +99,10 @@ def test_bfloat16_without_torch_is_the_same(bits: list[int]) -> None:
 
     import torch
 
-    values = np.array(bits, "<u4").view("<f4")
+    values, narrow = np.array(bits, "<u4").view("<f4"), np.empty(len(bits), "<u2")
     kept = sys.modules.pop("torch")
     try:
-        narrow = codec.narrow(values, "bfloat16")
+        codec.convert(values, "bfloat16", narrow)
     finally:
         sys.modules["torch"] = kept
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.uint16).numpy()
@@ -156,7 +156,7 @@ def test_an_error_comes_back_as_it_went(
     kind: type[AdamServeError], problem: str, field: str, fix: str
 ) -> None:
     error = kind(problem, field=field, fix=fix)
-    back = status.error_of(_Call(status.code_of(error), tuple(status.metadata(error))))
+    back = status.error_of(_Call(status.code_of(error), ((status.DETAILS, status.details(error)),)))
     assert (type(back), back.problem, back.field, back.fix) == (kind, problem, field, fix)
 
 
