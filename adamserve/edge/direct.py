@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from adamserve.edge.grpc_server import parse
 from adamserve.edge.security import Security
-from adamserve.edge.shard_service import METHODS, ShardCalls
+from adamserve.edge.shard_service import ShardCalls
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.job import host_port
 from adamserve.observe.rpc_counts import Calls
@@ -88,7 +88,7 @@ class DirectEndpoint:
         self._draining = False
         self._server: socket.socket
 
-    def listen(self, host: str, advertise: str, port: int = 0) -> None:
+    def listen(self, host: str, port: int) -> None:
         """Bind a port (0: any free one) and take connections.
 
         Raises:
@@ -101,7 +101,7 @@ class DirectEndpoint:
             )
         except OSError as error:
             raise Unavailable(f"cannot listen on {host}: {error}", field="host") from None
-        self.address = host_port(advertise, self._server.getsockname()[1])
+        self.address = host_port(host, self._server.getsockname()[1])
         threading.Thread(target=self._accept, name="adamserve-direct", daemon=True).start()
 
     def drain(self, grace_s: float) -> None:
@@ -200,7 +200,7 @@ class DirectEndpoint:
             if kind != CALL:
                 raise InvalidArgument("a call begins with CALL", field="frame")
             asked = parse(direct_pb2.Call, content)
-            name = asked.method if asked.method in METHODS else "unknown"
+            name = asked.method if asked.method in self._calls.methods else "unknown"
             self._counts.started(name, CARRIER)
             deadline = Deadline.after(asked.timeout_ms / 1000) if asked.timeout_ms else None
             call = DirectCall(frames, caller, asked.authorization, deadline)

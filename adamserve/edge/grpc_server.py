@@ -8,21 +8,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any, Protocol, TypeVar
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from adamserve.edge.counting import Counting
 from adamserve.edge.security import Limits, Security
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.job import host_port
 from adamserve.observe.rpc_counts import Calls
 from adamserve.values import Deadline
 from adamserve.wire import status
+from adamserve.wire.frames import Parts
 
 log = logging.getLogger("adamserve.rpc")
 
@@ -31,36 +31,113 @@ Parsed = TypeVar("Parsed", bound=Message)
 WATCHERS, REFLECTIONS = 8, 4
 """Callers of Health.Watch and of reflection at once: whoever they are, the other threads are left for pushes."""
 
+ANSWER_S = 0.1
+"""Seconds that an answer may take to reach its caller."""
 
-def serve(
-    limits: Limits, name: str, handler: grpc.GenericRpcHandler, stalls: Stalls, calls: Calls
-) -> Endpoint:
-    """A gRPC server with this service, health and reflection; not bound, not started, NOT_SERVING.
+Messages = Iterable[bytes | memoryview]
+"""A call's messages; each lasts until the next one is taken."""
 
-    Its calls are counted in `calls`.
+
+class Call(Protocol):
+    """What a service asks about a call and does to it; grpc.ServicerContext is one."""
+
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
+        """What came with it, such as its authorization."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds that the caller will still wait; None without end."""
+
+    def peer(self) -> str:
+        """Who called, for people."""
+
+    def cancel(self) -> Any:
+        """End it at once, from another thread."""
+
+
+Answer = Callable[[str, Messages, Call], Iterator[Parts]]
+"""Answers a call of a method, with messages in pieces; raises an AdamServeError at once or while they are taken."""
+
+
+class Endpoint:
+    """A gRPC server of one service, with health and reflection; NOT_SERVING until told otherwise.
+
+    Args:
+        service: its methods.
+        answer: what they do.
+        security: who may call, and how much.
+        stalls: the watch over the service's streams; stopped with the server.
+        counts: counts the calls.
+
+    Attributes:
+        address: host:port, once it listens.
     """
-    server = grpc.server(
-        ThreadPoolExecutor(max_workers=limits.streams, thread_name_prefix="adamserve-grpc"),
-        maximum_concurrent_rpcs=limits.streams,
-        interceptors=[Counting(calls)],
-        options=[
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", limits.message_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ],
-    )
-    server.add_generic_rpc_handlers([handler])
-    checks = Health()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    names = (name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-    add(Reflection(names, stalls), server)
-    endpoint = Endpoint(server, checks, ("", name), stalls)
-    endpoint.mark(serving=False)
-    return endpoint
+
+    def __init__(
+        self, service: ServiceDescriptor, answer: Answer, security: Security, stalls: Stalls, counts: Calls
+    ) -> None:
+        self.address = ""
+        self._security = security
+        self._stalls = stalls
+        self._names = ("", service.full_name)
+        limits = security.limits
+        self._server = grpc.server(
+            ThreadPoolExecutor(max_workers=limits.streams, thread_name_prefix="adamserve-grpc"),
+            maximum_concurrent_rpcs=limits.streams,
+            interceptors=[Answering(counts)],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", limits.message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.keepalive_time_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ],
+        )
+        handlers = {method.name: _handler(method, answer) for method in service.methods}
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(service.full_name, handlers)]
+        )
+        self._checks = Health()
+        health_pb2_grpc.add_HealthServicer_to_server(self._checks, self._server)
+        names = (service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        add(Reflection(names, stalls), self._server)
+        self._mark(serving=False)
+
+    def listen(self, host: str, port: int, advertise: str = "") -> None:
+        """Bind host:port (0: any free one), and start; `advertise` is the host that clients use, where it is another.
+
+        Raises:
+            Unavailable: the port cannot be bound.
+        """
+        try:
+            bound = self._security.bind(self._server, host, port)
+        except RuntimeError:
+            raise Unavailable(
+                f"cannot listen on {host_port(host, port)}", field="port", fix="choose another"
+            ) from None
+        self.address = host_port(advertise or host, bound)
+        self._server.start()
+
+    def serve(self) -> None:
+        """Say that the endpoint is ready."""
+        self._mark(serving=True)
+
+    def drain(self, grace_s: float) -> None:
+        """Take no new calls, let the running ones end within `grace_s` seconds, and stop."""
+        self._mark(serving=False)
+        self._server.stop(grace_s).wait(grace_s + 5)
+        self._stalls.stop()
+
+    def cut(self) -> None:
+        """End every call at once, and stop."""
+        self._server.stop(0)
+        self._stalls.stop()
+
+    def _mark(self, *, serving: bool) -> None:
+        self.serving, kind = serving, health_pb2.HealthCheckResponse
+        for name in self._names:
+            self._checks.set(name, kind.SERVING if serving else kind.NOT_SERVING)
 
 
 class Health(health.HealthServicer):
@@ -103,102 +180,80 @@ def _place(places: threading.BoundedSemaphore, context: grpc.ServicerContext) ->
         places.release()
 
 
-class Call(Protocol):
-    """What the service asks about a call and does to it; grpc.ServicerContext is one."""
-
-    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
-        """What came with it, such as its authorization."""
-
-    def time_remaining(self) -> float | None:
-        """Seconds that the caller will still wait; None without end."""
-
-    def peer(self) -> str:
-        """Who called, for people."""
-
-    def cancel(self) -> Any:
-        """End it at once, from another thread."""
+def _kind(streams_in: bool, streams_out: bool) -> str:
+    """gRPC's word for what a method takes and gives, such as "stream_unary"."""
+    return "_".join("stream" if streams else "unary" for streams in (streams_in, streams_out))
 
 
-class Endpoint:
-    """A gRPC server that listens; its health follows what it is told."""
+def _handler(method: MethodDescriptor, answer: Answer) -> Any:
+    """A method as gRPC takes it; its messages come and go as bytes."""
 
-    def __init__(
-        self, server: grpc.Server, checks: health.HealthServicer, names: tuple[str, ...], stalls: Stalls
-    ) -> None:
-        self.server = server
-        self.address = ""
-        self.serving = False
-        self._checks = checks
-        self._names = names
-        self._stalls = stalls
+    def behaviour(request: Any, context: grpc.ServicerContext) -> Any:
+        answers = answer(method.name, request if method.client_streaming else [request], context)
+        return map(b"".join, answers) if method.server_streaming else b"".join(next(answers))
 
-    def listen(self, host: str, port: int, security: Security, advertise: str = "") -> None:
-        """Bind host:port (0: any free one), and start; `advertise` is the host that clients use, where it is another.
+    kind = _kind(method.client_streaming, method.server_streaming)
+    return getattr(grpc, f"{kind}_rpc_method_handler")(behaviour)
 
-        Raises:
-            Unavailable: the port cannot be bound.
-        """
+
+class Answering(grpc.ServerInterceptor):
+    """Counts calls as they come in and as they end, whichever service they are for; an AdamServeError ends its call."""
+
+    def __init__(self, counts: Calls) -> None:
+        self._counts = counts
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """As grpc.ServerInterceptor."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            self._counts.started("unknown")
+            self._counts.handled("unknown", grpc.StatusCode.UNIMPLEMENTED.name)
+            return None
+        method = handler_call_details.method.rpartition("/")[2]
+        kind = _kind(handler.request_streaming, handler.response_streaming)
+        behaviour = getattr(handler, kind)
+
+        def one(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._counted(method, context):
+                return behaviour(request, context)
+
+        def several(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._counted(method, context):
+                yield from behaviour(request, context)
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(
+            several if handler.response_streaming else one,
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    @contextmanager
+    def _counted(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
+        self._counts.started(method)
+        done = False
         try:
-            bound = security.bind(self.server, host, port)
-        except RuntimeError:
-            raise Unavailable(
-                f"cannot listen on {host_port(host, port)}", field="port", fix="choose another"
-            ) from None
-        self.address = host_port(advertise or host, bound)
-        self.server.start()
-
-    def mark(self, *, serving: bool) -> None:
-        """Set the health of every service."""
-        self.serving, kind = serving, health_pb2.HealthCheckResponse
-        for name in self._names:
-            self._checks.set(name, kind.SERVING if serving else kind.NOT_SERVING)
-
-    def serve(self) -> None:
-        """Say that the endpoint is ready."""
-        self.mark(serving=True)
-
-    def drain(self, grace_s: float) -> None:
-        """Take no new calls, let the running ones end within `grace_s` seconds, and stop."""
-        self.mark(serving=False)
-        self.server.stop(grace_s).wait(grace_s + 5)
-        self._stalls.stop()
-
-    def cut(self) -> None:
-        """End every call at once, and stop."""
-        self.server.stop(0)
-        self._stalls.stop()
-
-
-def abort(context: grpc.ServicerContext, error: AdamServeError) -> None:
-    """End a call with our error."""
-    context.set_trailing_metadata(((status.DETAILS, status.details(error)),))
-    context.abort(status.code_of(error), str(error)[: status.LONGEST])
-
-
-def answers(behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that ends its call with our error when it raises one."""
-
-    @wraps(behaviour)
-    def answer(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            return behaviour(self, request, context)
+            yield
+            done = True
         except AdamServeError as error:
-            abort(context, error)
+            context.set_trailing_metadata(((status.DETAILS, status.details(error)),))
+            context.abort(status.code_of(error), str(error)[: status.LONGEST])
+        finally:
+            self._counts.handled(method, _code(context, done))
 
-    return answer
 
-
-def streams(behaviour: Callable[..., Iterator[bytes]]) -> Callable[..., Iterator[bytes]]:
-    """As `answers`, for a method that yields."""
-
-    @wraps(behaviour)
-    def stream(self: Any, request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-        try:
-            yield from behaviour(self, request, context)
-        except AdamServeError as error:
-            abort(context, error)
-
-    return stream
+def _code(context: grpc.ServicerContext, done: bool) -> str:
+    """How a call ended: CANCELLED if nobody waits for it any more, else with our own code, OK, or UNKNOWN."""
+    if not context.is_active():
+        return "CANCELLED"
+    given = context.code()  # type: ignore[attr-defined] # not in the stubs
+    if given is not None:
+        return str(given.name) if isinstance(given, grpc.StatusCode) else str(given)
+    return "OK" if done else "UNKNOWN"
 
 
 def parse(kind: type[Parsed], data: bytes | memoryview) -> Parsed:
@@ -213,10 +268,6 @@ def parse(kind: type[Parsed], data: bytes | memoryview) -> Parsed:
     except DecodeError:
         raise InvalidArgument(f"the bytes are not a {kind.DESCRIPTOR.name}", field="message") from None
     return message
-
-
-ANSWER_S = 0.1
-"""Seconds that an answer may take to reach its caller."""
 
 
 def deadline_of(call: Call, limits: Limits) -> Deadline:

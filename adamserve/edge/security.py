@@ -41,6 +41,16 @@ class Limits:
     stall_s: float = 30.0
     call_s: float = 600.0
 
+    def check_name(self, name: str, field: str) -> None:
+        """Refuse a name that is empty or too long.
+
+        Raises:
+            InvalidArgument: it is.
+        """
+        size = len(name.encode())
+        if not 0 < size <= self.name_bytes:
+            raise InvalidArgument(f"has {size} bytes", field=field, fix=f"use 1 to {self.name_bytes}")
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:

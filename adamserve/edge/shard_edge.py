@@ -5,31 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from adamserve.edge.direct import DirectEndpoint
-from adamserve.edge.grpc_server import Endpoint, serve
+from adamserve.edge.grpc_server import Endpoint
 from adamserve.edge.security import Security
-from adamserve.edge.shard_service import SERVICE, Hosts, ShardCalls, grpc_handler
+from adamserve.edge.shard_service import SERVICE, Hosts, ShardCalls
 from adamserve.errors import InvalidArgument, Unavailable
 from adamserve.observe.rpc_counts import Calls
 
 
 @dataclass(frozen=True, slots=True)
 class ShardEndpoint:
-    """Both ways in, while they are open."""
+    """Both ways in, while they are open, each with its host:port."""
 
     grpc: Endpoint
     direct: DirectEndpoint
-
-    @property
-    def address(self) -> str:
-        """host:port of its gRPC services."""
-        return self.grpc.address
-
-    @property
-    def direct_address(self) -> str:
-        """host:port for bare connections."""
-        return self.direct.address
+    address: str
+    direct_address: str
 
     def serve(self) -> None:
         """Say that the shard is ready."""
@@ -108,13 +101,11 @@ class ShardEdge:
             Unavailable: they cannot be bound.
         """
         calls = ShardCalls(hosts, self.security)
-        grpc = serve(self.security.limits, SERVICE, grpc_handler(calls), calls.stalls, counts)
+        grpc = Endpoint(SERVICE, calls.answer, self.security, calls.stalls, counts)
         direct = DirectEndpoint(calls, self.security, counts)
-        listen = self.ports.listen if self.ports is not None else _any_port
-        listen(lambda port: grpc.listen(host, port, self.security))
-        listen(lambda port: direct.listen(host, host, port))
-        return ShardEndpoint(grpc, direct)
-
-
-def _any_port(listen: Callable[[int], None]) -> None:
-    listen(0)
+        for endpoint in (grpc, direct):
+            if self.ports is None:
+                endpoint.listen(host, 0)
+            else:
+                self.ports.listen(partial(endpoint.listen, host))
+        return ShardEndpoint(grpc, direct, grpc.address, direct.address)
