@@ -35,31 +35,16 @@ CHECKPOINT_EVERY_S = 30.0
 
 
 class Jobs(Protocol):
-    """What ControlService asks of the service's controller, in values."""
+    """What ControlService asks of the service's controller (`adamserve.cluster.controller.Controller`)."""
 
-    def topology(self, name: str) -> Topology:
-        """Where a job's shards are now; NotFound without such a job."""
-
-    def known(self, config: JobConfig) -> bool:
-        """Whether a job is there already; Conflict where it differs."""
-
-    def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool:
-        """Start a job; returns whether it was not there before."""
-
-    def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
-        """Note training losses, and the latest value of each of some other numbers."""
-
-    def status(self) -> Sequence[Any]:
-        """How every job stood when it was last looked at."""
-
-    def status_now(self) -> Sequence[Any]:
-        """How every job stands."""
-
-    def checkpoint(self, name: str) -> int:
-        """Write a checkpoint; returns its number, 0 where none are kept."""
-
-    def delete(self, name: str, *, purge: bool) -> bool:
-        """Delete a job; returns whether there was one."""
+    def topology(self, name: str) -> Topology: ...
+    def known(self, config: JobConfig) -> bool: ...
+    def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool: ...
+    def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None: ...
+    def status(self) -> Sequence[Any]: ...
+    def status_now(self) -> Sequence[Any]: ...
+    def checkpoint(self, name: str) -> int: ...
+    def delete(self, name: str, *, purge: bool) -> bool: ...
 
 
 def open_control(
@@ -72,9 +57,7 @@ def open_control(
     Raises:
         Unavailable: the port cannot be bound.
     """
-    calls = ControlCalls(jobs, security)
-    endpoint = Endpoint(SERVICE, calls.answer, security, calls.stalls, counts)
-    calls.is_ready = lambda: endpoint.serving
+    endpoint = ControlCalls(jobs, security, counts).endpoint
     endpoint.listen(host, port, advertise)
     return endpoint
 
@@ -82,27 +65,19 @@ def open_control(
 class ControlCalls:
     """The methods of ControlService."""
 
-    def __init__(self, jobs: Jobs, security: Security) -> None:
+    def __init__(self, jobs: Jobs, security: Security, counts: Calls) -> None:
         self._jobs = jobs
         self._tokens = security.tokens
         self._limits = security.limits
-        self.stalls = Stalls(security.limits.stall_s)
-        self.is_ready: Callable[[], bool] = lambda: True
+        self._stalls = Stalls(security.limits.stall_s)
         self._answers: Mapping[str, tuple[type[Message], Callable[[Any], Message]]] = {
             "GetTopology": (control_pb2.GetTopologyRequest, self._topology),
             "Report": (control_pb2.ReportRequest, self._report),
             "GetStatus": (control_pb2.GetStatusRequest, self._status),
-            "Checkpoint": (
-                control_pb2.CheckpointRequest,
-                lambda asked: control_pb2.CheckpointResponse(number=jobs.checkpoint(asked.job)),
-            ),
-            "DeleteJob": (
-                control_pb2.DeleteJobRequest,
-                lambda asked: control_pb2.DeleteJobResponse(
-                    deleted=jobs.delete(asked.job, purge=asked.purge)
-                ),
-            ),
+            "Checkpoint": (control_pb2.CheckpointRequest, self._checkpoint),
+            "DeleteJob": (control_pb2.DeleteJobRequest, self._delete),
         }
+        self.endpoint = Endpoint(SERVICE, self.answer, security, self._stalls, counts)
 
     def answer(self, method: str, messages: Messages, call: Call) -> Iterator[Parts]:
         """Answer one call, as control.proto says."""
@@ -120,7 +95,7 @@ class ControlCalls:
         try:
             topology = self._jobs.topology(request.job)
         except NotFound:
-            if self.is_ready():
+            if self.endpoint.serving:
                 raise
             raise Unavailable("the service is taking its jobs up", field="job", fix="try again") from None
         spans = partition(topology.config.tensors, len(topology.places)).shards
@@ -139,7 +114,7 @@ class ControlCalls:
 
     def _create(self, messages: Iterator[bytes | memoryview], call: Call) -> bool:
         """Start a job; one that is there already is answered before its parameters have come."""
-        with self.stalls.watching(call) as moved:
+        with self._stalls.watching(call) as moved:
             first = parse(control_pb2.CreateJobRequest, next(messages, b""))
             if not first.HasField("start") or first.chunks:
                 raise InvalidArgument("the first message holds start, and no chunks", field="start")
@@ -179,6 +154,12 @@ class ControlCalls:
         if request.job and not jobs:
             raise NotFound(f"the service has no job {request.job!r}", field="job", fix="create it first")
         return control_pb2.GetStatusResponse(jobs=[to_message(job, control_pb2.JobState) for job in jobs])
+
+    def _checkpoint(self, request: control_pb2.CheckpointRequest) -> Message:
+        return control_pb2.CheckpointResponse(number=self._jobs.checkpoint(request.job))
+
+    def _delete(self, request: control_pb2.DeleteJobRequest) -> Message:
+        return control_pb2.DeleteJobResponse(deleted=self._jobs.delete(request.job, purge=request.purge))
 
     def _config(self, spec: control_pb2.JobSpec) -> JobConfig:
         """A job's configuration, checked, every constant written out."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -65,11 +65,8 @@ class Endpoint:
         service: its methods.
         answer: what they do.
         security: who may call, and how much.
-        stalls: the watch over the service's streams; stopped with the server.
+        stalls: watches the service's streams; stopped with the server.
         counts: counts the calls.
-
-    Attributes:
-        address: host:port, once it listens.
     """
 
     def __init__(
@@ -97,11 +94,16 @@ class Endpoint:
         self._server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(service.full_name, handlers)]
         )
-        self._checks = Health()
+        self._checks = health.HealthServicer(experimental_non_blocking=False)
+        # It may go on for ever.
+        self._checks.Watch = _for_few(WATCHERS, self._checks.Watch)  # type: ignore[method-assign]
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, self._server)
-        names = (service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflecting: Any = reflection.ReflectionServicer(
+            (service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        )
+        reflecting.ServerReflectionInfo = _for_few(REFLECTIONS, reflecting.ServerReflectionInfo, stalls)
         add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-        add(Reflection(names, stalls), self._server)
+        add(reflecting, self._server)
         self._mark(serving=False)
 
     def listen(self, host: str, port: int, advertise: str = "") -> None:
@@ -140,44 +142,22 @@ class Endpoint:
             self._checks.set(name, kind.SERVING if serving else kind.NOT_SERVING)
 
 
-class Health(health.HealthServicer):
-    """Health, which needs no token; Watch, which may go on for ever, for a few callers at a time."""
+def _for_few(callers: int, behaviour: Any, stalls: Stalls | None = None) -> Any:
+    """A stream for a few callers at a time, as it needs no token; with `stalls`, each for as long as it moves."""
+    places = threading.BoundedSemaphore(callers)
 
-    def __init__(self) -> None:
-        super().__init__(experimental_non_blocking=False)
-        self._places = threading.BoundedSemaphore(WATCHERS)
+    def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        if not places.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many callers as may hold this call already")
+        try:
+            with stalls.watching(context) if stalls else nullcontext(lambda: None) as moved:
+                for answer in behaviour(request, context):
+                    yield answer
+                    moved()
+        finally:
+            places.release()
 
-    def Watch(self, request: Any, context: Any, send: Any = None) -> Any:
-        """As in health.proto."""
-        with _place(self._places, context):
-            yield from super().Watch(request, context)
-
-
-class Reflection(reflection.ReflectionServicer):
-    """Reflection, which needs no token, for a few callers at a time, each for as long as it goes on asking."""
-
-    def __init__(self, names: Iterable[str], stalls: Stalls) -> None:
-        super().__init__(names)
-        self._stalls = stalls
-        self._places = threading.BoundedSemaphore(REFLECTIONS)
-
-    def ServerReflectionInfo(self, requests: Any, context: Any) -> Iterator[Any]:
-        """As in reflection.proto."""
-        with _place(self._places, context), self._stalls.watching(context) as moved:
-            for answer in super().ServerReflectionInfo(requests, context):
-                yield answer
-                moved()
-
-
-@contextmanager
-def _place(places: threading.BoundedSemaphore, context: grpc.ServicerContext) -> Iterator[None]:
-    """One of the threads that calls without a token may hold."""
-    if not places.acquire(blocking=False):
-        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many callers as may hold this call already")
-    try:
-        yield
-    finally:
-        places.release()
+    return stream
 
 
 def _kind(streams_in: bool, streams_out: bool) -> str:
@@ -243,17 +223,13 @@ class Answering(grpc.ServerInterceptor):
             context.set_trailing_metadata(((status.DETAILS, status.details(error)),))
             context.abort(status.code_of(error), str(error)[: status.LONGEST])
         finally:
-            self._counts.handled(method, _code(context, done))
-
-
-def _code(context: grpc.ServicerContext, done: bool) -> str:
-    """How a call ended: CANCELLED if nobody waits for it any more, else with our own code, OK, or UNKNOWN."""
-    if not context.is_active():
-        return "CANCELLED"
-    given = context.code()  # type: ignore[attr-defined] # not in the stubs
-    if given is not None:
-        return str(given.name) if isinstance(given, grpc.StatusCode) else str(given)
-    return "OK" if done else "UNKNOWN"
+            given: Any = context.code()  # type: ignore[attr-defined] # not in the stubs
+            code = "UNKNOWN" if given is None else given.name
+            if not context.is_active():  # nobody waits for it any more
+                code = "CANCELLED"
+            elif done and given is None:
+                code = "OK"
+            self._counts.handled(method, code)
 
 
 def parse(kind: type[Parsed], data: bytes | memoryview) -> Parsed:

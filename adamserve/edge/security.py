@@ -13,8 +13,7 @@ import grpc
 
 from adamserve.client.credentials import Credentials
 from adamserve.errors import DataError, InvalidArgument, Unauthenticated
-from adamserve.job import host_port
-from adamserve.job import is_loopback as is_loopback
+from adamserve.job import host_port, is_loopback
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +41,7 @@ class Limits:
     call_s: float = 600.0
 
     def check_name(self, name: str, field: str) -> None:
-        """Refuse a name that is empty or too long.
-
-        Raises:
-            InvalidArgument: it is.
-        """
+        """Refuse a name that is empty or too long."""
         size = len(name.encode())
         if not 0 < size <= self.name_bytes:
             raise InvalidArgument(f"has {size} bytes", field=field, fix=f"use 1 to {self.name_bytes}")
@@ -83,28 +78,16 @@ class Tokens:
         return cls(tuple((words[0] if len(words) == 2 else "", _digest(words[-1])) for words in pairs))
 
     def beside(self, secret: str, *, required: bool) -> Tokens:
-        """These tokens, and a secret of the service's own processes beside them.
-
-        Args:
-            secret: what those processes show.
-            required: refuse everybody else where users have no tokens; without it they stay welcome then.
-        """
+        """These tokens, and a secret of the service's own processes beside them; `required` as the attribute."""
         return replace(self, internal=_digest(secret), required=required)
 
-    def check(self, metadata: Iterable[tuple[str, str | bytes]], job: str | None) -> None:
-        """Refuse a call that carries no token good for this job (None: for every job).
-
-        Every token is compared, each in constant time.
-        """
+    def check(self, metadata: Iterable[tuple[str, str | bytes]], job: str) -> None:
+        """Refuse a call that carries no token good for this job ("": for every job)."""
         if not self.digests and not self.required:
             return
         given = next((value for key, value in metadata if key == "authorization"), "")
         scheme, _, token = (given if isinstance(given, str) else "").partition(" ")
-        digest = _digest(token)
-        good = hmac.compare_digest(self.internal, digest)
-        for allowed, known in self.digests:
-            good |= hmac.compare_digest(known, digest) and allowed in ("", job)
-        if scheme.lower() != "bearer" or not good:
+        if scheme.lower() != "bearer" or not self._good(token, job):
             raise Unauthenticated(
                 "the call carries no token that allows this" if token else "the call carries no token",
                 field="authorization",
@@ -112,22 +95,29 @@ class Tokens:
             )
 
     def guard(self) -> Callable[[str], bool] | None:
-        """Whether an HTTP `Authorization` header carries a token good for every job; None where users have none."""
-        return self._may_look if self.digests else None
+        """Whether an HTTP `Authorization` header carries a token good for every job; None where users have none.
 
-    def _may_look(self, given: str) -> bool:
-        """As Bearer, or as Basic's password."""
-        scheme, _, rest = given.partition(" ")
-        if scheme.lower() == "basic":
-            try:
-                rest = base64.b64decode(rest, validate=True).decode().partition(":")[2]
-            except ValueError:
-                return False
-        try:
-            self.check([("authorization", f"Bearer {rest}")], None)
-        except Unauthenticated:
-            return False
-        return scheme.lower() in ("basic", "bearer")
+        The token comes as Bearer, or as Basic's password.
+        """
+
+        def may_look(given: str) -> bool:
+            scheme, _, token = given.partition(" ")
+            if scheme.lower() == "basic":
+                try:
+                    token = base64.b64decode(token, validate=True).decode().partition(":")[2]
+                except ValueError:
+                    return False
+            return scheme.lower() in ("basic", "bearer") and self._good(token, "")
+
+        return may_look if self.digests else None
+
+    def _good(self, token: str, job: str) -> bool:
+        """Compare a token with every one that is known, each in constant time."""
+        digest = _digest(token)
+        good = hmac.compare_digest(self.internal, digest)
+        for allowed, known in self.digests:
+            good |= hmac.compare_digest(known, digest) and allowed in ("", job)
+        return good
 
 
 def _digest(token: str) -> bytes:

@@ -135,9 +135,7 @@ def server_tls(cert: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:
     """TLS for a server: PEM certificate chain and key; b"", or the authorities that clients' certificates come from."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _load(context, cert, key)
-    context.num_tickets = (
-        0  # what the server sends first is then an answer: a client may look for one while it sends
-    )
+    context.num_tickets = 0  # what the server sends first is then an answer, which a client may look for
     if client_ca:
         context.load_verify_locations(cadata=client_ca.decode())
         context.verify_mode = ssl.CERT_REQUIRED

@@ -7,6 +7,7 @@ google.rpc.BadRequest.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -73,29 +74,20 @@ def details(error: AdamServeError) -> bytes:
 
 def error_of(call: Any) -> AdamServeError:
     """The error behind a failed call: ours where its details say so, else the one its status stands for."""
+    ours = from_details(dict(call.trailing_metadata() or ()).get(DETAILS, b""))
+    if ours is not None:
+        return ours
     code, text = call.code(), call.details() or ""
-    for key, value in call.trailing_metadata() or ():
-        if key == DETAILS:
-            ours = from_details(value)
-            if ours is not None:
-                return ours
-    kind = BY_CODE.get(code, errors.Unavailable)
-    if text == BUSY:  # there will be a place soon
-        kind = errors.Unavailable
+    # Where it is busy, there will be a place soon.
+    kind = errors.Unavailable if text == BUSY else BY_CODE.get(code, errors.Unavailable)
     return kind(f"{code.name}: {text}"[:LONGEST])
 
 
 def from_details(status: bytes) -> AdamServeError | None:
     """The error in a google.rpc.Status; None where it holds none of ours."""
     info = error_details_pb2.ErrorInfo()
-    try:
-        packed = next(
-            (d for d in status_pb2.Status.FromString(status).details if d.Is(info.DESCRIPTOR)), None
-        )
-        if packed is None or not packed.Unpack(info):
-            return None
-    except DecodeError:
-        return None
+    with suppress(DecodeError):
+        any(detail.Unpack(info) for detail in status_pb2.Status.FromString(status).details)
     said, kind = info.metadata, KINDS.get(info.reason)
     if info.domain != DOMAIN or kind is None or not {"problem", "field", "fix"} <= said.keys():
         return None
