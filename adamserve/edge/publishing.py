@@ -17,11 +17,9 @@ class EncodedPublisher:
         self._buffers = Buffers()
 
     def room(self, items: int) -> Array:
-        """As `Publisher.room`."""
         return self._buffers.take(items, "<u2")
 
     def copy(self, arrays: Mapping[str, Array], encoding: str) -> Mapping[str, Array]:
-        """As `Publisher.copy`."""
         return {
             dtype: self._copied(values, encoding if dtype == "float32" else dtype)
             for dtype, values in arrays.items()

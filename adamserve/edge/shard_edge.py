@@ -50,11 +50,7 @@ class Ports:
 
     @classmethod
     def parse(cls, text: str) -> Ports:
-        """Read "LOW-HIGH".
-
-        Raises:
-            InvalidArgument: it is no such range.
-        """
+        """Read "LOW-HIGH", or raise InvalidArgument."""
         low, dash, high = text.partition("-")
         if not (dash and low.isdecimal() and high.isdecimal() and 0 < int(low) < int(high) < 65536):
             raise InvalidArgument(
@@ -65,11 +61,7 @@ class Ports:
         return cls(int(low), int(high))
 
     def listen(self, listen: Callable[[int], None]) -> None:
-        """Call `listen` with one port after the other until it is bound.
-
-        Raises:
-            Unavailable: none of them can be.
-        """
+        """Call `listen` with one port after the other until it is bound; Unavailable where none can be."""
         for port in range(self.low, self.high + 1):
             try:
                 return listen(port)
@@ -84,12 +76,7 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class ShardEdge:
-    """Opens a shard's ways in; it travels to the shards' processes.
-
-    Attributes:
-        security: who may call, and how.
-        ports: which to listen on; None for any free ones.
-    """
+    """Opens a shard's ways in, on some ports or any free ones; it travels to the shards' processes."""
 
     security: Security
     ports: Ports | None = None

@@ -57,14 +57,6 @@ class ShardCalls:
     def answer(self, method: str, messages: Messages, call: Call) -> Iterator[Parts]:
         """Answer one call, as shard.proto says.
 
-        Args:
-            method: one of `methods`.
-            messages: the call's; each needs to last only until the next one is taken.
-            call: who calls, and for how long.
-
-        Returns:
-            The answers, in pieces.
-
         Raises:
             NotFound: there is no such method. While answers are taken: what is wrong with the call.
         """
@@ -176,17 +168,11 @@ class ShardCalls:
             )
         with host.refusing(start.pusher):
             gradients = assembly.gradients()
-        push = Push(
-            start.pusher,
-            start.seq,
-            Stamp(start.pulled.incarnation, start.pulled.clock),
-            gradients,
-            commit.lr if commit.HasField("lr") else None,
-            # A rate for a tensor of another shard is that shard's to check.
-            dict(commit.rates),
-            start.session,
-            finite=True,
-        )
+        pulled = Stamp(start.pulled.incarnation, start.pulled.clock)
+        lr = commit.lr if commit.HasField("lr") else None
+        # A rate for a tensor of another shard is that shard's to check.
+        rates = dict(commit.rates)
+        push = Push(start.pusher, start.seq, pulled, gradients, lr, rates, start.session, finite=True)
         return host, push, pull
 
     def _answer(

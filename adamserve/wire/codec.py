@@ -52,11 +52,7 @@ BY_NUMBER: Mapping[int, str] = {encoding.number: name for name, encoding in ENCO
 
 
 def encoding_name(number: int, *, field: str) -> str:
-    """The name of an encoding's number.
-
-    Raises:
-        InvalidArgument: there is none, or it is not set.
-    """
+    """The name of an encoding's number; InvalidArgument where there is none, or it is not set."""
     try:
         return BY_NUMBER[number]
     except KeyError:
@@ -101,12 +97,7 @@ _LARGEST: Mapping[str, float] = {"bfloat16": 2.0**128 - 2.0**119, "float16": 655
 
 
 def convert(values: Array, name: str, out: Array) -> int | None:
-    """Write float elements as an encoding's items, rounded to nearest even; bfloat16 as its bits.
-
-    Args:
-        values: contiguous.
-        name: any encoding but int8.
-        out: of as many items.
+    """Write contiguous elements as the items of any encoding but int8, rounded to nearest even; bfloat16 as its bits.
 
     Returns:
         The items' `sum32`, where it came with them.
@@ -165,13 +156,9 @@ def dequantize(items: Array, scales: Array, out: Array) -> None:
 
 
 def encode(tensor: str, values: Array, start: int, name: str) -> Iterator[list[bytes | memoryview]]:
-    """A run of elements as chunks; each is the parts of one field of a message.
+    """A run of a tensor's elements, from number `start` on, as chunks in an encoding; each is parts of a message.
 
-    Args:
-        tensor: its name.
-        values: 1-D, contiguous; of the dtype `name`, or float32 (float64 for "float64") to be narrowed.
-        start: the first element's number in the tensor.
-        name: an encoding's.
+    `values` are 1-D and contiguous; of the encoding's own dtype, or float32 (float64 for "float64").
     """
     encoding = ENCODINGS[name]
     grain = CHUNK_BYTES // encoding.item.itemsize
@@ -182,13 +169,11 @@ def encode(tensor: str, values: Array, start: int, name: str) -> Iterator[list[b
 
 
 def encode_rows(tensor: str, rows: Array, values: Array, name: str) -> Iterator[list[bytes | memoryview]]:
-    """Some rows of a tensor as chunks, at least one; each is the parts of one field of a message.
+    """Some rows of a tensor as chunks, at least one; each is parts of a message.
 
     Args:
-        tensor: its name.
         rows: their numbers in the tensor, of shape (n,), below 2^32.
         values: of shape (n, width), contiguous; float32 or float64.
-        name: an encoding's.
     """
     encoding = ENCODINGS[name]
     grain = max(1, CHUNK_BYTES // (values.shape[1] * encoding.item.itemsize + 4))
@@ -240,7 +225,7 @@ def decode(chunk: chunks.Chunk, out: Array) -> bool:
 
     Args:
         chunk: of any encoding.
-        out: float32 or float64; or, for bfloat16 and float16, the items themselves (ml_dtypes' bfloat16, float16).
+        out: float32 or float64; for bfloat16 and float16 also the items themselves (ml_dtypes' bfloat16, float16).
 
     Returns:
         Whether every element is finite.

@@ -25,9 +25,9 @@ LONGEST = 1024
 """Characters of a problem, field or fix that travel: trailers have a limit of 8 KiB."""
 
 CODES: Mapping[type[AdamServeError], grpc.StatusCode] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.BadSequence: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFinite: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
     errors.CheckpointError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -35,15 +35,12 @@ CODES: Mapping[type[AdamServeError], grpc.StatusCode] = {
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
+"""Of the errors that share a status, the first is what that status stands for without our details."""
 
 KINDS: Mapping[str, type[AdamServeError]] = {kind.__name__: kind for kind in CODES}
 
 BY_CODE: Mapping[grpc.StatusCode, type[AdamServeError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidArgument,
-    grpc.StatusCode.NOT_FOUND: errors.NotFound,
-    grpc.StatusCode.FAILED_PRECONDITION: errors.Conflict,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.LimitExceeded,
-    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    **{code: kind for kind, code in reversed([*CODES.items()])},
     grpc.StatusCode.PERMISSION_DENIED: errors.Unauthenticated,
 }
 """What a status without our details stands for; any other is Unavailable."""
