@@ -50,13 +50,7 @@ class Jobs(Protocol):
 def open_control(
     jobs: Jobs, security: Security, host: str, port: int, counts: Calls, *, advertise: str = ""
 ) -> Endpoint:
-    """Listen on host:port (0: any free one), and count the calls; NOT_SERVING until told otherwise.
-
-    `advertise` is the host that clients use, where it is another.
-
-    Raises:
-        Unavailable: the port cannot be bound.
-    """
+    """ControlService, as `Endpoint.listen`, with its calls counted; NOT_SERVING until told otherwise."""
     endpoint = ControlCalls(jobs, security, counts).endpoint
     endpoint.listen(host, port, advertise)
     return endpoint
@@ -132,14 +126,12 @@ class ControlCalls:
                     raise InvalidArgument("only chunks follow the first message", field="start")
                 for chunk in pieces:
                     assembly.add(chunk)
-        arrays = assembly.arrays()
+        arrays, parameters = assembly.arrays(), {}
         for spec in config.tensors:
             if spec.numel and spec.name not in arrays:
                 raise InvalidArgument("its initial values are missing", field=spec.name)
-        parameters: Mapping[str, Array] = {
-            spec.name: in_order(spec, arrays[spec.name]) if spec.numel else np.empty(0, spec.dtype)
-            for spec in config.tensors
-        }
+            values = in_order(spec, arrays[spec.name]) if spec.numel else np.empty(0, spec.dtype)
+            parameters[spec.name] = values
         return self._jobs.create(config, parameters)
 
     def _report(self, request: control_pb2.ReportRequest) -> Message:

@@ -85,11 +85,7 @@ class DirectEndpoint:
         self._server: socket.socket
 
     def listen(self, host: str, port: int) -> None:
-        """Bind a port (0: any free one) and take connections.
-
-        Raises:
-            Unavailable: it cannot be bound.
-        """
+        """Bind a port (0: any free one) and take connections; Unavailable where it cannot be bound."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._server = socket.create_server(

@@ -107,10 +107,9 @@ class Endpoint:
         self._mark(serving=False)
 
     def listen(self, host: str, port: int, advertise: str = "") -> None:
-        """Bind host:port (0: any free one), and start; `advertise` is the host that clients use, where it is another.
+        """Bind host:port (0: any free one), and start; Unavailable where it cannot be bound.
 
-        Raises:
-            Unavailable: the port cannot be bound.
+        `advertise` is the host that clients use, where it is another.
         """
         try:
             bound = self._security.bind(self._server, host, port)
@@ -182,11 +181,7 @@ class Answering(grpc.ServerInterceptor):
     def __init__(self, counts: Calls) -> None:
         self._counts = counts
 
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """As grpc.ServerInterceptor."""
         handler = continuation(handler_call_details)
         if handler is None:
@@ -206,11 +201,8 @@ class Answering(grpc.ServerInterceptor):
                 yield from behaviour(request, context)
 
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(
-            several if handler.response_streaming else one,
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        counted = several if handler.response_streaming else one
+        return make(counted, handler.request_deserializer, handler.response_serializer)
 
     @contextmanager
     def _counted(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
@@ -233,11 +225,7 @@ class Answering(grpc.ServerInterceptor):
 
 
 def parse(kind: type[Parsed], data: bytes | memoryview) -> Parsed:
-    """A message from its bytes.
-
-    Raises:
-        InvalidArgument: they are not one.
-    """
+    """A message from its bytes; InvalidArgument where they are not one."""
     message = kind()
     try:
         message.ParseFromString(bytes(data))

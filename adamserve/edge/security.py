@@ -147,31 +147,18 @@ class Security:
     limits: Limits = Limits()
 
     def as_ray(self, environ: Mapping[str, str]) -> Security:
-        """With TLS as Ray's own processes have it, where they have it and no certificate was given.
-
-        Raises:
-            InvalidArgument: the file that RAY_TLS_CA_CERT names cannot be read.
-        """
+        """With TLS as Ray's own processes have it, where they have it and no certificate was given."""
         if self.cert or environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
             return self
         return replace(self, node_tls=True, authority=_read(environ, "RAY_TLS_CA_CERT"))
 
     def credentials(self, secret: str) -> Credentials:
         """Those of the service's own processes, which show this secret."""
-        mutual = bool(self.client_ca)
-        return Credentials(
-            token=secret,
-            ca=self.authority or self.cert,
-            cert=self.cert if mutual else b"",
-            key=self.key if mutual else b"",
-        )
+        cert, key = (self.cert, self.key) if self.client_ca else (b"", b"")
+        return Credentials(token=secret, ca=self.authority or self.cert, cert=cert, key=key)
 
     def on_this_node(self, environ: Mapping[str, str]) -> Security:
-        """With this node's certificate and key, where every node has its own.
-
-        Raises:
-            InvalidArgument: they cannot be read.
-        """
+        """With this node's certificate and key, where every node has its own."""
         if not self.node_tls:
             return self
         cert, key = (_read(environ, f"RAY_TLS_SERVER_{name}") for name in ("CERT", "KEY"))
@@ -190,6 +177,7 @@ class Security:
 
 
 def _read(environ: Mapping[str, str], name: str) -> bytes:
+    """A file that a variable names; InvalidArgument where it cannot be read."""
     try:
         return Path(environ[name]).read_bytes()
     except KeyError:
@@ -199,11 +187,7 @@ def _read(environ: Mapping[str, str], name: str) -> bytes:
 
 
 def check_bind(host: str, security: Security, *, insecure: bool) -> None:
-    """Refuse to listen beyond this machine without TLS and a token, unless told so in so many words.
-
-    Raises:
-        InvalidArgument: says what is missing.
-    """
+    """Refuse to listen beyond this machine without TLS and a token, unless told so in so many words."""
     if bool(security.cert) != bool(security.key):
         raise InvalidArgument("a certificate and its key go together", field="tls_cert", fix="give both")
     if security.client_ca and not security.cert:

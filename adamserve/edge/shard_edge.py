@@ -82,11 +82,7 @@ class ShardEdge:
     ports: Ports | None = None
 
     def open(self, hosts: Hosts, counts: Calls, host: str) -> ShardEndpoint:
-        """Listen on two ports of `host`, and count the calls; NOT_SERVING until told otherwise.
-
-        Raises:
-            Unavailable: they cannot be bound.
-        """
+        """Listen on two ports of `host`, and count the calls; NOT_SERVING until told otherwise."""
         calls = ShardCalls(hosts, self.security)
         grpc = Endpoint(SERVICE, calls.answer, self.security, calls.stalls, counts)
         direct = DirectEndpoint(calls, self.security, counts)

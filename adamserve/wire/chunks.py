@@ -8,8 +8,7 @@ the received bytes where they lie. Everything else in a message goes through pro
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from adamserve.errors import InvalidArgument
 
@@ -26,9 +25,8 @@ MAX_FIELDS = 1 << 16
 """Fields of one message: each costs hundreds of bytes while it is read. A mebibyte of scalar tensors has fewer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """adamserve.v1.Chunk, its data a view of the message that it came in."""
+class Chunk(NamedTuple):
+    """adamserve.v1.Chunk; its data is a view of an array, or of the message that it came in."""
 
     tensor: str
     start: int
@@ -36,33 +34,24 @@ class Chunk:
     encoding: int
     sum32: int
     data: memoryview
-    rows: memoryview | None = None
+    rows: bytes | memoryview | None = None
 
-
-def chunk(
-    tensor: str,
-    start: int,
-    length: int,
-    encoding: int,
-    sum32: int,
-    data: memoryview,
-    rows: bytes | None = None,
-) -> list[bytes | memoryview]:
-    """A chunk as the parts of a message; its data stays where it is."""
-    name = tensor.encode()
-    fields = b"".join(
-        (
-            b"\x0a", varint(len(name)), name,
-            b"\x10", varint(start),
-            b"\x18", varint(length),
-            b"\x20", varint(encoding),
-            b"\x2d", sum32.to_bytes(4, "little"),
-            b"\x32", varint(len(data)),
-        )
-    )  # fmt: skip
-    tail = [] if rows is None else [b"\x3a" + varint(len(rows)) + rows]
-    size = len(fields) + len(data) + sum(map(len, tail))
-    return [b"\x12" + varint(size) + fields, data, *tail]
+    def parts(self) -> list[bytes | memoryview]:
+        """The chunk as parts of a message; its data stays where it is."""
+        name = self.tensor.encode()
+        fields = b"".join(
+            (
+                b"\x0a", varint(len(name)), name,
+                b"\x10", varint(self.start),
+                b"\x18", varint(self.length),
+                b"\x20", varint(self.encoding),
+                b"\x2d", self.sum32.to_bytes(4, "little"),
+                b"\x32", varint(len(self.data)),
+            )
+        )  # fmt: skip
+        tail = [] if self.rows is None else [b"\x3a" + varint(len(self.rows)), self.rows]
+        size = len(fields) + len(self.data) + sum(map(len, tail))
+        return [b"\x12" + varint(size) + fields, self.data, *tail]
 
 
 def embedded(field: int, parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
@@ -73,8 +62,7 @@ def embedded(field: int, parts: list[bytes | memoryview]) -> list[bytes | memory
 def split(message: bytes | memoryview) -> tuple[bytes, list[Chunk]]:
     """Take the chunks out of a message; returns what is left, for protobuf, and the chunks.
 
-    Raises:
-        InvalidArgument: the bytes are not a protobuf message.
+    As everything that reads here, it raises InvalidArgument where the bytes are not a protobuf message.
     """
     rest, found = _apart(message, CHUNKS)
     return rest, [_chunk(content) for content in found]

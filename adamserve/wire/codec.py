@@ -8,16 +8,21 @@ adds that error to its next gradient (error feedback; Seide et al. 2014, "1-bit 
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from adamserve.errors import InvalidArgument
+from adamserve.optim.engine import build
 from adamserve.values import Array
-from adamserve.wire import chunks, native
+from adamserve.wire import chunks
+
+log = logging.getLogger("adamserve.rpc")
 
 CHUNK_BYTES = 1 << 20
 """Bytes of elements that a sender puts into one chunk."""
@@ -27,6 +32,16 @@ MAX_CHUNK_BYTES = 4 << 20
 
 BLOCK = 256
 """Elements that share a scale in int8."""
+
+_SIGNATURES = {
+    "sum_words": 1,
+    "take_float32": 3,
+    "take_bfloat16": 3,
+    "keep_bfloat16": 3,
+    "keep_float16": 3,
+    "give_bfloat16": 2,
+}
+"""Pointers that each compiled loop takes after the number of elements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +75,27 @@ def encoding_name(number: int, *, field: str) -> str:
         raise InvalidArgument(f"{number} is not an encoding", field=field, fix=f"one of {known}") from None
 
 
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loops of native.c, compiled at the first call (a fifth of a second) and kept on disk.
+
+    They move, sum and test elements in one pass. Without a compiler it is None, and numpy does the same in several.
+    """
+    try:
+        built = build.build(build.text("adamserve.wire", "native.c"))
+    except build.BuildError as error:
+        log.debug("tensors are coded by numpy: %s", error)
+        return None
+    for name, pointers in _SIGNATURES.items():
+        function = getattr(built.library, name)
+        function.restype = ctypes.c_uint32
+        function.argtypes = [ctypes.c_longlong, *[ctypes.c_void_p] * pointers]
+    return built.library
+
+
 def _loops(nbytes: int) -> ctypes.CDLL | None:
     """The compiled loops, where they are worth their call."""
-    return native.library() if nbytes >= 4096 else None
+    return library() if nbytes >= 4096 else None
 
 
 def sum32(data: memoryview | bytes) -> int:
@@ -165,7 +198,7 @@ def encode(tensor: str, values: Array, start: int, name: str) -> Iterator[list[b
     for begin in range(0, values.size, grain):
         part = values[begin : begin + grain]
         data, total = items_of(part, name)
-        yield chunks.chunk(tensor, start + begin, part.size, encoding.number, total, data)
+        yield chunks.Chunk(tensor, start + begin, part.size, encoding.number, total, data).parts()
 
 
 def encode_rows(tensor: str, rows: Array, values: Array, name: str) -> Iterator[list[bytes | memoryview]]:
@@ -182,15 +215,14 @@ def encode_rows(tensor: str, rows: Array, values: Array, name: str) -> Iterator[
         part = values[begin : begin + grain].reshape(-1)
         data, total = items_of(part, name)
         total = total + sum32(numbers) & 0xFFFF_FFFF
-        yield chunks.chunk(tensor, 0, part.size, encoding.number, total, data, numbers)
+        yield chunks.Chunk(tensor, 0, part.size, encoding.number, total, data, numbers).parts()
 
 
 def decode_rows(chunk: chunks.Chunk, width: int) -> tuple[Array, Array, bool]:
-    """Check a chunk of rows; returns their numbers, int64, their values of shape (n, width), float32 or float64, and
-    whether these are finite.
+    """As `decode`, for a chunk of rows.
 
-    Raises:
-        InvalidArgument: as `decode`; or the number of rows does not fit.
+    Returns:
+        Their numbers, int64; their values of shape (n, width), float32 or float64; whether these are finite.
     """
     data = chunk.rows or b""
     if len(data) % 4 or chunk.length != len(data) // 4 * width or chunk.start:

@@ -15,11 +15,7 @@ Sent = TypeVar("Sent", bound=Message)
 
 
 def to_message(record: Any, kind: type[Sent]) -> Sent:
-    """A dataclass or a named tuple as a message of type `kind`; what is None is left out.
-
-    Raises:
-        ValueError: the message has no such field.
-    """
+    """A dataclass or a named tuple as a message of type `kind`, which has all its fields; what is None is left out."""
     return kind(**to_plain(record))
 
 
