@@ -66,10 +66,7 @@ class DirectCall:
 class DirectEndpoint:
     """Listens for bare connections beside a shard's gRPC endpoint.
 
-    Args:
-        calls: what the methods do.
-        security: TLS, and as many connections as it allows streams. Further ones are closed at once: gRPC is left.
-        counts: counts the calls.
+    It takes as many as `security` allows streams. Further ones are closed at once: gRPC is left.
     """
 
     def __init__(self, calls: ShardCalls, security: Security, counts: Calls) -> None:

@@ -61,12 +61,7 @@ Answer = Callable[[str, Messages, Call], Iterator[Parts]]
 class Endpoint:
     """A gRPC server of one service, with health and reflection; NOT_SERVING until told otherwise.
 
-    Args:
-        service: its methods.
-        answer: what they do.
-        security: who may call, and how much.
-        stalls: watches the service's streams; stopped with the server.
-        counts: counts the calls.
+    `stalls` watches the service's streams, and is stopped with the server.
     """
 
     def __init__(
@@ -95,7 +90,6 @@ class Endpoint:
             [grpc.method_handlers_generic_handler(service.full_name, handlers)]
         )
         self._checks = health.HealthServicer(experimental_non_blocking=False)
-        # It may go on for ever.
         self._checks.Watch = _for_few(WATCHERS, self._checks.Watch)  # type: ignore[method-assign]
         health_pb2_grpc.add_HealthServicer_to_server(self._checks, self._server)
         reflecting: Any = reflection.ReflectionServicer(

@@ -166,14 +166,12 @@ class Security:
 
     def bind(self, server: grpc.Server, host: str, port: int) -> int:
         """Listen on host:port (0: any free one); returns the port."""
+        at = host_port(host, port)
         if not self.cert:
-            return server.add_insecure_port(host_port(host, port))
-        credentials = grpc.ssl_server_credentials(
-            [(self.key, self.cert)],
-            root_certificates=self.client_ca or None,
-            require_client_auth=bool(self.client_ca),
-        )
-        return server.add_secure_port(host_port(host, port), credentials)
+            return server.add_insecure_port(at)
+        pairs, mutual = [(self.key, self.cert)], bool(self.client_ca)
+        credentials = grpc.ssl_server_credentials(pairs, self.client_ca or None, require_client_auth=mutual)
+        return server.add_secure_port(at, credentials)
 
 
 def _read(environ: Mapping[str, str], name: str) -> bytes:

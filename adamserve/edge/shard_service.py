@@ -196,7 +196,7 @@ class ShardCalls:
 
 def _asked(request: shard_pb2.PullRequest) -> PullRequest:
     encoding = codec.encoding_name(request.encoding or codec.ENCODINGS["float32"].number, field="encoding")
-    if "float32" not in codec.ENCODINGS[encoding].parameters:
+    if encoding not in ("float32", "bfloat16", "float16"):
         raise InvalidArgument(f"parameters do not travel as {encoding}", field="encoding")
     for part in request.rows:
         if len(part.rows) % 4:

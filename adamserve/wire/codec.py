@@ -46,22 +46,21 @@ _SIGNATURES = {
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """One member of adamserve.v1.Encoding: its number, the numpy dtype of its items, and who may use it."""
+    """One member of adamserve.v1.Encoding: its number, the numpy dtype of its items, and what it may carry."""
 
     number: int
     item: np.dtype[Any]
-    parameters: tuple[str, ...]
     gradients: tuple[str, ...]
 
 
 ENCODINGS: Mapping[str, Encoding] = {
-    "float32": Encoding(1, np.dtype("<f4"), ("float32",), ("float32", "float64")),
-    "float64": Encoding(2, np.dtype("<f8"), ("float64",), ("float64",)),
-    "bfloat16": Encoding(3, np.dtype("<u2"), ("float32",), ("float32", "float64")),
-    "float16": Encoding(4, np.dtype("<f2"), ("float32",), ("float32", "float64")),
-    "int8": Encoding(5, np.dtype("i1"), (), ("float32", "float64")),
+    "float32": Encoding(1, np.dtype("<f4"), ("float32", "float64")),
+    "float64": Encoding(2, np.dtype("<f8"), ("float64",)),
+    "bfloat16": Encoding(3, np.dtype("<u2"), ("float32", "float64")),
+    "float16": Encoding(4, np.dtype("<f2"), ("float32", "float64")),
+    "int8": Encoding(5, np.dtype("i1"), ("float32", "float64")),
 }
-"""By name; `parameters` and `gradients` are the parameters' dtypes that it may carry."""
+"""By name; `gradients` are the dtypes of the parameters whose gradients it may carry."""
 
 BY_NUMBER: Mapping[int, str] = {encoding.number: name for name, encoding in ENCODINGS.items()}
 
@@ -132,8 +131,7 @@ _LARGEST: Mapping[str, float] = {"bfloat16": 2.0**128 - 2.0**119, "float16": 655
 def convert(values: Array, name: str, out: Array) -> int | None:
     """Write contiguous elements as the items of any encoding but int8, rounded to nearest even; bfloat16 as its bits.
 
-    Returns:
-        The items' `sum32`, where it came with them.
+    Returns their `sum32`, where it came with them.
     """
     if name == "bfloat16" and values.dtype == np.float32 and (loops := _loops(values.nbytes)):
         return int(loops.give_bfloat16(values.size, values.ctypes.data, out.ctypes.data))
@@ -253,14 +251,9 @@ def items_of(part: Array, name: str) -> tuple[memoryview, int]:
 
 
 def decode(chunk: chunks.Chunk, out: Array) -> bool:
-    """Check a chunk's bytes and write its elements into `out`, 1-D of its length.
+    """Check a chunk's bytes and write its elements into `out`, 1-D of its length; returns whether all are finite.
 
-    Args:
-        chunk: of any encoding.
-        out: float32 or float64; for bfloat16 and float16 also the items themselves (ml_dtypes' bfloat16, float16).
-
-    Returns:
-        Whether every element is finite.
+    `out` is float32 or float64; for bfloat16 and float16 also the items themselves (ml_dtypes' bfloat16, float16).
 
     Raises:
         InvalidArgument: unknown encoding, wrong number of bytes, or a checksum that does not fit; `out` may then hold
