@@ -13,7 +13,7 @@ from adamserve.edge.buffers import Buffers
 from adamserve.errors import InvalidArgument, LimitExceeded, NotFinite, NotFound
 from adamserve.shard.geometry import Partition
 from adamserve.shard.sparse import check_table
-from adamserve.values import Array, Gradient, SparseRows
+from adamserve.values import Array, Gradient, Span, SparseRows, TensorSpec
 from adamserve.wire import chunks, codec
 
 RANGES = 65_536
@@ -67,9 +67,8 @@ class Assembly:
             raise NotFound(
                 f"shard {self._shard} owns no part of it", field=chunk.tensor, fix="ask the topology"
             )
-        if (chunk.rows is not None and chunk.tensor in self._arrays) or (
-            chunk.rows is None and chunk.tensor in self._rows
-        ):
+        by_rows = chunk.rows is not None
+        if chunk.tensor in (self._arrays if by_rows else self._rows):
             raise InvalidArgument("comes by rows and by elements", field=chunk.tensor)
         if len(chunk.data) > codec.MAX_CHUNK_BYTES:
             raise LimitExceeded(
@@ -82,44 +81,59 @@ class Assembly:
         if spec.dtype not in encoding.gradients or (self._parameters and name != spec.dtype):
             what = "parameter" if self._parameters else "gradient of a"
             raise InvalidArgument(f"{name} for a {spec.dtype} {what}", field=chunk.tensor)
-        if chunk.rows is not None:
-            if self._parameters:
-                raise InvalidArgument("parameters come by elements, not by rows", field=chunk.tensor)
-            self._add_rows(chunk, check_table(spec), spec.width)
-            return
+        if by_rows and self._parameters:
+            raise InvalidArgument("parameters come by elements, not by rows", field=chunk.tensor)
+        if not (self._add_rows(chunk, spec) if by_rows else self._add_elements(chunk, span, name)):
+            what = "rows" if by_rows else f"elements {chunk.start} to {chunk.start + chunk.length}"
+            raise NotFinite(
+                f"{what} hold NaN or infinity",
+                field=chunk.tensor,
+                fix="skip this batch, or clip the gradient",
+            )
+
+    def _add_elements(self, chunk: chunks.Chunk, span: Span, name: str) -> bool:
+        """Copy elements to their place; returns whether all are finite."""
         begin, end = chunk.start, chunk.start + chunk.length
         if chunk.length < 0 or begin < span.start or end > span.stop:
             raise InvalidArgument(
                 f"elements {begin} to {end}, but the shard owns {span.start} to {span.stop}",
                 field=chunk.tensor,
             )
-        dtype = _HELD[name]
         array = self._arrays.get(chunk.tensor)
         if array is None:
-            array = self._arrays[chunk.tensor] = self._buffers.take(span.numel, dtype)
-        elif array.dtype != dtype:
+            array = self._arrays[chunk.tensor] = self._buffers.take(span.numel, _HELD[name])
+        elif array.dtype != _HELD[name]:
             other = next(known for known, held in _HELD.items() if held == array.dtype)
             raise InvalidArgument(
                 f"chunks of {name} and of {other}",
                 field=chunk.tensor,
                 fix="send all of a tensor in one encoding",
             )
-        self._note(chunk.tensor, begin, end)
-        out = array[begin - span.start : end - span.start]
-        if not codec.decode(chunk, out):
-            raise _not_finite(chunk)
+        ranges = self._ranges.setdefault(chunk.tensor, [])
+        if ranges and ranges[-1][1] == begin:
+            ranges[-1] = (ranges[-1][0], end)
+        elif ranges and ranges[-1][0] < end and begin < ranges[-1][1]:
+            raise InvalidArgument(f"elements {begin} to {end} came twice", field=chunk.tensor)
+        elif len(ranges) >= RANGES:
+            raise LimitExceeded(
+                f"more than {RANGES} separate runs", field=chunk.tensor, fix="send larger chunks"
+            )
+        else:
+            ranges.append((begin, end))
+        return codec.decode(chunk, array[begin - span.start : end - span.start])
 
-    def _add_rows(self, chunk: chunks.Chunk, total: int, width: int) -> None:
+    def _add_rows(self, chunk: chunks.Chunk, spec: TensorSpec) -> bool:
+        """Keep rows; returns whether all their values are finite."""
+        total = check_table(spec)
         parts = self._rows.setdefault(chunk.tensor, [])
-        rows, values, finite = codec.decode_rows(chunk, width)
-        if not finite:
-            raise _not_finite(chunk)
+        rows, values, finite = codec.decode_rows(chunk, spec.width)
         parts.append((rows, values))
         self._counts[chunk.tensor] += len(rows)
         if self._counts[chunk.tensor] > total or len(parts) > RANGES:
             raise LimitExceeded(
                 f"more rows than its {total}", field=chunk.tensor, fix="sum rows that are named twice"
             )
+        return finite
 
     def gradients(self) -> dict[str, Gradient]:
         """`arrays`, and the gradients that came by rows, in the order in which they came."""
@@ -147,21 +161,3 @@ class Assembly:
             if at != self._spans[name].stop:
                 raise InvalidArgument(f"elements {at} to {self._spans[name].stop} are missing", field=name)
         return self._arrays
-
-    def _note(self, tensor: str, begin: int, end: int) -> None:
-        ranges = self._ranges.setdefault(tensor, [])
-        if ranges and ranges[-1][1] == begin:
-            ranges[-1] = (ranges[-1][0], end)
-            return
-        if any(a < end and begin < b for a, b in ranges[-1:]):
-            raise InvalidArgument(f"elements {begin} to {end} came twice", field=tensor)
-        if len(ranges) >= RANGES:
-            raise LimitExceeded(f"more than {RANGES} separate runs", field=tensor, fix="send larger chunks")
-        ranges.append((begin, end))
-
-
-def _not_finite(chunk: chunks.Chunk) -> NotFinite:
-    what = "rows" if chunk.rows is not None else f"elements {chunk.start} to {chunk.start + chunk.length}"
-    return NotFinite(
-        f"{what} hold NaN or infinity", field=chunk.tensor, fix="skip this batch, or clip the gradient"
-    )

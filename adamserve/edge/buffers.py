@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,7 @@ class Buffers:
     def take(self, size: int, dtype: np.dtype[Any] | str) -> Array:
         """A flat array with anything in it.
 
-        The memory of a large one serves again when nothing refers to it any more: neither the
-        array nor a view of it, such as one that is still being sent.
+        A large one's memory serves again when neither it nor a view of it is left, such as one that is being sent.
         """
         nbytes = size * np.dtype(dtype).itemsize
         if nbytes < LARGE:
@@ -39,12 +39,10 @@ class Buffers:
         return lent
 
     def _find(self, nbytes: int) -> Array:
-        for _ in range(len(self._free)):
-            try:
+        with suppress(IndexError):  # another thread took it
+            for _ in range(len(self._free)):
                 memory = self._free.popleft()
-            except IndexError:  # another thread took it
-                break
-            if memory.nbytes == nbytes:
-                return memory
-            self._free.append(memory)
+                if memory.nbytes == nbytes:
+                    return memory
+                self._free.append(memory)
         return np.empty(nbytes, np.uint8)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from adamserve.edge.grpc_server import parse
 from adamserve.edge.security import Security
-from adamserve.edge.shard_service import METHODS, ShardCalls
+from adamserve.edge.shard_service import ShardCalls
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.job import host_port
 from adamserve.observe.rpc_counts import Calls
@@ -43,7 +43,7 @@ FAREWELL_S, FAREWELL_BYTES = 5.0, 64 << 20
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DirectCall:
-    """One call (`adamserve.edge.grpc_server.Call`)."""
+    """One call (`adamserve.edge.grpc_server.Call`); to cancel it ends its connection."""
 
     frames: Frames
     caller: str
@@ -51,29 +51,22 @@ class DirectCall:
     deadline: Deadline | None
 
     def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
-        """The authorization that came with it."""
         return [("authorization", self.authorization)] if self.authorization else []
 
     def time_remaining(self) -> float | None:
-        """Seconds that the caller will still wait; None without end."""
         return None if self.deadline is None else self.deadline.remaining()
 
     def peer(self) -> str:
-        """Who called, for people."""
         return self.caller
 
     def cancel(self) -> None:
-        """End its connection."""
         self.frames.cut()
 
 
 class DirectEndpoint:
     """Listens for bare connections beside a shard's gRPC endpoint.
 
-    Args:
-        calls: what the methods do.
-        security: TLS, and as many connections as it allows streams. Further ones are closed at once: gRPC is left.
-        counts: counts the calls.
+    It takes as many as `security` allows streams. Further ones are closed at once: gRPC is left.
     """
 
     def __init__(self, calls: ShardCalls, security: Security, counts: Calls) -> None:
@@ -83,17 +76,13 @@ class DirectEndpoint:
         self._limits = security.limits
         self._tls = server_tls(security.cert, security.key, security.client_ca) if security.cert else None
         self._changed = threading.Condition()
-        self._idle: set[socket.socket] = set()
-        self._busy: set[socket.socket] = set()
+        self._busy: dict[socket.socket, bool] = {}
+        """The connections, and whether a call is under way on them."""
         self._draining = False
         self._server: socket.socket
 
-    def listen(self, host: str, advertise: str, port: int = 0) -> None:
-        """Bind a port (0: any free one) and take connections.
-
-        Raises:
-            Unavailable: it cannot be bound.
-        """
+    def listen(self, host: str, port: int) -> None:
+        """Bind a port (0: any free one) and take connections; Unavailable where it cannot be bound."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._server = socket.create_server(
@@ -101,19 +90,18 @@ class DirectEndpoint:
             )
         except OSError as error:
             raise Unavailable(f"cannot listen on {host}: {error}", field="host") from None
-        self.address = host_port(advertise, self._server.getsockname()[1])
+        self.address = host_port(host, self._server.getsockname()[1])
         threading.Thread(target=self._accept, name="adamserve-direct", daemon=True).start()
 
     def drain(self, grace_s: float) -> None:
         """Take no new calls, let the running ones end within `grace_s` seconds, and stop."""
-        deadline = Deadline.after(grace_s)
         with self._changed:
             self._draining = True
             _cut(self._server)
-            for connected in self._idle:
-                _cut(connected)
-            while self._busy and deadline.remaining():
-                self._changed.wait(deadline.remaining())
+            for connected, busy in self._busy.items():
+                if not busy:
+                    _cut(connected)
+            self._changed.wait_for(lambda: not any(self._busy.values()), grace_s)
             for connected in self._busy:
                 _cut(connected)
         self._server.close()
@@ -124,19 +112,19 @@ class DirectEndpoint:
                 connected, address = self._server.accept()
             except OSError as error:
                 with self._changed:
-                    if self._draining or self._changed.wait_for(lambda: self._draining, PAUSE_S):
+                    if self._changed.wait_for(lambda: self._draining, PAUSE_S):
                         return
                 log.warning("cannot take a connection: %s", error)
                 continue
+            caller = f"{address[0]}:{address[1]}"
             with self._changed:
-                full = self._draining or len(self._idle) + len(self._busy) >= self._limits.streams
+                full = self._draining or len(self._busy) >= self._limits.streams
                 if not full:
-                    self._idle.add(connected)
+                    self._busy[connected] = False
             if full:
                 log.warning("refused a connection from %s: %d are open", address[0], self._limits.streams)
                 connected.close()
                 continue
-            caller = f"{address[0]}:{address[1]}"
             try:
                 threading.Thread(
                     target=self._serve, args=(connected, caller), name="adamserve-direct-call", daemon=True
@@ -144,7 +132,7 @@ class DirectEndpoint:
             except RuntimeError as error:
                 log.warning("cannot serve a connection from %s: %s", caller, error)
                 with self._changed:
-                    self._idle.discard(connected)
+                    del self._busy[connected]
                 connected.close()
 
     def _serve(self, connected: socket.socket, caller: str) -> None:
@@ -157,8 +145,10 @@ class DirectEndpoint:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls:
                 plain = connected
+                # TLS takes the descriptor over into a socket of its own.
                 connected = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-                self._swap(plain, connected)
+                with self._changed:
+                    self._busy[connected] = self._busy.pop(plain)
                 connected.do_handshake()
             frames = Frames(connected, self._limits.message_bytes)
             frames.take_preface()
@@ -170,16 +160,9 @@ class DirectEndpoint:
         finally:
             greeting.cancel()
             with self._changed:
-                self._idle.discard(connected)
-                self._busy.discard(connected)
+                self._busy.pop(connected, None)
                 self._changed.notify_all()
             (frames or connected).close()
-
-    def _swap(self, plain: socket.socket, secured: socket.socket) -> None:
-        """TLS takes the descriptor over into a socket of its own."""
-        with self._changed:
-            self._idle.discard(plain)
-            self._idle.add(secured)
 
     def _answer(self, frames: Frames, caller: str) -> bool:
         """Wait for one call and answer it; returns whether another may follow."""
@@ -190,48 +173,41 @@ class DirectEndpoint:
         with self._changed:
             if self._draining:
                 return False
-            self._idle.discard(frames.socket)
-            self._busy.add(frames.socket)
+            self._busy[frames.socket] = True
         frames.socket.settimeout(None)  # from here on `Stalls` watches
-        messages = _Messages(frames)
         name, code = "", "CANCELLED"
         try:
             kind, content = first
             if kind != CALL:
                 raise InvalidArgument("a call begins with CALL", field="frame")
             asked = parse(direct_pb2.Call, content)
-            name = asked.method if asked.method in METHODS else "unknown"
+            name = asked.method if asked.method in self._calls.methods else "unknown"
             self._counts.started(name, CARRIER)
             deadline = Deadline.after(asked.timeout_ms / 1000) if asked.timeout_ms else None
             call = DirectCall(frames, caller, asked.authorization, deadline)
-            for parts in self._calls.answer(asked.method, messages, call):
+            for parts in self._calls.answer(asked.method, _messages(frames), call):
                 frames.put(MESSAGE, parts)
-            frames.socket.settimeout(
-                self._limits.stall_s
-            )  # what is left is small, and `Stalls` watches no more
+            # What is left is small, and `Stalls` watches no more.
+            frames.socket.settimeout(self._limits.stall_s)
             frames.put(STATUS)
             frames.flush()
             code = "OK"
-            going_on = messages.ended
         except AdamServeError as error:
             code = status.code_of(error).name
             self._refuse(frames, error)
-            going_on = False
         except OSError:
             raise
         except Exception:
             code = "UNKNOWN"
             log.exception("a call from %s failed", caller)
             self._refuse(frames, Unavailable("the shard failed; its log says how"))
-            going_on = False
         finally:
             if name:
                 self._counts.handled(name, code, CARRIER)
         with self._changed:
-            self._busy.discard(frames.socket)
-            self._idle.add(frames.socket)
+            self._busy[frames.socket] = False
             self._changed.notify_all()
-            return going_on and not self._draining
+            return code == "OK" and not self._draining
 
     def _refuse(self, frames: Frames, error: AdamServeError) -> None:
         """End a call with an error; the sender may be in the middle of it, and has to see the answer first."""
@@ -247,26 +223,16 @@ class DirectEndpoint:
             last.cancel()
 
 
-class _Messages(Iterator[memoryview]):
+def _messages(frames: Frames) -> Iterator[memoryview]:
     """The messages of one call, until its end."""
-
-    def __init__(self, frames: Frames) -> None:
-        self._frames = frames
-        self.ended = False
-
-    def __next__(self) -> memoryview:
-        if self.ended:
-            raise StopIteration
-        frame = self._frames.get()
-        if frame is None:
-            raise ConnectionResetError("the connection ended within a call")
+    while (frame := frames.get()) is not None:
         kind, content = frame
         if kind == END:
-            self.ended = True
-            raise StopIteration
+            return
         if kind != MESSAGE:
             raise InvalidArgument(f"a frame of kind {kind} within a call", field="frame")
-        return content
+        yield content
+    raise ConnectionResetError("the connection ended within a call")
 
 
 def _cut(connected: socket.socket) -> None:

@@ -7,22 +7,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import wraps
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from adamserve.edge.counting import Counting
 from adamserve.edge.security import Limits, Security
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.job import host_port
 from adamserve.observe.rpc_counts import Calls
 from adamserve.values import Deadline
 from adamserve.wire import status
+from adamserve.wire.frames import Parts
 
 log = logging.getLogger("adamserve.rpc")
 
@@ -31,80 +31,15 @@ Parsed = TypeVar("Parsed", bound=Message)
 WATCHERS, REFLECTIONS = 8, 4
 """Callers of Health.Watch and of reflection at once: whoever they are, the other threads are left for pushes."""
 
+ANSWER_S = 0.1
+"""Seconds that an answer may take to reach its caller."""
 
-def serve(
-    limits: Limits, name: str, handler: grpc.GenericRpcHandler, stalls: Stalls, calls: Calls
-) -> Endpoint:
-    """A gRPC server with this service, health and reflection; not bound, not started, NOT_SERVING.
-
-    Its calls are counted in `calls`.
-    """
-    server = grpc.server(
-        ThreadPoolExecutor(max_workers=limits.streams, thread_name_prefix="adamserve-grpc"),
-        maximum_concurrent_rpcs=limits.streams,
-        interceptors=[Counting(calls)],
-        options=[
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", limits.message_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ],
-    )
-    server.add_generic_rpc_handlers([handler])
-    checks = Health()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    names = (name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-    add(Reflection(names, stalls), server)
-    endpoint = Endpoint(server, checks, ("", name), stalls)
-    endpoint.mark(serving=False)
-    return endpoint
-
-
-class Health(health.HealthServicer):
-    """Health, which needs no token; Watch, which may go on for ever, for a few callers at a time."""
-
-    def __init__(self) -> None:
-        super().__init__(experimental_non_blocking=False)
-        self._places = threading.BoundedSemaphore(WATCHERS)
-
-    def Watch(self, request: Any, context: Any, send: Any = None) -> Any:
-        """As in health.proto."""
-        with _place(self._places, context):
-            yield from super().Watch(request, context)
-
-
-class Reflection(reflection.ReflectionServicer):
-    """Reflection, which needs no token, for a few callers at a time, each for as long as it goes on asking."""
-
-    def __init__(self, names: Iterable[str], stalls: Stalls) -> None:
-        super().__init__(names)
-        self._stalls = stalls
-        self._places = threading.BoundedSemaphore(REFLECTIONS)
-
-    def ServerReflectionInfo(self, requests: Any, context: Any) -> Iterator[Any]:
-        """As in reflection.proto."""
-        with _place(self._places, context), self._stalls.watching(context) as moved:
-            for answer in super().ServerReflectionInfo(requests, context):
-                yield answer
-                moved()
-
-
-@contextmanager
-def _place(places: threading.BoundedSemaphore, context: grpc.ServicerContext) -> Iterator[None]:
-    """One of the threads that calls without a token may hold."""
-    if not places.acquire(blocking=False):
-        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many callers as may hold this call already")
-    try:
-        yield
-    finally:
-        places.release()
+Messages = Iterable[bytes | memoryview]
+"""A call's messages; each lasts until the next one is taken."""
 
 
 class Call(Protocol):
-    """What the service asks about a call and does to it; grpc.ServicerContext is one."""
+    """What a service asks about a call and does to it; grpc.ServicerContext is one."""
 
     def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
         """What came with it, such as its authorization."""
@@ -119,104 +54,178 @@ class Call(Protocol):
         """End it at once, from another thread."""
 
 
+Answer = Callable[[str, Messages, Call], Iterator[Parts]]
+"""Answers a call of a method, with messages in pieces; raises an AdamServeError at once or while they are taken."""
+
+
 class Endpoint:
-    """A gRPC server that listens; its health follows what it is told."""
+    """A gRPC server of one service, with health and reflection; NOT_SERVING until told otherwise.
+
+    `stalls` watches the service's streams, and is stopped with the server.
+    """
 
     def __init__(
-        self, server: grpc.Server, checks: health.HealthServicer, names: tuple[str, ...], stalls: Stalls
+        self, service: ServiceDescriptor, answer: Answer, security: Security, stalls: Stalls, counts: Calls
     ) -> None:
-        self.server = server
         self.address = ""
-        self.serving = False
-        self._checks = checks
-        self._names = names
+        self._security = security
         self._stalls = stalls
+        self._names = ("", service.full_name)
+        limits = security.limits
+        self._server = grpc.server(
+            ThreadPoolExecutor(max_workers=limits.streams, thread_name_prefix="adamserve-grpc"),
+            maximum_concurrent_rpcs=limits.streams,
+            interceptors=[Answering(counts)],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", limits.message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.keepalive_time_ms", 20_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ],
+        )
+        handlers = {method.name: _handler(method, answer) for method in service.methods}
+        self._server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(service.full_name, handlers)]
+        )
+        self._checks = health.HealthServicer(experimental_non_blocking=False)
+        self._checks.Watch = _for_few(WATCHERS, self._checks.Watch)  # type: ignore[method-assign]
+        health_pb2_grpc.add_HealthServicer_to_server(self._checks, self._server)
+        reflecting: Any = reflection.ReflectionServicer(
+            (service.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        )
+        reflecting.ServerReflectionInfo = _for_few(REFLECTIONS, reflecting.ServerReflectionInfo, stalls)
+        add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        add(reflecting, self._server)
+        self._mark(serving=False)
 
-    def listen(self, host: str, port: int, security: Security, advertise: str = "") -> None:
-        """Bind host:port (0: any free one), and start; `advertise` is the host that clients use, where it is another.
+    def listen(self, host: str, port: int, advertise: str = "") -> None:
+        """Bind host:port (0: any free one), and start; Unavailable where it cannot be bound.
 
-        Raises:
-            Unavailable: the port cannot be bound.
+        `advertise` is the host that clients use, where it is another.
         """
         try:
-            bound = security.bind(self.server, host, port)
+            bound = self._security.bind(self._server, host, port)
         except RuntimeError:
             raise Unavailable(
                 f"cannot listen on {host_port(host, port)}", field="port", fix="choose another"
             ) from None
         self.address = host_port(advertise or host, bound)
-        self.server.start()
-
-    def mark(self, *, serving: bool) -> None:
-        """Set the health of every service."""
-        self.serving, kind = serving, health_pb2.HealthCheckResponse
-        for name in self._names:
-            self._checks.set(name, kind.SERVING if serving else kind.NOT_SERVING)
+        self._server.start()
 
     def serve(self) -> None:
         """Say that the endpoint is ready."""
-        self.mark(serving=True)
+        self._mark(serving=True)
 
     def drain(self, grace_s: float) -> None:
         """Take no new calls, let the running ones end within `grace_s` seconds, and stop."""
-        self.mark(serving=False)
-        self.server.stop(grace_s).wait(grace_s + 5)
+        self._mark(serving=False)
+        self._server.stop(grace_s).wait(grace_s + 5)
         self._stalls.stop()
 
     def cut(self) -> None:
         """End every call at once, and stop."""
-        self.server.stop(0)
+        self._server.stop(0)
         self._stalls.stop()
 
+    def _mark(self, *, serving: bool) -> None:
+        self.serving, kind = serving, health_pb2.HealthCheckResponse
+        for name in self._names:
+            self._checks.set(name, kind.SERVING if serving else kind.NOT_SERVING)
 
-def abort(context: grpc.ServicerContext, error: AdamServeError) -> None:
-    """End a call with our error."""
-    context.set_trailing_metadata(tuple(status.metadata(error)))
-    context.abort(status.code_of(error), str(error)[: status.LONGEST])
 
+def _for_few(callers: int, behaviour: Any, stalls: Stalls | None = None) -> Any:
+    """A stream for a few callers at a time, as it needs no token; with `stalls`, each for as long as it moves."""
+    places = threading.BoundedSemaphore(callers)
 
-def answers(behaviour: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that ends its call with our error when it raises one."""
-
-    @wraps(behaviour)
-    def answer(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+    def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        if not places.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many callers as may hold this call already")
         try:
-            return behaviour(self, request, context)
-        except AdamServeError as error:
-            abort(context, error)
-
-    return answer
-
-
-def streams(behaviour: Callable[..., Iterator[bytes]]) -> Callable[..., Iterator[bytes]]:
-    """As `answers`, for a method that yields."""
-
-    @wraps(behaviour)
-    def stream(self: Any, request: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-        try:
-            yield from behaviour(self, request, context)
-        except AdamServeError as error:
-            abort(context, error)
+            with stalls.watching(context) if stalls else nullcontext(lambda: None) as moved:
+                for answer in behaviour(request, context):
+                    yield answer
+                    moved()
+        finally:
+            places.release()
 
     return stream
 
 
-def parse(kind: type[Parsed], data: bytes | memoryview) -> Parsed:
-    """A message from its bytes.
+def _kind(streams_in: bool, streams_out: bool) -> str:
+    """gRPC's word for what a method takes and gives, such as "stream_unary"."""
+    return "_".join("stream" if streams else "unary" for streams in (streams_in, streams_out))
 
-    Raises:
-        InvalidArgument: they are not one.
-    """
+
+def _handler(method: MethodDescriptor, answer: Answer) -> Any:
+    """A method as gRPC takes it; its messages come and go as bytes."""
+
+    def behaviour(request: Any, context: grpc.ServicerContext) -> Any:
+        answers = answer(method.name, request if method.client_streaming else [request], context)
+        return map(b"".join, answers) if method.server_streaming else b"".join(next(answers))
+
+    kind = _kind(method.client_streaming, method.server_streaming)
+    return getattr(grpc, f"{kind}_rpc_method_handler")(behaviour)
+
+
+class Answering(grpc.ServerInterceptor):
+    """Counts calls as they come in and as they end, whichever service they are for; an AdamServeError ends its call."""
+
+    def __init__(self, counts: Calls) -> None:
+        self._counts = counts
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        """As grpc.ServerInterceptor."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            self._counts.started("unknown")
+            self._counts.handled("unknown", grpc.StatusCode.UNIMPLEMENTED.name)
+            return None
+        method = handler_call_details.method.rpartition("/")[2]
+        kind = _kind(handler.request_streaming, handler.response_streaming)
+        behaviour = getattr(handler, kind)
+
+        def one(request: Any, context: grpc.ServicerContext) -> Any:
+            with self._counted(method, context):
+                return behaviour(request, context)
+
+        def several(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with self._counted(method, context):
+                yield from behaviour(request, context)
+
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        counted = several if handler.response_streaming else one
+        return make(counted, handler.request_deserializer, handler.response_serializer)
+
+    @contextmanager
+    def _counted(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
+        self._counts.started(method)
+        done = False
+        try:
+            yield
+            done = True
+        except AdamServeError as error:
+            context.set_trailing_metadata(((status.DETAILS, status.details(error)),))
+            context.abort(status.code_of(error), str(error)[: status.LONGEST])
+        finally:
+            given: Any = context.code()  # type: ignore[attr-defined] # not in the stubs
+            code = "UNKNOWN" if given is None else given.name
+            if not context.is_active():  # nobody waits for it any more
+                code = "CANCELLED"
+            elif done and given is None:
+                code = "OK"
+            self._counts.handled(method, code)
+
+
+def parse(kind: type[Parsed], data: bytes | memoryview) -> Parsed:
+    """A message from its bytes; InvalidArgument where they are not one."""
     message = kind()
     try:
         message.ParseFromString(bytes(data))
     except DecodeError:
         raise InvalidArgument(f"the bytes are not a {kind.DESCRIPTOR.name}", field="message") from None
     return message
-
-
-ANSWER_S = 0.1
-"""Seconds that an answer may take to reach its caller."""
 
 
 def deadline_of(call: Call, limits: Limits) -> Deadline:

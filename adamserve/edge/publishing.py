@@ -17,11 +17,9 @@ class EncodedPublisher:
         self._buffers = Buffers()
 
     def room(self, items: int) -> Array:
-        """As `Publisher.room`."""
         return self._buffers.take(items, "<u2")
 
     def copy(self, arrays: Mapping[str, Array], encoding: str) -> Mapping[str, Array]:
-        """As `Publisher.copy`."""
         return {
             dtype: self._copied(values, encoding if dtype == "float32" else dtype)
             for dtype, values in arrays.items()
@@ -31,10 +29,7 @@ class EncodedPublisher:
         out = self._buffers.take(values.size, codec.ENCODINGS[encoding].item)
 
         def part(start: int, stop: int) -> None:
-            if encoding in ("bfloat16", "float16"):
-                codec.narrow(values[start:stop], encoding, out[start:stop])
-            else:
-                out[start:stop] = values[start:stop]
+            codec.convert(values[start:stop], encoding, out[start:stop])
 
         share(values.size, part)
         return out

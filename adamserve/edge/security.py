@@ -13,8 +13,7 @@ import grpc
 
 from adamserve.client.credentials import Credentials
 from adamserve.errors import DataError, InvalidArgument, Unauthenticated
-from adamserve.job import host_port
-from adamserve.job import is_loopback as is_loopback
+from adamserve.job import host_port, is_loopback
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +39,12 @@ class Limits:
     streams: int = 256
     stall_s: float = 30.0
     call_s: float = 600.0
+
+    def check_name(self, name: str, field: str) -> None:
+        """Refuse a name that is empty or too long."""
+        size = len(name.encode())
+        if not 0 < size <= self.name_bytes:
+            raise InvalidArgument(f"has {size} bytes", field=field, fix=f"use 1 to {self.name_bytes}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +78,16 @@ class Tokens:
         return cls(tuple((words[0] if len(words) == 2 else "", _digest(words[-1])) for words in pairs))
 
     def beside(self, secret: str, *, required: bool) -> Tokens:
-        """These tokens, and a secret of the service's own processes beside them.
-
-        Args:
-            secret: what those processes show.
-            required: refuse everybody else where users have no tokens; without it they stay welcome then.
-        """
+        """These tokens, and a secret of the service's own processes beside them; `required` as the attribute."""
         return replace(self, internal=_digest(secret), required=required)
 
-    def check(self, metadata: Iterable[tuple[str, str | bytes]], job: str | None) -> None:
-        """Refuse a call that carries no token good for this job (None: for every job).
-
-        Every token is compared, each in constant time.
-        """
+    def check(self, metadata: Iterable[tuple[str, str | bytes]], job: str) -> None:
+        """Refuse a call that carries no token good for this job ("": for every job)."""
         if not self.digests and not self.required:
             return
         given = next((value for key, value in metadata if key == "authorization"), "")
         scheme, _, token = (given if isinstance(given, str) else "").partition(" ")
-        digest = _digest(token)
-        good = hmac.compare_digest(self.internal, digest)
-        for allowed, known in self.digests:
-            good |= hmac.compare_digest(known, digest) and allowed in ("", job)
-        if scheme.lower() != "bearer" or not good:
+        if scheme.lower() != "bearer" or not self._good(token, job):
             raise Unauthenticated(
                 "the call carries no token that allows this" if token else "the call carries no token",
                 field="authorization",
@@ -102,22 +95,29 @@ class Tokens:
             )
 
     def guard(self) -> Callable[[str], bool] | None:
-        """Whether an HTTP `Authorization` header carries a token good for every job; None where users have none."""
-        return self._may_look if self.digests else None
+        """Whether an HTTP `Authorization` header carries a token good for every job; None where users have none.
 
-    def _may_look(self, given: str) -> bool:
-        """As Bearer, or as Basic's password."""
-        scheme, _, rest = given.partition(" ")
-        if scheme.lower() == "basic":
-            try:
-                rest = base64.b64decode(rest, validate=True).decode().partition(":")[2]
-            except ValueError:
-                return False
-        try:
-            self.check([("authorization", f"Bearer {rest}")], None)
-        except Unauthenticated:
-            return False
-        return scheme.lower() in ("basic", "bearer")
+        The token comes as Bearer, or as Basic's password.
+        """
+
+        def may_look(given: str) -> bool:
+            scheme, _, token = given.partition(" ")
+            if scheme.lower() == "basic":
+                try:
+                    token = base64.b64decode(token, validate=True).decode().partition(":")[2]
+                except ValueError:
+                    return False
+            return scheme.lower() in ("basic", "bearer") and self._good(token, "")
+
+        return may_look if self.digests else None
+
+    def _good(self, token: str, job: str) -> bool:
+        """Compare a token with every one that is known, each in constant time."""
+        digest = _digest(token)
+        good = hmac.compare_digest(self.internal, digest)
+        for allowed, known in self.digests:
+            good |= hmac.compare_digest(known, digest) and allowed in ("", job)
+        return good
 
 
 def _digest(token: str) -> bytes:
@@ -147,31 +147,18 @@ class Security:
     limits: Limits = Limits()
 
     def as_ray(self, environ: Mapping[str, str]) -> Security:
-        """With TLS as Ray's own processes have it, where they have it and no certificate was given.
-
-        Raises:
-            InvalidArgument: the file that RAY_TLS_CA_CERT names cannot be read.
-        """
+        """With TLS as Ray's own processes have it, where they have it and no certificate was given."""
         if self.cert or environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
             return self
         return replace(self, node_tls=True, authority=_read(environ, "RAY_TLS_CA_CERT"))
 
     def credentials(self, secret: str) -> Credentials:
         """Those of the service's own processes, which show this secret."""
-        mutual = bool(self.client_ca)
-        return Credentials(
-            token=secret,
-            ca=self.authority or self.cert,
-            cert=self.cert if mutual else b"",
-            key=self.key if mutual else b"",
-        )
+        cert, key = (self.cert, self.key) if self.client_ca else (b"", b"")
+        return Credentials(token=secret, ca=self.authority or self.cert, cert=cert, key=key)
 
     def on_this_node(self, environ: Mapping[str, str]) -> Security:
-        """With this node's certificate and key, where every node has its own.
-
-        Raises:
-            InvalidArgument: they cannot be read.
-        """
+        """With this node's certificate and key, where every node has its own."""
         if not self.node_tls:
             return self
         cert, key = (_read(environ, f"RAY_TLS_SERVER_{name}") for name in ("CERT", "KEY"))
@@ -179,17 +166,16 @@ class Security:
 
     def bind(self, server: grpc.Server, host: str, port: int) -> int:
         """Listen on host:port (0: any free one); returns the port."""
+        at = host_port(host, port)
         if not self.cert:
-            return server.add_insecure_port(host_port(host, port))
-        credentials = grpc.ssl_server_credentials(
-            [(self.key, self.cert)],
-            root_certificates=self.client_ca or None,
-            require_client_auth=bool(self.client_ca),
-        )
-        return server.add_secure_port(host_port(host, port), credentials)
+            return server.add_insecure_port(at)
+        pairs, mutual = [(self.key, self.cert)], bool(self.client_ca)
+        credentials = grpc.ssl_server_credentials(pairs, self.client_ca or None, require_client_auth=mutual)
+        return server.add_secure_port(at, credentials)
 
 
 def _read(environ: Mapping[str, str], name: str) -> bytes:
+    """A file that a variable names; InvalidArgument where it cannot be read."""
     try:
         return Path(environ[name]).read_bytes()
     except KeyError:
@@ -199,11 +185,7 @@ def _read(environ: Mapping[str, str], name: str) -> bytes:
 
 
 def check_bind(host: str, security: Security, *, insecure: bool) -> None:
-    """Refuse to listen beyond this machine without TLS and a token, unless told so in so many words.
-
-    Raises:
-        InvalidArgument: says what is missing.
-    """
+    """Refuse to listen beyond this machine without TLS and a token, unless told so in so many words."""
     if bool(security.cert) != bool(security.key):
         raise InvalidArgument("a certificate and its key go together", field="tls_cert", fix="give both")
     if security.client_ca and not security.cert:

@@ -5,31 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from adamserve.edge.direct import DirectEndpoint
-from adamserve.edge.grpc_server import Endpoint, serve
+from adamserve.edge.grpc_server import Endpoint
 from adamserve.edge.security import Security
-from adamserve.edge.shard_service import SERVICE, Hosts, ShardCalls, grpc_handler
+from adamserve.edge.shard_service import SERVICE, Hosts, ShardCalls
 from adamserve.errors import InvalidArgument, Unavailable
 from adamserve.observe.rpc_counts import Calls
 
 
 @dataclass(frozen=True, slots=True)
 class ShardEndpoint:
-    """Both ways in, while they are open."""
+    """Both ways in, while they are open, each with its host:port."""
 
     grpc: Endpoint
     direct: DirectEndpoint
-
-    @property
-    def address(self) -> str:
-        """host:port of its gRPC services."""
-        return self.grpc.address
-
-    @property
-    def direct_address(self) -> str:
-        """host:port for bare connections."""
-        return self.direct.address
+    address: str
+    direct_address: str
 
     def serve(self) -> None:
         """Say that the shard is ready."""
@@ -57,11 +50,7 @@ class Ports:
 
     @classmethod
     def parse(cls, text: str) -> Ports:
-        """Read "LOW-HIGH".
-
-        Raises:
-            InvalidArgument: it is no such range.
-        """
+        """Read "LOW-HIGH", or raise InvalidArgument."""
         low, dash, high = text.partition("-")
         if not (dash and low.isdecimal() and high.isdecimal() and 0 < int(low) < int(high) < 65536):
             raise InvalidArgument(
@@ -72,11 +61,7 @@ class Ports:
         return cls(int(low), int(high))
 
     def listen(self, listen: Callable[[int], None]) -> None:
-        """Call `listen` with one port after the other until it is bound.
-
-        Raises:
-            Unavailable: none of them can be.
-        """
+        """Call `listen` with one port after the other until it is bound; Unavailable where none can be."""
         for port in range(self.low, self.high + 1):
             try:
                 return listen(port)
@@ -91,30 +76,19 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class ShardEdge:
-    """Opens a shard's ways in; it travels to the shards' processes.
-
-    Attributes:
-        security: who may call, and how.
-        ports: which to listen on; None for any free ones.
-    """
+    """Opens a shard's ways in, on some ports or any free ones; it travels to the shards' processes."""
 
     security: Security
     ports: Ports | None = None
 
     def open(self, hosts: Hosts, counts: Calls, host: str) -> ShardEndpoint:
-        """Listen on two ports of `host`, and count the calls; NOT_SERVING until told otherwise.
-
-        Raises:
-            Unavailable: they cannot be bound.
-        """
+        """Listen on two ports of `host`, and count the calls; NOT_SERVING until told otherwise."""
         calls = ShardCalls(hosts, self.security)
-        grpc = serve(self.security.limits, SERVICE, grpc_handler(calls), calls.stalls, counts)
+        grpc = Endpoint(SERVICE, calls.answer, self.security, calls.stalls, counts)
         direct = DirectEndpoint(calls, self.security, counts)
-        listen = self.ports.listen if self.ports is not None else _any_port
-        listen(lambda port: grpc.listen(host, port, self.security))
-        listen(lambda port: direct.listen(host, host, port))
-        return ShardEndpoint(grpc, direct)
-
-
-def _any_port(listen: Callable[[int], None]) -> None:
-    listen(0)
+        for endpoint in (grpc, direct):
+            if self.ports is None:
+                endpoint.listen(host, 0)
+            else:
+                self.ports.listen(partial(endpoint.listen, host))
+        return ShardEndpoint(grpc, direct, grpc.address, direct.address)

@@ -8,12 +8,15 @@ the received bytes where they lie. Everything else in a message goes through pro
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from adamserve.errors import InvalidArgument
 
 VARINT, I64, LEN, I32 = 0, 1, 2, 5
 """Wire types."""
+
+_SIZES = {I32: 4, I64: 8}
+"""Bytes of those that have a fixed size."""
 
 CHUNKS = 2
 """Number of the field `chunks` in every message that has it."""
@@ -22,9 +25,8 @@ MAX_FIELDS = 1 << 16
 """Fields of one message: each costs hundreds of bytes while it is read. A mebibyte of scalar tensors has fewer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """adamserve.v1.Chunk, its data a view of the message that it came in."""
+class Chunk(NamedTuple):
+    """adamserve.v1.Chunk; its data is a view of an array, or of the message that it came in."""
 
     tensor: str
     start: int
@@ -32,33 +34,24 @@ class Chunk:
     encoding: int
     sum32: int
     data: memoryview
-    rows: memoryview | None = None
+    rows: bytes | memoryview | None = None
 
-
-def chunk_head(
-    tensor: str, start: int, length: int, encoding: int, sum32: int, nbytes: int, after: int = 0
-) -> bytes:
-    """What stands before a chunk's data in a message: the tag and length of the chunk, and its other fields.
-
-    `after` bytes follow the data, such as `chunk_rows`.
-    """
-    name = tensor.encode()
-    fields = b"".join(
-        (
-            b"\x0a", varint(len(name)), name,
-            b"\x10", varint(start),
-            b"\x18", varint(length),
-            b"\x20", varint(encoding),
-            b"\x2d", sum32.to_bytes(4, "little"),
-            b"\x32", varint(nbytes),
-        )
-    )  # fmt: skip
-    return b"\x12" + varint(len(fields) + nbytes + after) + fields
-
-
-def chunk_rows(rows: bytes) -> bytes:
-    """The field `rows` of a chunk."""
-    return text(7, rows)
+    def parts(self) -> list[bytes | memoryview]:
+        """The chunk as parts of a message; its data stays where it is."""
+        name = self.tensor.encode()
+        fields = b"".join(
+            (
+                b"\x0a", varint(len(name)), name,
+                b"\x10", varint(self.start),
+                b"\x18", varint(self.length),
+                b"\x20", varint(self.encoding),
+                b"\x2d", self.sum32.to_bytes(4, "little"),
+                b"\x32", varint(len(self.data)),
+            )
+        )  # fmt: skip
+        tail = [] if self.rows is None else [b"\x3a" + varint(len(self.rows)), self.rows]
+        size = len(fields) + len(self.data) + sum(map(len, tail))
+        return [b"\x12" + varint(size) + fields, self.data, *tail]
 
 
 def embedded(field: int, parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
@@ -69,42 +62,28 @@ def embedded(field: int, parts: list[bytes | memoryview]) -> list[bytes | memory
 def split(message: bytes | memoryview) -> tuple[bytes, list[Chunk]]:
     """Take the chunks out of a message; returns what is left, for protobuf, and the chunks.
 
-    Raises:
-        InvalidArgument: the bytes are not a protobuf message.
+    As everything that reads here, it raises InvalidArgument where the bytes are not a protobuf message.
     """
-    view = memoryview(message)
-    rest: list[memoryview] = []
-    chunks: list[Chunk] = []
-    for number, kind, value, whole in _fields(view):
-        if number == CHUNKS and kind == LEN:
-            chunks.append(_chunk(value))
-        else:
-            rest.append(whole)
-    return b"".join(rest), chunks
+    rest, found = _apart(message, CHUNKS)
+    return rest, [_chunk(content) for content in found]
 
 
 def inside(message: bytes | memoryview, field: int) -> tuple[memoryview, bytes]:
     """Take one embedded message out of a message; returns it (empty where there is none) and what is left."""
-    found = memoryview(b"")
+    rest, found = _apart(message, field)
+    return found[-1] if found else memoryview(b""), rest
+
+
+def _apart(message: bytes | memoryview, field: int) -> tuple[bytes, list[memoryview]]:
+    """A message without one of its length-delimited fields, and that field's contents."""
     rest: list[memoryview] = []
+    found: list[memoryview] = []
     for number, kind, value, whole in _fields(memoryview(message)):
         if number == field and kind == LEN:
-            found = value
+            found.append(value)
         else:
             rest.append(whole)
-    return found, b"".join(rest)
-
-
-def texts(message: bytes | memoryview) -> Iterator[tuple[int, bytes]]:
-    """The length-delimited fields of a message: numbers and contents."""
-    for number, kind, value, _ in _fields(memoryview(message)):
-        if kind == LEN:
-            yield number, bytes(value)
-
-
-def text(field: int, content: bytes) -> bytes:
-    """One length-delimited field."""
-    return varint(field << 3 | LEN) + varint(len(content)) + content
+    return b"".join(rest), found
 
 
 def varint(value: int) -> bytes:
@@ -120,30 +99,25 @@ def varint(value: int) -> bytes:
 
 
 def _chunk(view: memoryview) -> Chunk:
-    numbers = {2: 0, 3: 0, 4: 0, 5: 0}
-    tensor, data, rows = b"", view[:0], None
-    for number, kind, value, whole in _fields(view):
-        match number, kind:
-            case 1, 2:
-                tensor = bytes(value)
-            case 6, 2:
-                data = value
-            case 7, 2:
-                rows = value
-            case 2 | 3 | 4, 0:
-                numbers[number] = _varint(whole, _varint(whole, 0)[1])[0]
-            case 5, 5:
-                numbers[5] = int.from_bytes(value, "little")
+    fields = {(number, kind): value for number, kind, value, _ in _fields(view)}
+    start, length, encoding = (fields.get((number, VARINT), 0) for number in (2, 3, 4))
     try:
-        name = tensor.decode()
+        tensor = bytes(fields.get((1, LEN), b"")).decode()
     except UnicodeDecodeError:
         raise InvalidArgument("a chunk's tensor name is not UTF-8", field="chunks.tensor") from None
-    start, length = (n - (1 << 64) if n >> 63 else n for n in (numbers[2], numbers[3]))
-    return Chunk(name, start, length, numbers[4], numbers[5], data, rows)
+    return Chunk(
+        tensor,
+        start - (1 << 64) if start >> 63 else start,
+        length - (1 << 64) if length >> 63 else length,
+        encoding,
+        int.from_bytes(fields.get((5, I32), b""), "little"),
+        fields.get((6, LEN), view[:0]),
+        fields.get((7, LEN)),
+    )
 
 
-def _fields(view: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
-    """Every field of a message: number, wire type, content and the whole field with its tag."""
+def _fields(view: memoryview) -> Iterator[tuple[int, int, Any, memoryview]]:
+    """Every field of a message: number, wire type, content (a number, or a view) and the whole field with its tag."""
     at, end, count = 0, len(view), 0
     while at < end:
         begin, count = at, count + 1
@@ -151,21 +125,18 @@ def _fields(view: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview
             raise InvalidArgument(f"it has more than {MAX_FIELDS} fields", field="message")
         tag, at = _varint(view, at)
         number, kind = tag >> 3, tag & 7
-        content = at
-        if kind == LEN:
-            size, content = _varint(view, at)
-            at = content + size
-        elif kind == VARINT:
-            _, at = _varint(view, at)
-        elif kind == I32:
-            at += 4
-        elif kind == I64:
-            at += 8
+        value: int | memoryview
+        if kind == VARINT:
+            value, at = _varint(view, at)
+        elif kind in _SIZES or kind == LEN:
+            size, at = _varint(view, at) if kind == LEN else (_SIZES[kind], at)
+            value = view[at : at + size]
+            at += size
         else:
             raise InvalidArgument(f"wire type {kind} is not protobuf's", field="message")
         if at > end or not 0 < number < 1 << 29:
             raise InvalidArgument("the message is cut short or garbled", field="message")
-        yield number, kind, view[content:at], view[begin:at]
+        yield number, kind, value, view[begin:at]
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:

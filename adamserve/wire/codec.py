@@ -8,15 +8,21 @@ adds that error to its next gradient (error feedback; Seide et al. 2014, "1-bit 
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from adamserve.errors import InvalidArgument
+from adamserve.optim.engine import build
 from adamserve.values import Array
-from adamserve.wire import chunks, native
+from adamserve.wire import chunks
+
+log = logging.getLogger("adamserve.rpc")
 
 CHUNK_BYTES = 1 << 20
 """Bytes of elements that a sender puts into one chunk."""
@@ -27,36 +33,40 @@ MAX_CHUNK_BYTES = 4 << 20
 BLOCK = 256
 """Elements that share a scale in int8."""
 
+_SIGNATURES = {
+    "sum_words": 1,
+    "take_float32": 3,
+    "take_bfloat16": 3,
+    "keep_bfloat16": 3,
+    "keep_float16": 3,
+    "give_bfloat16": 2,
+}
+"""Pointers that each compiled loop takes after the number of elements."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """One member of adamserve.v1.Encoding: its number, the numpy dtype of its items, and who may use it."""
+    """One member of adamserve.v1.Encoding: its number, the numpy dtype of its items, and what it may carry."""
 
     number: int
-    item: str
-    itemsize: int
-    parameters: tuple[str, ...]
+    item: np.dtype[Any]
     gradients: tuple[str, ...]
 
 
 ENCODINGS: Mapping[str, Encoding] = {
-    "float32": Encoding(1, "<f4", 4, ("float32",), ("float32", "float64")),
-    "float64": Encoding(2, "<f8", 8, ("float64",), ("float64",)),
-    "bfloat16": Encoding(3, "<u2", 2, ("float32",), ("float32", "float64")),
-    "float16": Encoding(4, "<f2", 2, ("float32",), ("float32", "float64")),
-    "int8": Encoding(5, "i1", 1, (), ("float32", "float64")),
+    "float32": Encoding(1, np.dtype("<f4"), ("float32", "float64")),
+    "float64": Encoding(2, np.dtype("<f8"), ("float64",)),
+    "bfloat16": Encoding(3, np.dtype("<u2"), ("float32", "float64")),
+    "float16": Encoding(4, np.dtype("<f2"), ("float32", "float64")),
+    "int8": Encoding(5, np.dtype("i1"), ("float32", "float64")),
 }
-"""By name; `parameters` and `gradients` are the parameters' dtypes that it may carry."""
+"""By name; `gradients` are the dtypes of the parameters whose gradients it may carry."""
 
 BY_NUMBER: Mapping[int, str] = {encoding.number: name for name, encoding in ENCODINGS.items()}
 
 
 def encoding_name(number: int, *, field: str) -> str:
-    """The name of an encoding's number.
-
-    Raises:
-        InvalidArgument: there is none, or it is not set.
-    """
+    """The name of an encoding's number; InvalidArgument where there is none, or it is not set."""
     try:
         return BY_NUMBER[number]
     except KeyError:
@@ -64,9 +74,27 @@ def encoding_name(number: int, *, field: str) -> str:
         raise InvalidArgument(f"{number} is not an encoding", field=field, fix=f"one of {known}") from None
 
 
+@cache
+def library() -> ctypes.CDLL | None:
+    """The loops of native.c, compiled at the first call (a fifth of a second) and kept on disk.
+
+    They move, sum and test elements in one pass. Without a compiler it is None, and numpy does the same in several.
+    """
+    try:
+        built = build.build(build.text("adamserve.wire", "native.c"))
+    except build.BuildError as error:
+        log.debug("tensors are coded by numpy: %s", error)
+        return None
+    for name, pointers in _SIGNATURES.items():
+        function = getattr(built.library, name)
+        function.restype = ctypes.c_uint32
+        function.argtypes = [ctypes.c_longlong, *[ctypes.c_void_p] * pointers]
+    return built.library
+
+
 def _loops(nbytes: int) -> ctypes.CDLL | None:
     """The compiled loops, where they are worth their call."""
-    return native.library() if nbytes >= 4096 else None
+    return library() if nbytes >= 4096 else None
 
 
 def sum32(data: memoryview | bytes) -> int:
@@ -100,20 +128,17 @@ _LARGEST: Mapping[str, float] = {"bfloat16": 2.0**128 - 2.0**119, "float16": 655
 """Half a step above the largest number: from here on elements are rounded to infinity."""
 
 
-def narrow(values: Array, to: str, out: Array | None = None) -> Array:
-    """float elements as the items of bfloat16 (bits in uint16) or float16, rounded to nearest even; in `out`."""
-    values = np.ascontiguousarray(values)
-    if out is None:
-        out = np.empty(values.shape, ENCODINGS[to].item)
-    if to == "bfloat16" and values.dtype == np.float32 and (loops := _loops(values.nbytes)):
-        loops.give_bfloat16(values.size, values.ctypes.data, out.ctypes.data)
-    elif (torch := sys.modules.get("torch")) is not None:
+def convert(values: Array, name: str, out: Array) -> int | None:
+    """Write contiguous elements as the items of any encoding but int8, rounded to nearest even; bfloat16 as its bits.
+
+    Returns their `sum32`, where it came with them.
+    """
+    if name == "bfloat16" and values.dtype == np.float32 and (loops := _loops(values.nbytes)):
+        return int(loops.give_bfloat16(values.size, values.ctypes.data, out.ctypes.data))
+    if name in _LARGEST and (torch := sys.modules.get("torch")) is not None:
         # uint16 is what torch knows least of: it sees the same bytes as int16 first.
-        torch.from_numpy(out.view("<i2")).view(getattr(torch, to)).copy_(torch.from_numpy(values))
-    elif to == "float16":
-        with np.errstate(over="ignore"):
-            out[...] = values
-    else:
+        torch.from_numpy(out.view("<i2")).view(getattr(torch, name)).copy_(torch.from_numpy(values))
+    elif name == "bfloat16":
         bits = values.astype("<f4", copy=False).view("<u4")
         rounded = bits >> 16
         rounded &= 1
@@ -122,17 +147,20 @@ def narrow(values: Array, to: str, out: Array | None = None) -> Array:
         rounded >>= 16
         # The carry of a NaN's low bits would run into its exponent.
         out[...] = np.where(np.isnan(values), 0x7FC0, rounded)
-    return out
+    else:
+        with np.errstate(over="ignore"):
+            out[...] = values
+    return None
 
 
-def widen(items: Array, of: str, out: Array) -> None:
-    """Write items of bfloat16 or float16 into float elements."""
-    torch = sys.modules.get("torch")
+def _read(items: Array, name: str, out: Array) -> None:
+    """Write an encoding's items into float elements; the opposite of `convert`."""
+    torch = sys.modules.get("torch") if name in _LARGEST else None
     if torch is not None and items.size:
         from adamserve.shard.gradients import borrow
 
-        torch.from_numpy(out).copy_(borrow(items).view(getattr(torch, of)))
-    elif of == "bfloat16":
+        torch.from_numpy(out).copy_(borrow(items.view("<i2")).view(getattr(torch, name)))
+    elif name == "bfloat16":
         bits = items.astype("<u4")
         bits <<= 16
         out[...] = bits.view("<f4")
@@ -159,50 +187,40 @@ def dequantize(items: Array, scales: Array, out: Array) -> None:
 
 
 def encode(tensor: str, values: Array, start: int, name: str) -> Iterator[list[bytes | memoryview]]:
-    """A run of elements as chunks; each is the parts of one field of a message.
+    """A run of a tensor's elements, from number `start` on, as chunks in an encoding; each is parts of a message.
 
-    Args:
-        tensor: its name.
-        values: 1-D, contiguous; of the dtype `name`, or float32 (float64 for "float64") to be narrowed.
-        start: the first element's number in the tensor.
-        name: an encoding's.
+    `values` are 1-D and contiguous; of the encoding's own dtype, or float32 (float64 for "float64").
     """
     encoding = ENCODINGS[name]
-    grain = CHUNK_BYTES // encoding.itemsize
+    grain = CHUNK_BYTES // encoding.item.itemsize
     for begin in range(0, values.size, grain):
         part = values[begin : begin + grain]
         data, total = items_of(part, name)
-        head = chunks.chunk_head(tensor, start + begin, part.size, encoding.number, total, len(data))
-        yield [head, data]
+        yield chunks.Chunk(tensor, start + begin, part.size, encoding.number, total, data).parts()
 
 
 def encode_rows(tensor: str, rows: Array, values: Array, name: str) -> Iterator[list[bytes | memoryview]]:
-    """Some rows of a tensor as chunks, at least one; each is the parts of one field of a message.
+    """Some rows of a tensor as chunks, at least one; each is parts of a message.
 
     Args:
-        tensor: its name.
         rows: their numbers in the tensor, of shape (n,), below 2^32.
         values: of shape (n, width), contiguous; float32 or float64.
-        name: an encoding's.
     """
     encoding = ENCODINGS[name]
-    grain = max(1, CHUNK_BYTES // (values.shape[1] * encoding.itemsize + 4))
+    grain = max(1, CHUNK_BYTES // (values.shape[1] * encoding.item.itemsize + 4))
     for begin in range(0, max(1, len(rows)), grain):
         numbers = rows[begin : begin + grain].astype("<u4").tobytes()
         part = values[begin : begin + grain].reshape(-1)
         data, total = items_of(part, name)
         total = total + sum32(numbers) & 0xFFFF_FFFF
-        tail = chunks.chunk_rows(numbers)
-        head = chunks.chunk_head(tensor, 0, part.size, encoding.number, total, len(data), len(tail))
-        yield [head, data, tail]
+        yield chunks.Chunk(tensor, 0, part.size, encoding.number, total, data, numbers).parts()
 
 
 def decode_rows(chunk: chunks.Chunk, width: int) -> tuple[Array, Array, bool]:
-    """Check a chunk of rows; returns their numbers, int64, their values of shape (n, width), float32 or float64, and
-    whether these are finite.
+    """As `decode`, for a chunk of rows.
 
-    Raises:
-        InvalidArgument: as `decode`; or the number of rows does not fit.
+    Returns:
+        Their numbers, int64; their values of shape (n, width), float32 or float64; whether these are finite.
     """
     data = chunk.rows or b""
     if len(data) % 4 or chunk.length != len(data) // 4 * width or chunk.start:
@@ -219,38 +237,30 @@ def decode_rows(chunk: chunks.Chunk, width: int) -> tuple[Array, Array, bool]:
 
 def items_of(part: Array, name: str) -> tuple[memoryview, int]:
     """The bytes of a run of elements in an encoding, a view where nothing changes; and their `sum32`."""
-    encoding = ENCODINGS[name]
     if name == "int8":
         items, scales = quantize(part)
         data = memoryview(scales.tobytes() + items.tobytes())
         return data, sum32(data)
-    loops = _loops(part.nbytes)
-    if loops and name == "bfloat16" and part.dtype == np.float32:
-        items = np.empty(part.size, "<u2")
-        total = loops.give_bfloat16(part.size, part.ctypes.data, items.ctypes.data)
-        return memoryview(items.view(np.uint8).data), total
-    if part.dtype != np.dtype(encoding.item):
-        part = narrow(part, name) if name in ("bfloat16", "float16") else part.astype(encoding.item)
+    item, total = ENCODINGS[name].item, None
+    if part.dtype != item:
+        items = np.empty(part.size, item)
+        total = convert(part, name, items)
+        part = items
     data = memoryview(part.view(np.uint8).data)
-    return data, sum32(data)
+    return data, sum32(data) if total is None else total
 
 
 def decode(chunk: chunks.Chunk, out: Array) -> bool:
-    """Check a chunk's bytes and write its elements into `out`, 1-D of its length.
+    """Check a chunk's bytes and write its elements into `out`, 1-D of its length; returns whether all are finite.
 
-    Args:
-        chunk: of any encoding.
-        out: float32 or float64; or, for bfloat16 and float16, the items themselves (ml_dtypes' bfloat16, float16).
-
-    Returns:
-        Whether every element is finite.
+    `out` is float32 or float64; for bfloat16 and float16 also the items themselves (ml_dtypes' bfloat16, float16).
 
     Raises:
         InvalidArgument: unknown encoding, wrong number of bytes, or a checksum that does not fit; `out` may then hold
             anything.
     """
     name = encoding_name(chunk.encoding, field=chunk.tensor)
-    expected = chunk.length * ENCODINGS[name].itemsize
+    expected = chunk.length * ENCODINGS[name].item.itemsize
     if name == "int8":
         expected += 4 * -(-chunk.length // BLOCK)
     if len(chunk.data) != expected:
@@ -296,9 +306,5 @@ def _take(name: str, data: memoryview, out: Array) -> tuple[int, bool]:
             cut = 4 * -(-out.size // BLOCK)
             dequantize(np.frombuffer(data[cut:], "i1"), np.frombuffer(data[:cut], "<f4"), out)
         else:
-            items = np.frombuffer(data, ENCODINGS[name].item)
-            if name in ("bfloat16", "float16"):
-                widen(items, name, out)
-            else:
-                out[...] = items
+            _read(np.frombuffer(data, ENCODINGS[name].item), name, out)
     return sum32(data), finite(out)

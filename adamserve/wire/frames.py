@@ -65,24 +65,21 @@ class Frames:
     def opening(self, longest: int, within_s: float) -> tuple[int, memoryview] | None:
         """As `get`, for a frame that nobody has been asked a token for: it is short, and soon over once it begins."""
         begun = self._reader.peek(1)  # type: ignore[attr-defined]
-        if len(begun) < _HEAD.size or len(begun) < _HEAD.size + _HEAD.unpack_from(begun)[1]:
-            last = threading.Timer(within_s, self.cut)
-            last.daemon = True
-            last.start()
-            try:
-                return self.get(longest)
-            finally:
-                last.cancel()
-        return self.get(longest)
+        if len(begun) >= _HEAD.size and len(begun) >= _HEAD.size + _HEAD.unpack_from(begun)[1]:
+            return self.get(longest)
+        last = threading.Timer(within_s, self.cut)
+        last.daemon = True
+        last.start()
+        try:
+            return self.get(longest)
+        finally:
+            last.cancel()
 
     def get(self, longest: int | None = None) -> tuple[int, memoryview] | None:
         """The next frame's kind and content, which stays there until the next call; None at the end of the connection.
 
-        Args:
-            longest: bytes that it may have; what is allowed for messages, if None.
-
         Raises:
-            LimitExceeded: it is longer than allowed; nothing of it was read.
+            LimitExceeded: it has more than `longest` bytes, or than a message may have; nothing of it was read.
             ConnectionError: the connection ended within it.
         """
         head = self._reader.read(_HEAD.size)
@@ -93,8 +90,7 @@ class Frames:
         kind, size = _HEAD.unpack(head)
         if size > (most := self._longest if longest is None else longest):
             raise LimitExceeded(
-                f"a frame of {size} bytes, at most {most} are taken",
-                fix="send several messages",
+                f"a frame of {size} bytes, at most {most} are taken", fix="send several messages"
             )
         if size > len(self._buffer):
             self._buffer = bytearray(size)
@@ -104,11 +100,7 @@ class Frames:
         return kind, content
 
     def take_preface(self) -> None:
-        """Read what a client begins with.
-
-        Raises:
-            InvalidArgument: it is something else.
-        """
+        """Read what a client begins with, or raise InvalidArgument."""
         if self._reader.read(len(PREFACE)) != PREFACE:
             raise InvalidArgument("the connection does not begin with adamserve/1", field="preface")
 
@@ -135,9 +127,7 @@ def server_tls(cert: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:
     """TLS for a server: PEM certificate chain and key; b"", or the authorities that clients' certificates come from."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _load(context, cert, key)
-    context.num_tickets = (
-        0  # what the server sends first is then an answer: a client may look for one while it sends
-    )
+    context.num_tickets = 0  # what the server sends first is then an answer, which a client may look for
     if client_ca:
         context.load_verify_locations(cadata=client_ca.decode())
         context.verify_mode = ssl.CERT_REQUIRED
@@ -166,10 +156,7 @@ def _send(connected: socket.socket, parts: Sequence[bytes | memoryview]) -> None
     views = [memoryview(part) for part in parts]
     while views:
         sent = connected.sendmsg(views)
-        done = 0
-        while done < len(views) and sent >= len(views[done]):
-            sent -= len(views[done])
-            done += 1
-        views = views[done:]
+        while views and sent >= len(views[0]):
+            sent -= len(views.pop(0))
         if sent:
             views[0] = views[0][sent:]

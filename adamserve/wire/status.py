@@ -1,19 +1,13 @@
 """Our errors as gRPC statuses and back.
 
-    error             status                 error             status
-    InvalidArgument   INVALID_ARGUMENT       LimitExceeded     RESOURCE_EXHAUSTED
-    BadSequence       INVALID_ARGUMENT       Unauthenticated   UNAUTHENTICATED
-    NotFinite         INVALID_ARGUMENT       Unavailable       UNAVAILABLE
-    NotFound          NOT_FOUND              CheckpointError   FAILED_PRECONDITION
-    Conflict          FAILED_PRECONDITION
-
 The class, the field and the fix travel in the trailer `grpc-status-details-bin` as google.rpc.ErrorInfo and
 google.rpc.BadRequest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -31,9 +25,9 @@ LONGEST = 1024
 """Characters of a problem, field or fix that travel: trailers have a limit of 8 KiB."""
 
 CODES: Mapping[type[AdamServeError], grpc.StatusCode] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.BadSequence: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFinite: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.Conflict: grpc.StatusCode.FAILED_PRECONDITION,
     errors.CheckpointError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -41,15 +35,12 @@ CODES: Mapping[type[AdamServeError], grpc.StatusCode] = {
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
+"""Of the errors that share a status, the first is what that status stands for without our details."""
 
 KINDS: Mapping[str, type[AdamServeError]] = {kind.__name__: kind for kind in CODES}
 
 BY_CODE: Mapping[grpc.StatusCode, type[AdamServeError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidArgument,
-    grpc.StatusCode.NOT_FOUND: errors.NotFound,
-    grpc.StatusCode.FAILED_PRECONDITION: errors.Conflict,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.LimitExceeded,
-    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    **{code: kind for kind, code in reversed([*CODES.items()])},
     grpc.StatusCode.PERMISSION_DENIED: errors.Unauthenticated,
 }
 """What a status without our details stands for; any other is Unavailable."""
@@ -80,35 +71,21 @@ def details(error: AdamServeError) -> bytes:
 
 def error_of(call: Any) -> AdamServeError:
     """The error behind a failed call: ours where its details say so, else the one its status stands for."""
+    ours = from_details(dict(call.trailing_metadata() or ()).get(DETAILS, b""))
+    if ours is not None:
+        return ours
     code, text = call.code(), call.details() or ""
-    for key, value in call.trailing_metadata() or ():
-        if key == DETAILS:
-            ours = from_details(value)
-            if ours is not None:
-                return ours
-    kind = BY_CODE.get(code, errors.Unavailable)
-    if text == BUSY:  # there will be a place soon
-        kind = errors.Unavailable
+    # Where it is busy, there will be a place soon.
+    kind = errors.Unavailable if text == BUSY else BY_CODE.get(code, errors.Unavailable)
     return kind(f"{code.name}: {text}"[:LONGEST])
 
 
 def from_details(status: bytes) -> AdamServeError | None:
     """The error in a google.rpc.Status; None where it holds none of ours."""
     info = error_details_pb2.ErrorInfo()
-    try:
-        packed = next(
-            (d for d in status_pb2.Status.FromString(status).details if d.Is(info.DESCRIPTOR)), None
-        )
-        if packed is None or not packed.Unpack(info):
-            return None
-    except DecodeError:
-        return None
+    with suppress(DecodeError):
+        any(detail.Unpack(info) for detail in status_pb2.Status.FromString(status).details)
     said, kind = info.metadata, KINDS.get(info.reason)
     if info.domain != DOMAIN or kind is None or not {"problem", "field", "fix"} <= said.keys():
         return None
     return kind(said["problem"], field=said["field"], fix=said["fix"])
-
-
-def metadata(error: AdamServeError) -> Iterable[tuple[str, bytes]]:
-    """The trailer that carries an error."""
-    return ((DETAILS, details(error)),)

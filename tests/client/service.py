@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
-import grpc
 import numpy as np
+from google.protobuf.message import Message
 
 from adamserve import optim
 from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
-from adamserve.edge.grpc_server import Stalls, answers, serve
+from adamserve.edge.control_service import SERVICE
+from adamserve.edge.grpc_server import Endpoint, Stalls
 from adamserve.edge.publishing import EncodedPublisher
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import ShardEdge, ShardEndpoint
@@ -29,8 +30,6 @@ from adamserve.shard.statistics import ShardStatistics
 from adamserve.v1 import control_pb2, types_pb2
 from adamserve.values import ShardState, Stamp, TensorSpec
 from adamserve.wire import chunks, codec
-
-SERVICE = "adamserve.v1.ControlService"
 
 
 class Service:
@@ -63,21 +62,9 @@ class Service:
         self.reporting = threading.Event()
         self.reporting.set()
         self._edges = [self._open(shard) for shard in range(shards)]
-        unary = grpc.unary_unary_rpc_method_handler
-        handler = grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "GetTopology": unary(self._topology),
-                "CreateJob": grpc.stream_unary_rpc_method_handler(self._create),
-                "Report": unary(self._report),
-                "GetStatus": unary(self._status),
-                "Checkpoint": unary(self._checkpoint),
-                "DeleteJob": unary(self._delete),
-            },
-        )
         self._stalls = Stalls(30.0)
-        self._control = serve(self._security.limits, SERVICE, handler, self._stalls, Calls())
-        self._control.listen("127.0.0.1", 0, self._security)
+        self._control = Endpoint(SERVICE, self._answer, self._security, self._stalls, Calls())
+        self._control.listen("127.0.0.1", 0)
         self.target = self._control.address
 
     # ---- what befalls it
@@ -154,8 +141,20 @@ class Service:
 
     # ---- ControlService
 
-    @answers
-    def _topology(self, message: bytes, context: Any) -> bytes:
+    def _answer(self, method: str, messages: Any, call: Any) -> Iterator[list[bytes]]:
+        answers: dict[str, Callable[[Any], Message]] = {
+            "GetTopology": self._topology,
+            "Report": self._report,
+            "GetStatus": self._status,
+            "Checkpoint": self._checkpoint,
+            "DeleteJob": self._delete,
+        }
+        if method == "CreateJob":
+            yield [self._create(iter(messages)).SerializeToString()]
+        else:
+            yield [answers[method](*messages).SerializeToString()]
+
+    def _topology(self, message: bytes) -> Message:
         self._known(control_pb2.GetTopologyRequest.FromString(message).job)
         parts = self._parts
         places = [
@@ -171,13 +170,12 @@ class Service:
             )
             for shard, edge in enumerate(self._edges)
         ]
-        return control_pb2.GetTopologyResponse(job=self._job, shards=places).SerializeToString()
+        return control_pb2.GetTopologyResponse(job=self._job, shards=places)
 
-    @answers
-    def _create(self, messages: Iterator[bytes], context: Any) -> bytes:
+    def _create(self, messages: Iterator[bytes]) -> Message:
         start = control_pb2.CreateJobRequest.FromString(next(messages)).start
         if self._job is not None:
-            return control_pb2.CreateJobResponse(created=False).SerializeToString()
+            return control_pb2.CreateJobResponse(created=False)
         self._job = start
         assembly = Assembly(partition(self._parts.tensors, 1), 0, Buffers(), parameters=True)
         for message in messages:
@@ -188,10 +186,9 @@ class Service:
             held = {s.tensor: arrays[s.tensor][s.start : s.stop].copy() for s in spans if s.numel}
             self._begin(shard, ShardState(shard, Stamp(1, 0), (), {"w": held}))
         self.cut()
-        return control_pb2.CreateJobResponse(created=True).SerializeToString()
+        return control_pb2.CreateJobResponse(created=True)
 
-    @answers
-    def _report(self, message: bytes, context: Any) -> bytes:
+    def _report(self, message: bytes) -> Message:
         request = control_pb2.ReportRequest.FromString(message)
         self.reporting.wait(20.0)
         self.reports += 1
@@ -202,26 +199,23 @@ class Service:
         self.numbers.update(request.numbers)
         if any(not np.isfinite(loss) for loss, _ in losses):
             raise NotFinite("must be finite", field="loss")
-        return control_pb2.ReportResponse().SerializeToString()
+        return control_pb2.ReportResponse()
 
-    @answers
-    def _status(self, message: bytes, context: Any) -> bytes:
+    def _status(self, message: bytes) -> Message:
         return control_pb2.GetStatusResponse(
             jobs=[] if self._job is None else [control_pb2.JobState(job=self._job.name)]
-        ).SerializeToString()
+        )
 
-    @answers
-    def _checkpoint(self, message: bytes, context: Any) -> bytes:
+    def _checkpoint(self, message: bytes) -> Message:
         self.cut()
-        return control_pb2.CheckpointResponse(number=1).SerializeToString()
+        return control_pb2.CheckpointResponse(number=1)
 
-    @answers
-    def _delete(self, message: bytes, context: Any) -> bytes:
+    def _delete(self, message: bytes) -> Message:
         request = control_pb2.DeleteJobRequest.FromString(message)
         deleted = self._job is not None and self._job.name == request.job
         if deleted:
             self._job, self.hosts = None, [None] * len(self.hosts)
-        return control_pb2.DeleteJobResponse(deleted=deleted).SerializeToString()
+        return control_pb2.DeleteJobResponse(deleted=deleted)
 
     def _known(self, job: str) -> None:
         if self._job is None or self._job.name != job:

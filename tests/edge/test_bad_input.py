@@ -43,7 +43,8 @@ class Raw:
         self.incarnation = clock[0].incarnation
         self.session = client._session.member.session
         self.channel: Any = grpc.insecure_channel(service.shards[0])
-        self.control: Any = control_pb2_grpc.ControlServiceStub(grpc.insecure_channel(service.target))
+        self.control_channel: Any = grpc.insecure_channel(service.target)
+        self.control: Any = control_pb2_grpc.ControlServiceStub(self.control_channel)
         self.method: Any = self.channel.stream_unary("/adamserve.v1.ShardService/Push")
         found = self.control.GetTopology(control_pb2.GetTopologyRequest(job=self.job))
         self.direct = DirectCarrier(Credentials(), found.shards[0].direct_endpoint)
@@ -368,6 +369,11 @@ CONTROL: dict[str, tuple[Callable[[Raw], Any], Code, str]] = {
         lambda r: r.control.Report(control_pb2.ReportRequest(job=r.job, numbers={"x": float("nan")})),
         Code.INVALID_ARGUMENT,
         "x",
+    ),
+    "no message": (
+        lambda r: r.control_channel.unary_unary("/adamserve.v1.ControlService/Report")(b"\xff\xff"),
+        Code.INVALID_ARGUMENT,
+        "message",
     ),
     "nameless number": (
         lambda r: r.control.Report(control_pb2.ReportRequest(job=r.job, numbers={"": 1.0})),

@@ -72,7 +72,7 @@ class Live:
         calls = ShardCalls(self.find, security)
         self.counts = Calls()
         self.endpoint = DirectEndpoint(calls, security, self.counts)
-        self.endpoint.listen("127.0.0.1", "127.0.0.1")
+        self.endpoint.listen("127.0.0.1", 0)
         self.stack = stack
         stack.callback(calls.stalls.stop)
         stack.callback(self.endpoint.drain, 0.0)

@@ -48,7 +48,7 @@ def test_it_serves_from_when_it_is_ready_until_it_drains(opened: tuple[Live, Sha
         stub: Any = health_pb2_grpc.HealthStub(channel)
         watched = {
             name: stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30, wait_for_ready=True)
-            for name in ("", SERVICE)
+            for name in ("", SERVICE.full_name)
         }
         for expected, then in ((NOT_SERVING, endpoint.serve), (SERVING, partial(endpoint.drain, 1.0))):
             assert [next(stream).status for stream in watched.values()] == [expected] * 2

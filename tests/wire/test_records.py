@@ -22,7 +22,7 @@ from adamserve.shard.durations import Times
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics, Seen, ShardStatistics
 from adamserve.v1 import control_pb2, shard_pb2
-from adamserve.values import Outcome, Receipt, Stamp
+from adamserve.values import Joined
 from adamserve.wire.records import from_message, to_message
 from tests.observe.test_exporter import JOB
 
@@ -35,7 +35,7 @@ MESSAGES: dict[Any, Any] = {
     Seen: control_pb2.Seen,
     Event: control_pb2.Event,
     Loss: control_pb2.Loss,
-    Receipt: shard_pb2.PushResponse,
+    Joined: shard_pb2.JoinResponse,
 }
 LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**31), 2**31 - 1),  # some are of 32 bits on the wire
@@ -114,15 +114,6 @@ def test_what_a_newer_peer_adds_is_ignored_and_what_an_older_one_lacks_is_left_a
     assert (
         from_message(JobState, control_pb2.JobState.FromString(message.SerializeToString() + unknown)) == JOB
     )
-
-
-def test_an_enum_s_number_of_a_newer_peer_is_refused() -> None:
-    message = to_message(Receipt(Outcome.STALE, Stamp(1, 2), 3, "late"), shard_pb2.PushResponse)
-    assert message.outcome == shard_pb2.OUTCOME_STALE
-    raw = bytearray(message.SerializeToString())
-    raw[1] = 99
-    with pytest.raises(InvalidArgument, match="a PushResponse is not whole: '99' is not a valid Outcome"):
-        from_message(Receipt, shard_pb2.PushResponse.FromString(bytes(raw)))
 
 
 def test_a_message_without_a_field_that_is_needed_is_refused() -> None:
