@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from adamserve.errors import AdamServeError, InvalidArgument
-from adamserve.observe.dashboards import DASHBOARDS, Panel, Query
+from adamserve.observe.dashboards import DASHBOARDS, Panel
 from adamserve.observe.render.figure import named, png, text, with_gaps
 from adamserve.observe.render.prometheus import (
     Prometheus,
@@ -38,8 +38,8 @@ def test_every_variable_of_every_panel_is_known() -> None:
     assert known == {"job": "a", "__rate_interval": "303000ms"}
     for dashboard in DASHBOARDS:
         for panel in dashboard.panels:
-            for query in panel.queries:
-                assert "$" not in Template(query.expr).substitute(known)
+            for query in panel.queries.values():
+                assert "$" not in Template(query).substitute(known)
 
 
 def test_jobs_are_names_and_no_patterns() -> None:
@@ -200,7 +200,7 @@ def pixels(panel: Panel, lines: list[tuple[str, Series]], missing: tuple[str, ..
 
 @pytest.mark.parametrize("log", [False, True])
 def test_a_picture_shows_its_lines_and_says_where_there_are_none(log: bool) -> None:
-    panel = Panel(title="Loss", text="", unit="short", queries=[Query(expr="x", legend="{{job}}")], log=log)
+    panel = Panel("Loss", "", "short", {"{{job}}": "x"}, log=log)
     falling = Series({}, tuple((288.0 * i, 2.0 ** (-i / 30)) for i in range(300)))
     blue = np.array([0x1F, 0x77, 0xB4]) / 255  # the first line's colour
     drawn = np.abs(pixels(panel, [("a", falling)]) - blue).max(axis=2) < 0.02

@@ -102,16 +102,18 @@ def _picture(
     prometheus: Prometheus, dashboard: Dashboard, panel: Panel, window: Window, values: Mapping[str, str]
 ) -> Picture:
     """Ask for a panel's lines and draw them."""
-    queries = tuple(Template(query.expr).safe_substitute(values) for query in panel.queries)
+    queries = {legend: Template(expr).safe_substitute(values) for legend, expr in panel.queries.items()}
     lines: list[tuple[str, Series]] = []
     missing: list[str] = []
-    for query, expr in zip(panel.queries, queries, strict=True):
+    for legend, expr in queries.items():
         answer = prometheus.lines(expr, window, field=f"{dashboard.title}: {panel.title}")
-        lines += [(named(query.legend, line), line) for line in answer]
+        lines += [(named(legend, line), line) for line in answer]
         if not answer:
-            missing.append(query.legend)
+            missing.append(legend)
     content = png(panel, lines, missing, window)
-    return Picture(dashboard=dashboard, panel=panel, queries=queries, lines=len(lines), png=content)
+    return Picture(
+        dashboard=dashboard, panel=panel, queries=tuple(queries.values()), lines=len(lines), png=content
+    )
 
 
 def _document(pictures: Sequence[Picture], window: Window) -> str:
