@@ -58,7 +58,7 @@ class Monitor:
         self._exporter: Exporter | None = None
         self.address = ""
         if port is not None:
-            self._exporter = Exporter.serve(
+            self._exporter = Exporter(
                 host,
                 port,
                 pages(self._board),

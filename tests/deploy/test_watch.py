@@ -74,7 +74,7 @@ def test_promtool_likes_the_metrics_names(process: Process) -> None:
 
 
 def test_a_job_that_has_not_begun_has_its_counts_only() -> None:
-    made = Exporter.serve("127.0.0.1", 0)
+    made = Exporter("127.0.0.1", 0)
     try:
         made.show(JobState(job="job"))
         text = text_of(made.port)

@@ -15,7 +15,7 @@ import pytest
 
 from adamserve.edge.security import Tokens, _digest
 from adamserve.observe.exporter import Exporter
-from adamserve.observe.page import NAMES_SHOWN, POINTS, Board, pages
+from adamserve.observe.page import POINTS, PUSHERS_SHOWN, Board, pages
 from adamserve.observe.state import JobState, from_json
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics
@@ -127,8 +127,8 @@ def test_many_pushers_are_counted_and_the_silent_ones_are_named() -> None:
     assert "<h3>200 pushers</h3>" in html
     named = re.findall(r"<tr><td>(p\d+|new)</td><td>([^<]*)</td>", html)
     assert [name for name, _ in named] == ["new", *(f"p{i:03}" for i in range(198, 149, -1))]
-    assert (named[0][1], named[1][1], len(named)) == ("none yet", "29.8 s ago", NAMES_SHOWN)
-    assert f"and {200 - NAMES_SHOWN} more" in html
+    assert (named[0][1], named[1][1], len(named)) == ("none yet", "29.8 s ago", PUSHERS_SHOWN)
+    assert f"and {200 - PUSHERS_SHOWN} more" in html
 
 
 TOKENS = Tokens((("", _digest("good")), ("one-job", _digest("narrow"))))
@@ -172,7 +172,7 @@ def get(port: int, path: str, **headers: str) -> tuple[int, str, Any]:
 
 
 def test_routes_and_their_guard() -> None:
-    exporter = Exporter.serve("127.0.0.1", 0, pages(board(JOB)), TOKENS.guard())
+    exporter = Exporter("127.0.0.1", 0, pages(board(JOB)), TOKENS.guard())
     try:
         port = exporter.port
         assert get(port, "/metrics")[0] == 200
