@@ -61,8 +61,6 @@ class Family(Generic[Source]):
         processes: which processes have it.
         read: its samples, from what such a process has.
         histogram: whether its samples are `Histogram`s.
-        word: of a job, its name among the facts that people read; empty where it is not one of them.
-        form: how its number is written there.
     """
 
     name: str
@@ -71,8 +69,6 @@ class Family(Generic[Source]):
     processes: tuple[Process, ...]
     read: Callable[[Source], Samples]
     histogram: bool = False
-    word: str = ""
-    form: str = ".4g"
 
     @property
     def kind(self) -> Literal["counter", "gauge", "histogram"]:
@@ -89,13 +85,11 @@ def _samples(labels: tuple[str, ...], value: Any) -> Samples:
     return [] if value is None else [(labels, value)]
 
 
-def _job(
-    name: str, help: str, value: Callable[[JobState], Any], *by: str, word: str = "", form: str = ".4g"
-) -> Family[JobState]:
+def _job(name: str, help: str, value: Callable[[JobState], Any], *by: str) -> Family[JobState]:
     def read(job: JobState) -> Samples:
         return _samples((job.job,), value(job))
 
-    return Family(name, help, ("job", *by), ("driver",), read, word=word, form=form)
+    return Family(name, help, ("job", *by), ("driver",), read)
 
 
 def _shard(
@@ -114,20 +108,15 @@ def _up(job: JobState) -> Mapping[int, float]:
 
 
 JOB_FAMILIES: tuple[Family[JobState], ...] = (
-    _job("adamserve_loss", "Training loss, mean of the last 50 batches.", lambda job: job.loss, word="loss"),
-    _job(
-        "adamserve_best_loss",
-        "Lowest that the training loss has been.",
-        lambda job: job.best_loss,
-        word="best loss",
-    ),
+    _job("adamserve_loss", "Training loss, mean of the last 50 batches.", lambda job: job.loss),
+    _job("adamserve_best_loss", "Lowest that the training loss has been.", lambda job: job.best_loss),
     _job(
         "adamserve_losses_not_finite_total",
         "Losses reported as NaN or infinite, and refused.",
         lambda job: job.losses_not_finite,
     ),
     _job("adamserve_regret", "R(T): sum of losses above the comparator's.", lambda job: job.regret),
-    _job("adamserve_average_regret", "R(T)/T.", lambda job: job.average_regret, word="R(T)/T"),
+    _job("adamserve_average_regret", "R(T)/T.", lambda job: job.average_regret),
     _job(
         "adamserve_average_regret_bound",
         "Bound on R(T)/T by Kingma & Ba's Theorem 4.1, its constants measured on the workers' gradients.",
@@ -137,8 +126,6 @@ JOB_FAMILIES: tuple[Family[JobState], ...] = (
         "adamserve_test_accuracy_ratio",
         "Share of the test set classified rightly, at the last evaluation.",
         lambda job: job.numbers.get(ACCURACY),
-        word="test accuracy",
-        form=".2%",
     ),
     _job(
         "adamserve_learning_rate",
@@ -156,8 +143,6 @@ JOB_FAMILIES: tuple[Family[JobState], ...] = (
         "adamserve_updates_per_second",
         "Updates of the slowest shard in a second, over the last 5 seconds.",
         lambda job: job.updates_per_s,
-        word="updates/s",
-        form=".3g",
     ),
     _job(
         "adamserve_clock_skew_updates",
@@ -165,11 +150,7 @@ JOB_FAMILIES: tuple[Family[JobState], ...] = (
         lambda job: job.clock_skew,
     ),
     _job(
-        "adamserve_rollbacks_total",
-        "Restores of a shard from a checkpoint.",
-        lambda job: len(job.rollbacks),
-        word="rollbacks",
-        form="d",
+        "adamserve_rollbacks_total", "Restores of a shard from a checkpoint.", lambda job: len(job.rollbacks)
     ),
     _job("adamserve_checkpoint_age_seconds", "Since the last checkpoint.", lambda job: job.checkpoint_age_s),
     _job(

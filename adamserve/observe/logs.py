@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -73,7 +73,7 @@ class _Window:
     since: float
     written: int = 0
     left_out: int = 0
-    last: logging.LogRecord | None = field(default=None)
+    last: logging.LogRecord | None = None
 
 
 class Handler(logging.StreamHandler[TextIO]):

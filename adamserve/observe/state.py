@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adamserve.observe.plain import from_plain, to_plain
+from adamserve.observe.plain import to_plain
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics, ShardStatistics
 from adamserve.values import Clocks
@@ -144,18 +144,12 @@ DERIVED = ("state", "average_regret", "staleness", "pushers")
 
 
 def as_json(job: JobState) -> dict[str, Any]:
-    """A job's state as every `--format json` and `/status.json` write it; NaN and infinity are text."""
+    """A job's state as every `--format json` and `/status.json` write it; NaN and infinity are text.
+
+    `plain.from_plain` reads it back, whatever version wrote it.
+    """
     record: dict[str, Any] = to_plain(job, _json_number)
     return record | {name: to_plain(getattr(job, name), _json_number) for name in DERIVED}
-
-
-def from_json(record: Mapping[str, Any]) -> JobState:
-    """The state that `as_json` has written, by this version or another.
-
-    Raises:
-        ValueError, TypeError: it is no such thing.
-    """
-    return from_plain(JobState, record)
 
 
 def _json_number(value: Any) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from adamserve.observe.families import ACCURACY, BOUND, JOB_FAMILIES, OUTCOMES
+from adamserve.observe.families import ACCURACY, BOUND, OUTCOMES
 from adamserve.observe.state import JobState
 from adamserve.shard.statistics import PusherStatistics
 
@@ -26,14 +26,14 @@ def facts(job: JobState) -> list[tuple[str, str]]:
     named = [
         ("state", job.state),
         ("rule", f"{job.rule} at rate {job.rate:.3g}" if job.rule else ""),
+        ("loss", number(job.loss)),
+        ("best loss", number(job.best_loss)),
+        ("R(T)/T", number(job.average_regret)),
+        ("test accuracy", number(job.numbers.get(ACCURACY), ".2%")),
+        ("updates/s", number(job.updates_per_s, ".3g")),
+        ("rollbacks", str(len(job.rollbacks))),
         *(
-            (family.word, format(sample, family.form))
-            for family in JOB_FAMILIES
-            if family.word
-            for _, sample in family.read(job)
-        ),
-        *(
-            (name, f"{value:.4g}")
+            (name, number(value))
             for name, value in sorted(job.numbers.items())
             if name not in (ACCURACY, BOUND)
         ),
@@ -112,6 +112,11 @@ def ends(points: Points) -> str:
 def heights(values: Sequence[float]) -> Sequence[float]:
     """The values on a logarithmic axis, where they allow one."""
     return [math.log(value) for value in values] if min(values) > 0 else values
+
+
+def number(value: float | None, form: str = ".4g") -> str:
+    """Written so; "" for none."""
+    return "" if value is None else format(value, form)
 
 
 def clock_time(at: float) -> str:

@@ -16,7 +16,8 @@ import pytest
 from adamserve.edge.security import Tokens, _digest
 from adamserve.observe.exporter import Exporter
 from adamserve.observe.page import POINTS, PUSHERS_SHOWN, Board, pages
-from adamserve.observe.state import JobState, from_json
+from adamserve.observe.plain import from_plain
+from adamserve.observe.state import JobState
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics
 from tests.observe.test_exporter import JOB, SHARD
@@ -97,7 +98,7 @@ def test_json_has_the_same_numbers() -> None:
     assert found["staleness"] == {"0": 30, "1": 7, "5": 2, "700": 1}
     assert found["pushers"][0] == {"name": "a", "seq": 39, "pushed_at": 98.5}
     assert found["events"][0]["reason"] == "w: the gradient holds NaN or infinity"
-    assert from_json(found) == JOB
+    assert from_plain(JobState, found) == JOB
 
 
 def test_a_job_that_has_not_begun_and_no_job() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import time
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import chain
 from pathlib import Path
 from string import Template
 
@@ -46,11 +46,6 @@ class Picture:
         words = f"{self.dashboard.uid.removeprefix('adamserve-')} {self.panel.title}".lower()
         return f"{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.png"
 
-    @property
-    def base64(self) -> str:
-        """The picture as text."""
-        return base64.b64encode(self.png).decode()
-
 
 def render(
     url: str,
@@ -74,8 +69,21 @@ def render(
     Raises:
         AdamServeError: an argument is wrong, or Prometheus does not answer; names the argument.
     """
-    boards = _boards(dashboards)
-    _make(out)
+    by_name = {board.uid.removeprefix("adamserve-"): board for board in DASHBOARDS}
+    chosen = [name.removeprefix("adamserve-") for name in dashboards] or list(by_name)
+    for name in chosen:
+        if name not in by_name:
+            raise NotFound(
+                f"there is none called {name!r}", field="dashboard", fix=f"one of {', '.join(by_name)}"
+            )
+    index = out / "index.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        index.touch()
+    except OSError as error:
+        raise InvalidArgument(
+            f"{out} cannot be written: {error.strerror}", field="out", fix="choose another folder"
+        ) from None
     since, until = time_range(start, end, last, time.time())
     prometheus = Prometheus(url, Deadline.after(timeout_s))
     scrape_s = prometheus.scrape_interval()
@@ -89,12 +97,15 @@ def render(
                 fix=f"it has seen {', '.join(known) or 'none'}",
             )
     values = variables(window, scrape_s, jobs)
-    pictures = [
-        _picture(prometheus, board, panel, window, values) for board in boards for panel in board.panels
-    ]
+    boards = {
+        board.title: [_picture(prometheus, board, panel, window, values) for panel in board.panels]
+        for board in map(by_name.__getitem__, chosen)
+    }
+    pictures = list(chain.from_iterable(boards.values()))
     for picture in pictures:
         (out / picture.file).write_bytes(picture.png)
-    (out / "index.html").write_text(_document(pictures, window))
+    times = [f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}" for at in (since, until)]
+    index.write_text(filled("render/index.html.j2", times=times, boards=boards, b64encode=b64encode))
     return pictures, window
 
 
@@ -114,31 +125,3 @@ def _picture(
     return Picture(
         dashboard=dashboard, panel=panel, queries=tuple(queries.values()), lines=len(lines), png=content
     )
-
-
-def _document(pictures: Sequence[Picture], window: Window) -> str:
-    boards = groupby(pictures, key=lambda picture: picture.dashboard.title)
-    start, end = (f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}" for at in (window.start, window.end))
-    return filled(
-        "render/index.html.j2", start=start, end=end, boards=[(title, list(own)) for title, own in boards]
-    )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.html").touch()
-    except OSError as error:
-        raise InvalidArgument(
-            f"{folder} cannot be written: {error.strerror}", field="out", fix="choose another folder"
-        ) from None
-
-
-def _boards(names: Sequence[str]) -> Sequence[Dashboard]:
-    by_name = {board.uid.removeprefix("adamserve-"): board for board in DASHBOARDS}
-    for name in names:
-        if name.removeprefix("adamserve-") not in by_name:
-            raise NotFound(
-                f"there is none called {name!r}", field="dashboard", fix=f"one of {', '.join(by_name)}"
-            )
-    return [by_name[name.removeprefix("adamserve-")] for name in names] or DASHBOARDS

@@ -26,14 +26,7 @@ def named(legend: str, line: Series) -> str:
 
 
 def png(panel: Panel, lines: Sequence[tuple[str, Series]], missing: Sequence[str], window: Window) -> bytes:
-    """Draw a panel's lines over time.
-
-    Args:
-        panel: its title, unit and axis.
-        lines: by name.
-        missing: legends of the queries without data.
-        window: the range of time, and the step that points are apart.
-    """
+    """Draw a panel's lines over time, each with its name; `missing` are the legends of queries without data."""
     try:
         import matplotlib.dates
         from matplotlib.figure import Figure

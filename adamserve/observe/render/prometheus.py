@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from adamserve.errors import AdamServeError, DataError, InvalidArgument, Unavailable
+from adamserve.errors import DataError, InvalidArgument, Unavailable
 from adamserve.values import Deadline
 
 SCRAPE_S = 15.0
@@ -74,11 +74,15 @@ class Prometheus:
         self._deadline.check(f"{self._url} to answer")
         address = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(address, timeout=max(0.1, self._deadline.remaining())) as answer:
-                return json.load(answer)["data"]
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(error, field) from None
+            try:
+                reply = urllib.request.urlopen(address, timeout=max(0.1, self._deadline.remaining()))
+            except urllib.error.HTTPError as error:
+                reply = error
+            with reply:
+                answer = json.load(reply)
+            if "errorType" not in answer:
+                return answer["data"]
+            kind, text = answer["errorType"], answer["error"]
         except OSError as error:
             raise Unavailable(
                 f"{self._url} does not answer: {getattr(error, 'reason', error)}",
@@ -86,45 +90,26 @@ class Prometheus:
                 fix="is it running, and is the URL right?",
             ) from None
         except (ValueError, KeyError, TypeError):
-            raise self._no_prometheus() from None
-
-    def _refusal(self, error: urllib.error.HTTPError, field: str) -> AdamServeError:
-        try:
-            answer = json.load(error)
-            kind, text = answer["errorType"], answer["error"]
-        except (ValueError, KeyError, TypeError):
-            return self._no_prometheus()
+            raise DataError(
+                f"what answers at {self._url} is no Prometheus",
+                field="prometheus",
+                fix="give Prometheus' own URL, not a target's or Grafana's",
+            ) from None
         if kind == "bad_data":
             fix = "are Prometheus and the dashboards of one age?"
-            return InvalidArgument(f"{self._url} refuses the query: {text}", field=field, fix=fix)
-        return Unavailable(f"{self._url} cannot answer: {text}", field=field, fix="ask for less, or later")
-
-    def _no_prometheus(self) -> DataError:
-        return DataError(
-            f"what answers at {self._url} is no Prometheus",
-            field="prometheus",
-            fix="give Prometheus' own URL, not a target's or Grafana's",
-        )
+            raise InvalidArgument(f"{self._url} refuses the query: {text}", field=field, fix=fix)
+        raise Unavailable(f"{self._url} cannot answer: {text}", field=field, fix="ask for less, or later")
 
     def lines(self, expr: str, window: Window, field: str = "query") -> list[Series]:
         """A query over a range; points that are not a number are left out, and so are lines without any."""
-        answer = self.ask(
-            "query_range",
-            field,
-            query=expr,
-            start=f"{window.start:.3f}",
-            end=f"{window.end:.3f}",
-            step=f"{window.step:.3f}",
-            timeout=f"{max(1, math.ceil(self._deadline.remaining()))}s",
-        )
-        lines = [
-            Series(
-                line["metric"],
-                tuple((float(at), float(value)) for at, value in line["values"] if value != "NaN"),
-            )
-            for line in answer["result"]
-        ]
-        return [line for line in lines if line.points]
+        times = {"start": f"{window.start:.3f}", "end": f"{window.end:.3f}", "step": f"{window.step:.3f}"}
+        timeout = f"{max(1, math.ceil(self._deadline.remaining()))}s"
+        lines = []
+        for line in self.ask("query_range", field, query=expr, timeout=timeout, **times)["result"]:
+            points = tuple((float(at), float(value)) for at, value in line["values"] if value != "NaN")
+            if points:
+                lines.append(Series(line["metric"], points))
+        return lines
 
     def jobs(self, window: Window) -> list[str]:
         """The jobs that were seen in a range."""
