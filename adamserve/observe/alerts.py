@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 RUNBOOK = "docs/runbook.md"
@@ -13,20 +14,22 @@ class Alert:
     """Something that a person should know.
 
     Attributes:
+        severity: "critical" wakes somebody, "warning" waits for the morning.
         alert: its name; the runbook has a section of this name.
         expr: holds while it is so.
         wait: how long it has to be so, as Prometheus writes times.
-        severity: "critical" wakes somebody, "warning" waits for the morning.
         summary, description: what is so, and what it means.
     """
 
+    severity: Literal["critical", "warning"]
     alert: str
     expr: str
     wait: str
-    severity: Literal["critical", "warning"]
     summary: str
     description: str
 
+
+_critical, _warning = partial(Alert, "critical"), partial(Alert, "warning")
 
 FAILED = "UNKNOWN|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|UNIMPLEMENTED|INTERNAL|UNAVAILABLE|DATA_LOSS"
 """gRPC codes that are no fault of the caller's."""
@@ -56,98 +59,87 @@ RECORDINGS = {
 """Queries that are worked out in advance, by the name of the series: level, metric, operation."""
 
 ALERTS: tuple[Alert, ...] = (
-    Alert(
+    _critical(
         "AdamserveNoProgress",
         "job:adamserve_pushes_applied:rate1m == 0 and on (job) max by (job) (adamserve_pushers_alive) > 0",
         "2m",
-        "critical",
         "Job {{ $labels.job }} applies no pushes",
         "Pushers are alive, but no update was applied for a minute or more.",
     ),
-    Alert(
+    _critical(
         "AdamserveLossNotFinite",
         "max by (job) (increase(adamserve_losses_not_finite_total[5m])) > 0",
         "0s",
-        "critical",
         "Job {{ $labels.job }} reports losses that are NaN or infinite",
         "The training has diverged, or a batch holds bad data. Such losses are refused.",
     ),
-    Alert(
+    _warning(
         "AdamserveRegretNotFalling",
         (
             "adamserve_average_regret >= adamserve_average_regret offset 10m"
             " and on (job) job:adamserve_pushes_applied:rate1m > 0"
         ),
         "10m",
-        "warning",
         "The average regret of job {{ $labels.job }} does not fall",
         'R(T)/T is {{ printf "%.3g" $value }}, no lower than ten minutes ago, while pushes are applied.',
     ),
-    Alert(
+    _warning(
         "AdamserveStalenessHigh",
         "job:adamserve_staleness_updates:p99_5m > 64",
         "5m",
-        "warning",
         "Pushes of job {{ $labels.job }} are stale",
         'One push in a hundred is {{ printf "%.0f" $value }} updates old or older when it arrives.',
     ),
-    Alert(
+    _warning(
         "AdamservePushesRefused",
         "job:adamserve_pushes_refused:ratio5m > 0.05",
         "2m",
-        "warning",
         "Pushes of job {{ $labels.job }} are refused",
         "{{ $value | humanizePercentage }} of the pushes are stale or invalid.",
     ),
-    Alert(
+    _warning(
         "AdamserveCallsFail",
         "method:adamserve_rpc_failed:ratio5m > 0.05",
         "2m",
-        "warning",
         "Calls of {{ $labels.method }} fail",
         "{{ $value | humanizePercentage }} of the calls end with an error that is the service's own.",
     ),
-    Alert(
+    _warning(
         "AdamserveQueueSaturated",
         "max by (job, shard) (adamserve_pushes_waiting) >= 48",
         "1m",
-        "warning",
         "Shard {{ $labels.shard }} of job {{ $labels.job }} has {{ $value }} pushes waiting",
         "A shard lets 64 pushes wait at once; further ones queue outside of it.",
     ),
-    Alert(
+    _warning(
         "AdamservePusherSilent",
         "max by (job) (adamserve_pushers_silent) > 0",
         "15s",
-        "warning",
         "{{ $value }} pushers of job {{ $labels.job }} are silent",
         "Their leases ran out without their having left: they died, or cannot reach the shards.",
     ),
-    Alert(
+    _critical(
         "AdamserveShardDown",
         "adamserve_shard_up == 0",
         "15s",
-        "critical",
         "Shard {{ $labels.shard }} of job {{ $labels.job }} is down",
         "Its process is gone and is not restored yet, or cannot be.",
     ),
-    Alert(
+    _critical(
         "AdamserveTargetDown",
         'up{job="adamserve"} == 0',
         "30s",
-        "critical",
         "{{ $labels.instance }} ({{ $labels.process }}) does not answer Prometheus",
         "Its process hangs, or the network between is gone. One that is known to be dead is no target.",
     ),
-    Alert(
+    _warning(
         "AdamserveCheckpointOld",
         "adamserve_checkpoint_age_seconds > 600 and on (job) job:adamserve_pushes_applied:rate1m > 0",
         "1m",
-        "warning",
         "The last checkpoint of job {{ $labels.job }} is {{ $value | humanizeDuration }} old",
         "If a shard died now, so much work would be lost.",
     ),
-    Alert(
+    _warning(
         "AdamserveClockSkew",
         # After a rollback a shard stays behind by what it lost; that is no reason to wake anybody.
         (
@@ -155,7 +147,6 @@ ALERTS: tuple[Alert, ...] = (
             " unless on (job) increase(adamserve_rollbacks_total[10m]) > 0"
         ),
         "2m",
-        "warning",
         "The shards of job {{ $labels.job }} drift apart",
         'Their clocks are {{ printf "%.0f" $value }} updates farther apart than five minutes ago.',
     ),

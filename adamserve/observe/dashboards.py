@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from string import ascii_uppercase
 from typing import Any
 
@@ -21,15 +22,15 @@ class Panel:
     """One panel of lines over time.
 
     Attributes:
-        title, text: what it shows, and what to make of it.
         unit: as Grafana names units.
+        title, text: what it shows, and what to make of it.
         queries: its lines.
         log: a logarithmic axis.
     """
 
+    unit: str
     title: str
     text: str
-    unit: str
     queries: Queries
     log: bool = False
 
@@ -41,6 +42,9 @@ class Dashboard:
     uid: str
     title: str
     panels: Sequence[Panel]
+
+
+_short, _ops, _seconds, _share = (partial(Panel, unit) for unit in ("short", "ops", "s", "percentunit"))
 
 
 def _quantiles(metric: str) -> Queries:
@@ -71,124 +75,104 @@ def _rate(metric: str, by: str, legend: str) -> dict[str, str]:
     return {legend: f"sum by ({by}) (rate({metric}{{{JOB}}}{SPAN}))"}
 
 
-LOSS = Panel(
+LOSS = _short(
     "Training loss",
     "Mean of the last 50 mini-batches, and the lowest that it has been.",
-    "short",
     _job("adamserve_loss") | _job("adamserve_best_loss", "{{job}} best"),
     log=True,
 )
 
 OVERVIEW = (
     LOSS,
-    Panel(
+    _ops(
         "Pushes applied",
         "Updates a second; every push reaches every shard and is counted once.",
-        "ops",
         _pushes("{{job}}", outcome=',outcome="APPLIED"'),
     ),
-    Panel(
+    _ops(
         "Updates of the slowest shard",
         "As its clock has moved in the last 5 seconds; in bsp one update takes a push of every pusher.",
-        "ops",
         _job("adamserve_updates_per_second"),
     ),
-    Panel(
+    _short(
         "Pushers alive",
         "Workers in the cluster and trainers outside of it whose lease runs.",
-        "short",
         _max("adamserve_pushers_alive", "job, kind", "{{job}} {{kind}}s"),
     ),
-    Panel(
+    _short(
         "Shards up",
         "1 while a shard's process lives; it drops to 0 while the shard is restored.",
-        "short",
         _shards("adamserve_shard_up"),
     ),
-    Panel(
+    _seconds(
         "Checkpoint age",
         "Time since the last checkpoint was written.",
-        "s",
         _job("adamserve_checkpoint_age_seconds"),
     ),
-    Panel(
+    _short(
         "Updates not in a checkpoint",
         "What the death of a shard would lose now, at most.",
-        "short",
         _job("adamserve_durability_lag_updates"),
     ),
-    Panel("Jobs", "Of every service.", "short", {"{{instance}}": "sum by (instance) (adamserve_jobs)"}),
-    Panel(
+    _short("Jobs", "Of every service.", {"{{instance}}": "sum by (instance) (adamserve_jobs)"}),
+    _short(
         "Processes",
         "Those that serve metrics, by kind and version.",
-        "short",
         {"{{process}}, adamserve {{version}}": "count by (process, version) (adamserve_build_info)"},
     ),
 )
 
 CONVERGENCE = (
     LOSS,
-    Panel(
+    _short(
         "Average regret",
         "R(T)/T of a convex job against its comparator, and Theorem 4.1's bound where it is about the rule.",
-        "short",
         _job("adamserve_average_regret") | _job("adamserve_average_regret_bound", "{{job}} bound"),
         log=True,
     ),
-    Panel("Regret", "R(T): the sum of losses above the comparator's.", "short", _job("adamserve_regret")),
-    Panel("Test accuracy", "At the last evaluation.", "percentunit", _job("adamserve_test_accuracy_ratio")),
-    Panel(
-        "Rate",
-        "Of the rule, by its schedule.",
-        "short",
-        _job("adamserve_learning_rate", "{{job}} {{rule}}"),
-        log=True,
+    _short("Regret", "R(T): the sum of losses above the comparator's.", _job("adamserve_regret")),
+    _share("Test accuracy", "At the last evaluation.", _job("adamserve_test_accuracy_ratio")),
+    _short(
+        "Rate", "Of the rule, by its schedule.", _job("adamserve_learning_rate", "{{job}} {{rule}}"), log=True
     ),
-    Panel(
+    _short(
         "Gradient norm",
         "Euclidean norm of one gradient over all shards, from a sample of its elements; one update a scrape.",
-        "short",
         {"{{job}}": f"sqrt(sum by (job) (max by (job, shard) (adamserve_gradient_norm{{{JOB}}}) ^ 2))"},
         log=True,
     ),
-    Panel(
+    _short(
         "Largest step",
         "Max-norm of one update, from a sample of the parameters, and what the rule bounds it by.",
-        "short",
         _max("adamserve_update_max_norm") | _max("adamserve_update_max_norm_bound", legend="{{job}} bound"),
         log=True,
     ),
-    Panel(
+    _short(
         "Losses not finite",
         "Losses refused because they were NaN or infinite; the training has diverged.",
-        "short",
         {"{{job}}": f"increase(adamserve_losses_not_finite_total{{{JOB}}}{SPAN})"},
     ),
 )
 
 STALENESS = (
-    Panel(
+    _short(
         "Staleness",
         "Updates between a push's pull and its arrival; about workers - 1 when all keep the same pace.",
-        "short",
         _quantiles("adamserve_staleness_updates"),
     ),
-    Panel(
+    _ops(
         "Pushes by outcome",
         "STALE: too old. INVALID: refused for its content. DUPLICATE: sent again, applied once.",
-        "ops",
         _pushes("{{job}} {{outcome}}", ", outcome"),
     ),
-    Panel(
+    _short(
         "Pushers alive, by shard",
         "All shards see the same pushers; one that sees fewer is cut off from some.",
-        "short",
         {"{{job}} shard {{shard}}": f"sum by (job, shard) (adamserve_pushers_alive{{{JOB}}})"},
     ),
-    Panel(
+    _short(
         "Pushers silent",
         "Those whose lease ran out of late, and how many leases ran out in the interval.",
-        "short",
         {
             "{{job}} silent now": f"max by (job) (adamserve_pushers_silent{{{JOB}}})",
             "{{job}} leases that ran out": (
@@ -196,91 +180,79 @@ STALENESS = (
             ),
         },
     ),
-    Panel(
+    _ops(
         "Steps of each worker",
         "Steps a second; workers of one kind should keep the same pace.",
-        "ops",
         _rate("adamserve_worker_steps_total", "job, worker", "{{job}} worker {{worker}}"),
     ),
-    Panel(
+    _seconds(
         "Where the workers' time goes",
         "Seconds a second of all workers: pulling, computing gradients, pushing.",
-        "s",
         _rate("adamserve_worker_seconds_total", "job, part", "{{job}} {{part}}"),
     ),
 )
 
 SHARDS = (
-    Panel(
+    _seconds(
         "Push duration",
         "From arrival to receipt, the wait for a turn included.",
-        "s",
         _quantiles("adamserve_push_seconds"),
         log=True,
     ),
-    Panel(
+    _seconds(
         "Queue duration",
         "Of a push: its wait for the shard, for its round (bsp) or for a pusher that lags (ssp).",
-        "s",
         _quantiles("adamserve_queue_seconds"),
         log=True,
     ),
-    Panel(
+    _seconds(
         "Apply duration",
         "Of an update: the time inside the rule.",
-        "s",
         _quantiles("adamserve_apply_seconds"),
         log=True,
     ),
-    Panel(
+    _share(
         "Time inside the rule",
         "Seconds a second: 1 means that the shard does nothing but apply pushes.",
-        "percentunit",
         _rate("adamserve_apply_seconds_sum", "job, shard", "{{job}} shard {{shard}}"),
     ),
-    Panel(
+    _short(
         "Pushes waiting",
         "For their round (bsp), or for a pusher that lags (ssp); a shard lets 64 wait.",
-        "short",
         _shards("adamserve_pushes_waiting"),
     ),
     Panel(
+        "Bps",
         "Traffic",
         "Gradients in, parameters out.",
-        "Bps",
         _rate("adamserve_bytes_total", "job, direction", "{{job}} {{direction}}"),
     ),
-    Panel("Clocks", "Updates that each shard has applied.", "short", _shards("adamserve_clock")),
-    Panel(
+    _short("Clocks", "Updates that each shard has applied.", _shards("adamserve_clock")),
+    _short(
         "Clock skew",
         "Updates between the shard that is farthest ahead and the last one; what a rollback lost stays in it.",
-        "short",
         _job("adamserve_clock_skew_updates"),
     ),
-    Panel(
+    _short(
         "Incarnations and rollbacks",
         "A shard's incarnation grows by one when it is restored from a checkpoint.",
-        "short",
         _shards("adamserve_incarnation", "{{job}} shard {{shard}} incarnation")
         | _job("adamserve_rollbacks_total", "{{job}} rollbacks"),
     ),
-    Panel("State", "Parameters and slots in the shards' memory.", "bytes", _shards("adamserve_state_bytes")),
-    Panel(
+    Panel("bytes", "State", "Parameters and slots in the shards' memory.", _shards("adamserve_state_bytes")),
+    _seconds(
         "Checkpoint duration",
         "Time that the last checkpoint took to write, while pushes went on.",
-        "s",
         _job("adamserve_checkpoint_duration_seconds"),
     ),
-    Panel(
+    _ops(
         "Calls started",
         "Calls a second that came in from outside the cluster, by method.",
-        "ops",
         {"{{carrier}} {{method}}": f"sum by (carrier, method) (rate(adamserve_rpc_started_total{SPAN}))"},
     ),
-    Panel(
+    _ops(
         "Calls handled",
         "Calls a second that were answered, by status code.",
-        "ops",
         {"{{carrier}} {{code}}": f"sum by (carrier, code) (rate(adamserve_rpc_handled_total{SPAN}))"},
     ),
 )

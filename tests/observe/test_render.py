@@ -200,7 +200,7 @@ def pixels(panel: Panel, lines: list[tuple[str, Series]], missing: tuple[str, ..
 
 @pytest.mark.parametrize("log", [False, True])
 def test_a_picture_shows_its_lines_and_says_where_there_are_none(log: bool) -> None:
-    panel = Panel("Loss", "", "short", {"{{job}}": "x"}, log=log)
+    panel = Panel("short", "Loss", "", {"{{job}}": "x"}, log=log)
     falling = Series({}, tuple((288.0 * i, 2.0 ** (-i / 30)) for i in range(300)))
     blue = np.array([0x1F, 0x77, 0xB4]) / 255  # the first line's colour
     drawn = np.abs(pixels(panel, [("a", falling)]) - blue).max(axis=2) < 0.02
