@@ -72,7 +72,7 @@ class Directory:
             log.error("%s; tried again with the next look", error)
 
     def _document(self) -> str:
-        groups: list[dict[str, object]] = []
+        groups = []
         for process, addresses in self._found.items():
             for number, address in sorted(addresses.items()):
                 labels = {"process": process} | ({} if process == "driver" else {process: str(number)})

@@ -1,7 +1,4 @@
-"""A process's metrics for Prometheus, on an HTTP port of its own. What there is, is in `adamserve.observe.families`.
-
-One registry and one port a process. What is exported is read when it is scraped.
-"""
+"""A process's metrics (see `adamserve.observe.families`) for Prometheus: one registry and one HTTP port a process."""
 
 from __future__ import annotations
 
@@ -38,7 +35,6 @@ REFUSED_S = 0.05
 LETS_GO_S = 2e-4
 """A scrape rests as long after each family, so that a push which waits for the interpreter gets it."""
 
-
 METRICS: Mapping[str, Any] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
@@ -47,12 +43,7 @@ METRICS: Mapping[str, Any] = {
 
 
 class Reading(Collector):
-    """Families of one kind of source, read from their sources when they are scraped.
-
-    Args:
-        families: what to read.
-        sources: what to read from, at the moment.
-    """
+    """Families of one kind of source, read from what `sources` returns when they are scraped."""
 
     def __init__(self, families: Sequence[Family[Source]], sources: Callable[[], Iterable[Source]]) -> None:
         self._families = families

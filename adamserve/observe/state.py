@@ -5,6 +5,7 @@ Plain values; a client without Ray or torch reads them too.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -22,10 +23,8 @@ class Rollback:
     """A shard that died and was restored from a checkpoint.
 
     Attributes:
-        shard: the shard.
-        incarnation: the one that it is in since.
+        incarnation, clock_after: those that it is in since.
         clock_before: its clock before, as last seen or checkpointed.
-        clock_after: its clock since.
         checkpoint: number of the checkpoint that it was restored from.
         seconds: time that the restore took.
         reason: why the shard was replaced.
@@ -153,7 +152,5 @@ def as_json(job: JobState) -> dict[str, Any]:
 
 
 def _json_number(value: Any) -> Any:
-    """JSON has no number that is not finite; these are the texts that protobuf's JSON has for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    """JSON has no number that is not finite: those are the texts "NaN", "Infinity" and "-Infinity", as protobuf's."""
+    return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value
