@@ -15,14 +15,12 @@ class Alert:
 
     Attributes:
         severity: "critical" wakes somebody, "warning" waits for the morning.
-        alert: its name; the runbook has a section of this name.
         expr: holds while it is so.
         wait: how long it has to be so, as Prometheus writes times.
         summary, description: what is so, and what it means.
     """
 
     severity: Literal["critical", "warning"]
-    alert: str
     expr: str
     wait: str
     summary: str
@@ -58,23 +56,20 @@ RECORDINGS = {
 }
 """Queries that are worked out in advance, by the name of the series: level, metric, operation."""
 
-ALERTS: tuple[Alert, ...] = (
-    _critical(
-        "AdamserveNoProgress",
+ALERTS = {
+    "AdamserveNoProgress": _critical(
         "job:adamserve_pushes_applied:rate1m == 0 and on (job) max by (job) (adamserve_pushers_alive) > 0",
         "2m",
         "Job {{ $labels.job }} applies no pushes",
         "Pushers are alive, but no update was applied for a minute or more.",
     ),
-    _critical(
-        "AdamserveLossNotFinite",
+    "AdamserveLossNotFinite": _critical(
         "max by (job) (increase(adamserve_losses_not_finite_total[5m])) > 0",
         "0s",
         "Job {{ $labels.job }} reports losses that are NaN or infinite",
         "The training has diverged, or a batch holds bad data. Such losses are refused.",
     ),
-    _warning(
-        "AdamserveRegretNotFalling",
+    "AdamserveRegretNotFalling": _warning(
         (
             "adamserve_average_regret >= adamserve_average_regret offset 10m"
             " and on (job) job:adamserve_pushes_applied:rate1m > 0"
@@ -83,64 +78,55 @@ ALERTS: tuple[Alert, ...] = (
         "The average regret of job {{ $labels.job }} does not fall",
         'R(T)/T is {{ printf "%.3g" $value }}, no lower than ten minutes ago, while pushes are applied.',
     ),
-    _warning(
-        "AdamserveStalenessHigh",
+    "AdamserveStalenessHigh": _warning(
         "job:adamserve_staleness_updates:p99_5m > 64",
         "5m",
         "Pushes of job {{ $labels.job }} are stale",
         'One push in a hundred is {{ printf "%.0f" $value }} updates old or older when it arrives.',
     ),
-    _warning(
-        "AdamservePushesRefused",
+    "AdamservePushesRefused": _warning(
         "job:adamserve_pushes_refused:ratio5m > 0.05",
         "2m",
         "Pushes of job {{ $labels.job }} are refused",
         "{{ $value | humanizePercentage }} of the pushes are stale or invalid.",
     ),
-    _warning(
-        "AdamserveCallsFail",
+    "AdamserveCallsFail": _warning(
         "method:adamserve_rpc_failed:ratio5m > 0.05",
         "2m",
         "Calls of {{ $labels.method }} fail",
         "{{ $value | humanizePercentage }} of the calls end with an error that is the service's own.",
     ),
-    _warning(
-        "AdamserveQueueSaturated",
+    "AdamserveQueueSaturated": _warning(
         "max by (job, shard) (adamserve_pushes_waiting) >= 48",
         "1m",
         "Shard {{ $labels.shard }} of job {{ $labels.job }} has {{ $value }} pushes waiting",
         "A shard lets 64 pushes wait at once; further ones queue outside of it.",
     ),
-    _warning(
-        "AdamservePusherSilent",
+    "AdamservePusherSilent": _warning(
         "max by (job) (adamserve_pushers_silent) > 0",
         "15s",
         "{{ $value }} pushers of job {{ $labels.job }} are silent",
         "Their leases ran out without their having left: they died, or cannot reach the shards.",
     ),
-    _critical(
-        "AdamserveShardDown",
+    "AdamserveShardDown": _critical(
         "adamserve_shard_up == 0",
         "15s",
         "Shard {{ $labels.shard }} of job {{ $labels.job }} is down",
         "Its process is gone and is not restored yet, or cannot be.",
     ),
-    _critical(
-        "AdamserveTargetDown",
+    "AdamserveTargetDown": _critical(
         'up{job="adamserve"} == 0',
         "30s",
         "{{ $labels.instance }} ({{ $labels.process }}) does not answer Prometheus",
-        "Its process hangs, or the network between is gone. One that is known to be dead is no target.",
+        "The process is hung or unreachable. Dead processes are removed from discovery.",
     ),
-    _warning(
-        "AdamserveCheckpointOld",
+    "AdamserveCheckpointOld": _warning(
         "adamserve_checkpoint_age_seconds > 600 and on (job) job:adamserve_pushes_applied:rate1m > 0",
         "1m",
         "The last checkpoint of job {{ $labels.job }} is {{ $value | humanizeDuration }} old",
         "If a shard died now, so much work would be lost.",
     ),
-    _warning(
-        "AdamserveClockSkew",
+    "AdamserveClockSkew": _warning(
         # After a rollback a shard stays behind by what it lost; that is no reason to wake anybody.
         (
             "delta(adamserve_clock_skew_updates[5m]) > 100"
@@ -150,4 +136,5 @@ ALERTS: tuple[Alert, ...] = (
         "The shards of job {{ $labels.job }} drift apart",
         'Their clocks are {{ printf "%.0f" $value }} updates farther apart than five minutes ago.',
     ),
-)
+}
+"""By name; the runbook has a section of each name."""

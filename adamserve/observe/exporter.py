@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from adamserve.errors import Unavailable
 from adamserve.job import host_port
-from adamserve.observe.families import BUILD_INFO, JOB_FAMILIES, JOBS, JOBS_SHOWN, Family, Process
+from adamserve.observe.families import BUILD_INFO, JOB_FAMILIES, JOBS, JOBS_SHOWN, Family, Process, kind_of
 from adamserve.observe.state import JobState
 
 log = logging.getLogger("adamserve.metrics")
@@ -45,7 +45,9 @@ METRICS: Mapping[str, Any] = {
 class Reading(Collector):
     """Families of one kind of source, read from what `sources` returns when they are scraped."""
 
-    def __init__(self, families: Sequence[Family[Source]], sources: Callable[[], Iterable[Source]]) -> None:
+    def __init__(
+        self, families: Mapping[str, Family[Source]], sources: Callable[[], Iterable[Source]]
+    ) -> None:
         self._families = families
         self._sources: Callable[[], Iterable[Any]] = sources
 
@@ -54,8 +56,8 @@ class Reading(Collector):
         sources = list(self._sources())
         if not sources:
             return
-        for family in self._families:
-            metric = METRICS[family.kind](family.name, family.help, labels=family.labels)
+        for name, family in self._families.items():
+            metric = METRICS[kind_of(name)](name, family.help, labels=family.labels)
             for source in sources:
                 for labels, value in family.read(source):
                     metric.add_metric(labels, *(value if family.histogram else [value]))
@@ -153,8 +155,8 @@ class Exporter:
         self._jobs: tuple[JobState, ...] | None = None
         registry = CollectorRegistry()
         for collector in (
-            Reading([BUILD_INFO], lambda: [process]),
-            Reading([JOBS], lambda: [] if self._jobs is None else [len(self._jobs)]),
+            Reading(BUILD_INFO, lambda: [process]),
+            Reading(JOBS, lambda: [] if self._jobs is None else [len(self._jobs)]),
             Reading(JOB_FAMILIES, lambda: sorted(self._jobs or (), key=lambda job: job.job)[:JOBS_SHOWN]),
             *collect,
         ):

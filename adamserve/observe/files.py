@@ -45,9 +45,9 @@ def _groups() -> str:
     for name, expr in alerts.RECORDINGS.items():
         lines += [f'      - record: "{name}"', f"        expr: {json.dumps(expr)}"]
     lines += ["  - name: adamserve-alerts", "    rules:"]
-    for rule in alerts.ALERTS:
+    for name, rule in alerts.ALERTS.items():
         lines += [
-            f'      - alert: "{rule.alert}"',
+            f'      - alert: "{name}"',
             f"        expr: {json.dumps(rule.expr)}",
             f'        for: "{rule.wait}"',
             "        labels:",
@@ -55,7 +55,7 @@ def _groups() -> str:
             "        annotations:",
             f"          summary: {json.dumps(rule.summary)}",
             f"          description: {json.dumps(rule.description)}",
-            f'          runbook: "{alerts.RUNBOOK}#{rule.alert.lower()}"',
+            f'          runbook: "{alerts.RUNBOOK}#{name.lower()}"',
         ]
     return "\n".join(lines) + "\n"
 

@@ -8,27 +8,27 @@ from typing import Any
 
 from adamserve.observe.alerts import ALERTS, RECORDINGS
 from adamserve.observe.dashboards import DASHBOARDS
-from adamserve.observe.families import FAMILIES
+from adamserve.observe.families import FAMILIES, kind_of
 
 
 def usages() -> list[dict[str, Any]]:
     """Every metric in the order of `FAMILIES`, with its panels (as "dashboard: panel") and its alerts."""
     return [
         {
-            "name": family.name,
-            "type": family.kind,
+            "name": name,
+            "type": kind_of(name),
             "help": family.help,
             "labels": family.labels,
             "processes": family.processes,
             "panels": [
-                f"{dashboard.title.removeprefix('adamserve: ')}: {panel.title}"
+                f"{dashboard.title.removeprefix('adamserve: ')}: {title}"
                 for dashboard in DASHBOARDS
-                for panel in dashboard.panels
-                if _looks_at(family.name, panel.queries.values())
+                for title, panel in dashboard.panels.items()
+                if _looks_at(name, panel.queries.values())
             ],
-            "alerts": [rule.alert for rule in ALERTS if _looks_at(family.name, [rule.expr])],
+            "alerts": [alert for alert, rule in ALERTS.items() if _looks_at(name, [rule.expr])],
         }
-        for family in FAMILIES
+        for name, family in FAMILIES.items()
     ]
 
 

@@ -174,10 +174,10 @@ def test_every_recording_has_data(prometheus: int, recording: str) -> None:
 
 @pytest.mark.parametrize("dashboard", dashboards.DASHBOARDS, ids=lambda d: d.uid)
 def test_every_panel_has_data(prometheus: int, dashboard: dashboards.Dashboard) -> None:
-    for panel in dashboard.panels:
+    for title, panel in dashboard.panels.items():
         for query in panel.queries.values():
             asked = query.replace("$job", ".*").replace("$__rate_interval", "10s")
-            until(partial(value, prometheus, asked), f"{panel.title}: {query} has no data")
+            until(partial(value, prometheus, asked), f"{title}: {query} has no data")
 
 
 def test_loss_and_average_regret_fall_and_stay_below_the_bound(prometheus: int) -> None:

@@ -212,14 +212,14 @@ def test_every_family_of_a_process_is_exported_and_no_other(
 ) -> None:
     with exporter(process) as made:
         if process == "driver":
-            assert {name for name, _ in scrape(made.port)} & {f.name for f in JOB_FAMILIES} == set()
+            assert {name for name, _ in scrape(made.port)} & JOB_FAMILIES.keys() == set()
             made.show(JOB)
         found = scrape(made.port)
     assert {key: found.get(key) for key in expected} == expected
     names = {name.removesuffix(suffix) for name, _ in found for suffix in ("_bucket", "_count", "_sum")}
-    histograms = {f.name for f in FAMILIES if f.kind == "histogram"}
+    histograms = {name for name, family in FAMILIES.items() if family.histogram}
     names -= {f"{name}{suffix}" for name in histograms for suffix in ("_bucket", "_count", "_sum")}
-    assert names == {family.name for family in FAMILIES if process in family.processes}
+    assert names == {name for name, family in FAMILIES.items() if process in family.processes}
     assert {name for name, _ in expected if not name.endswith(("_bucket", "_count", "_sum"))} | (
         histograms & names
     ) == names
@@ -251,7 +251,7 @@ def test_labels_have_few_values() -> None:
     assert f"adamserve_jobs {JOBS_SHOWN + 100}.0" in text
     assert text.count("adamserve_rpc_started_total{") == METHODS_KNOWN + 1
     assert f'{{carrier="grpc",method="other"}} {9.0 * METHODS_KNOWN}' in text
-    assert {label for family in FAMILIES for label in family.labels} == {
+    assert {label for family in FAMILIES.values() for label in family.labels} == {
         "job", "shard", "worker", "outcome", "direction", "kind", "part", "rule",
         "carrier", "method", "code", "version", "process",
     }  # fmt: skip

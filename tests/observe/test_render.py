@@ -37,7 +37,7 @@ def test_every_variable_of_every_panel_is_known() -> None:
     known = variables(DAY, 15.0, ["a"])
     assert known == {"job": "a", "__rate_interval": "303000ms"}
     for dashboard in DASHBOARDS:
-        for panel in dashboard.panels:
+        for panel in dashboard.panels.values():
             for query in panel.queries.values():
                 assert "$" not in Template(query).substitute(known)
 
@@ -189,18 +189,20 @@ def test_an_axis_has_the_panel_s_unit(unit: str, value: float, written: str) -> 
 
 def test_every_panel_s_unit_can_be_written() -> None:
     for dashboard in DASHBOARDS:
-        for panel in dashboard.panels:
+        for panel in dashboard.panels.values():
             assert text(panel.unit, 0.5)
 
 
 def pixels(panel: Panel, lines: list[tuple[str, Series]], missing: tuple[str, ...] = ()) -> np.ndarray:
-    found: np.ndarray = matplotlib.image.imread(io.BytesIO(png(panel, lines, missing, DAY)), format="png")
+    found: np.ndarray = matplotlib.image.imread(
+        io.BytesIO(png("Loss", panel, lines, missing, DAY)), format="png"
+    )
     return found[..., :3]
 
 
 @pytest.mark.parametrize("log", [False, True])
 def test_a_picture_shows_its_lines_and_says_where_there_are_none(log: bool) -> None:
-    panel = Panel("short", "Loss", "", {"{{job}}": "x"}, log=log)
+    panel = Panel("short", "", {"{{job}}": "x"}, log=log)
     falling = Series({}, tuple((288.0 * i, 2.0 ** (-i / 30)) for i in range(300)))
     blue = np.array([0x1F, 0x77, 0xB4]) / 255  # the first line's colour
     drawn = np.abs(pixels(panel, [("a", falling)]) - blue).max(axis=2) < 0.02

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 
 from adamserve.errors import InvalidArgument, NotFound
-from adamserve.observe.dashboards import DASHBOARDS, Dashboard, Panel
+from adamserve.observe.dashboards import DASHBOARDS, Dashboard
 from adamserve.observe.render.figure import named, png
 from adamserve.observe.render.prometheus import Prometheus, Series, Window, time_range, variables
 from adamserve.observe.templates import filled
@@ -28,14 +28,14 @@ class Picture:
     """A panel, drawn.
 
     Attributes:
-        dashboard, panel: what is drawn.
+        dashboard, title: of the panel.
         queries: what Prometheus was asked, variables filled in.
         lines: how many came back; 0 is "no data", and the picture says so.
         png: the picture.
     """
 
     dashboard: Dashboard
-    panel: Panel
+    title: str
     queries: tuple[str, ...]
     lines: int
     png: bytes
@@ -43,7 +43,7 @@ class Picture:
     @property
     def file(self) -> str:
         """A name for it."""
-        words = f"{self.dashboard.uid.removeprefix('adamserve-')} {self.panel.title}".lower()
+        words = f"{self.dashboard.uid.removeprefix('adamserve-')} {self.title}".lower()
         return f"{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.png"
 
 
@@ -98,7 +98,7 @@ def render(
             )
     values = variables(window, scrape_s, jobs)
     boards = {
-        board.title: [_picture(prometheus, board, panel, window, values) for panel in board.panels]
+        board.title: [_picture(prometheus, board, title, window, values) for title in board.panels]
         for board in map(by_name.__getitem__, chosen)
     }
     pictures = list(chain.from_iterable(boards.values()))
@@ -110,18 +110,19 @@ def render(
 
 
 def _picture(
-    prometheus: Prometheus, dashboard: Dashboard, panel: Panel, window: Window, values: Mapping[str, str]
+    prometheus: Prometheus, dashboard: Dashboard, title: str, window: Window, values: Mapping[str, str]
 ) -> Picture:
     """Ask for a panel's lines and draw them."""
+    panel = dashboard.panels[title]
     queries = {legend: Template(expr).safe_substitute(values) for legend, expr in panel.queries.items()}
     lines: list[tuple[str, Series]] = []
     missing: list[str] = []
     for legend, expr in queries.items():
-        answer = prometheus.lines(expr, window, field=f"{dashboard.title}: {panel.title}")
+        answer = prometheus.lines(expr, window, field=f"{dashboard.title}: {title}")
         lines += [(named(legend, line), line) for line in answer]
         if not answer:
             missing.append(legend)
-    content = png(panel, lines, missing, window)
+    content = png(title, panel, lines, missing, window)
     return Picture(
-        dashboard=dashboard, panel=panel, queries=tuple(queries.values()), lines=len(lines), png=content
+        dashboard=dashboard, title=title, queries=tuple(queries.values()), lines=len(lines), png=content
     )

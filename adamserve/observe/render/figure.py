@@ -25,7 +25,9 @@ def named(legend: str, line: Series) -> str:
     return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda match: line.labels.get(match[1], ""), legend).strip()
 
 
-def png(panel: Panel, lines: Sequence[tuple[str, Series]], missing: Sequence[str], window: Window) -> bytes:
+def png(
+    title: str, panel: Panel, lines: Sequence[tuple[str, Series]], missing: Sequence[str], window: Window
+) -> bytes:
     """Draw a panel's lines over time, each with its name; `missing` are the legends of queries without data."""
     try:
         import matplotlib.dates
@@ -38,7 +40,7 @@ def png(panel: Panel, lines: Sequence[tuple[str, Series]], missing: Sequence[str
     dates: Any = matplotlib.dates  # its functions have no annotations
     figure: Any = Figure(figsize=(6.4, 3.4), dpi=100, layout="constrained")
     axes: Any = figure.add_subplot()
-    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     for name, line in lines:
         values = with_gaps(line, window)
         moments = [datetime.fromtimestamp(window.start + window.step * i, UTC) for i in range(len(values))]

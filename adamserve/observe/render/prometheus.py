@@ -40,11 +40,7 @@ class Series:
 
 
 class Prometheus:
-    """A Prometheus' HTTP API.
-
-    Args:
-        url: where it is.
-        deadline: of all questions together.
+    """The HTTP API of the Prometheus at `url`; `deadline` is that of all questions together.
 
     Raises:
         InvalidArgument: that is no URL.
@@ -59,12 +55,7 @@ class Prometheus:
         self._deadline = deadline
 
     def ask(self, path: str, field: str = "prometheus", **parameters: str) -> Any:
-        """The data that it answers.
-
-        Args:
-            path: below /api/v1/.
-            field: what to name where it refuses the question.
-            parameters: of the question.
+        """The data that it answers at a path below /api/v1/; `field` is what to name where it refuses the question.
 
         Raises:
             Unavailable: it does not answer in time.
