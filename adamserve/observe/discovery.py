@@ -20,10 +20,7 @@ log = logging.getLogger("adamserve.watch")
 
 
 class Directory:
-    """The targets of one service. Thread-safe.
-
-    Args:
-        path: a file for Prometheus' file_sd, replaced atomically whenever a target comes or goes; None for none.
+    """The targets of one service, also in a file for Prometheus' file_sd, replaced atomically. Thread-safe.
 
     Raises:
         InvalidArgument: the file cannot be written.

@@ -130,12 +130,14 @@ class Exporter:
     """An HTTP endpoint on host:port (0: any free port) for Prometheus (`/metrics`) and for further pages.
 
     Args:
-        host, port: where.
         pages: further pages by path, such as "/".
         guard: who may see them; everybody without one. `/metrics` is open in any case.
         process: what this process is.
         collect: what to export beside the jobs that are shown.
         open_pages: pages that are open in any case.
+
+    Attributes:
+        port: the port that is listened on.
 
     Raises:
         Unavailable: the port cannot be bound.
@@ -170,11 +172,7 @@ class Exporter:
                 field="metrics_port",
                 fix="choose another",
             ) from None
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        return int(self._server.server_port)
+        self.port = int(self._server.server_port)
 
     def show(self, *jobs: JobState) -> None:
         """Show these jobs from now on."""
@@ -197,17 +195,17 @@ def _routes(
             found: Iterable[bytes] = metrics(environ, start)
             return found
         page = everything.get(path)
+        headers = [("X-Content-Type-Options", "nosniff")]
+        kind = "text/plain; charset=utf-8"
         if page is None:
-            status, headers, content = "404 Not Found", [], f"see {' '.join(('/metrics', *everything))}\n"
+            status, content = "404 Not Found", f"see {' '.join(('/metrics', *everything))}\n"
         elif path in pages and guard is not None and not guard(environ.get("HTTP_AUTHORIZATION", "")):
-            headers = [("WWW-Authenticate", 'Basic realm="adamserve: any user, the token as password"')]
             status, content = "401 Unauthorized", "a token is needed\n"
+            headers.append(("WWW-Authenticate", 'Basic realm="adamserve: any user, the token as password"'))
         else:
-            kind, content = page()
-            status, headers = "200 OK", [("Content-Type", kind), ("Cache-Control", "no-store")]
-        if status != "200 OK":
-            headers.append(("Content-Type", "text/plain; charset=utf-8"))
-        start(status, [*headers, ("X-Content-Type-Options", "nosniff")])
+            status, (kind, content) = "200 OK", page()
+            headers.append(("Cache-Control", "no-store"))
+        start(status, [("Content-Type", kind), *headers])
         return [content.encode()]
 
     return answer

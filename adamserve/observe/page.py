@@ -20,7 +20,7 @@ POINTS = 400
 
 PUSHERS_SHOWN, EVENTS_SHOWN = 50, 20
 
-REFRESH_S = 2.0
+REFRESH_MS = 2000
 
 Curves = dict[str, list[tuple[float, float]]]
 """Points in time by name."""
@@ -44,11 +44,7 @@ class _Curve:
 
 
 class Board:
-    """What has been seen of every job so far. Thread-safe.
-
-    Args:
-        now: seconds since 1970.
-    """
+    """What has been seen of every job so far; `now` gives seconds since 1970. Thread-safe."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self.now = now
@@ -79,9 +75,7 @@ class Board:
         """The page."""
         now = self.now()
         jobs = [_section(job, curves, now) for job, curves in self.jobs()]
-        return filled(
-            "page.html.j2", time=words.clock_time(now), jobs=jobs, refresh_ms=round(1000 * REFRESH_S)
-        )
+        return filled("page.html.j2", time=words.clock_time(now), jobs=jobs, refresh_ms=REFRESH_MS)
 
     def json(self) -> str:
         """The same numbers for programs."""

@@ -38,8 +38,7 @@ def from_plain(kind: type[Kind], plain: Any) -> Kind:
     Raises:
         ValueError, TypeError: something is of the wrong type, or a field without a default is missing.
     """
-    value: Kind = _read(kind, plain)
-    return value
+    return typing.cast(Kind, _read(kind, plain))
 
 
 def _read(kind: Any, plain: Any) -> Any:

@@ -54,10 +54,8 @@ class JobState:
     """How a job stands.
 
     Attributes:
-        job: its name.
         failed: why it cannot go on; empty where it can.
         consistency: its mode, as `consistency.parse` reads it.
-        rule: its rule's name.
         rate: the rule's rate at the slowest shard's clock; a push may bring its own.
         loss: mean of the last 50 losses reported; None before the first.
         best_loss: lowest that `loss` has been.
@@ -74,7 +72,7 @@ class JobState:
         updates_per_s: updates of the slowest shard in a second, lately; None until it is known.
         down: shards that do not hold the job now: their process is gone, or their restore failed.
         rollbacks: restores of shards, oldest first.
-        shards: each shard that was seen, in shard order.
+        shards: those that were seen, in shard order.
         events: the newest ones of all shards, oldest first.
     """
 
