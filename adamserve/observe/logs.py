@@ -68,11 +68,10 @@ def set_up(config: LogConfig, stream: TextIO | None = None) -> None:
 
 @dataclass(slots=True)
 class _Window:
-    """Lines alike since a moment."""
+    """Lines alike since a moment, and the last one that was left out."""
 
     since: float
-    written: int = 0
-    left_out: int = 0
+    lines: int = 0
     last: logging.LogRecord | None = None
 
 
@@ -96,11 +95,10 @@ class Handler(logging.StreamHandler[TextIO]):
         known = getattr(record, "fields", {})
         key = (record.name, str(record.msg), str(known.get("job")), str(known.get("shard")))
         window = self._windows.setdefault(key, _Window(now))
-        if window.written < BURST:
-            window.written += 1
+        window.lines += 1
+        if window.lines <= BURST:
             super().emit(record)
         else:
-            window.left_out += 1
             window.last = record
 
     def format(self, record: logging.LogRecord) -> str:
@@ -122,7 +120,7 @@ class Handler(logging.StreamHandler[TextIO]):
             window = self._windows.pop(key)
             if window.last is not None:
                 last = copy.copy(window.last)
-                last.fields = {**getattr(last, "fields", {}), "left_out": window.left_out - 1}
+                last.fields = {**getattr(last, "fields", {}), "left_out": window.lines - BURST - 1}
                 super().emit(last)
 
 

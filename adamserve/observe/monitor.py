@@ -33,8 +33,7 @@ class Monitor:
         host, port: where metrics and pages are served; port None serves none, 0 takes any free one.
         advertise: how others reach `host`; "" for `host` itself.
         sd_file: file to keep for Prometheus' file_sd; None keeps none.
-        guard: who may see the pages; everybody without one. The metrics are open in any case.
-        collect: what to export beside the jobs.
+        guard, collect: as the `Exporter` takes them.
 
     Attributes:
         directory: where the metrics of all processes are listed.
@@ -58,13 +57,9 @@ class Monitor:
         self._exporter: Exporter | None = None
         self.address = ""
         if port is not None:
+            open_pages = {"/sd": self.directory.page}
             self._exporter = Exporter(
-                host,
-                port,
-                pages(self._board),
-                guard,
-                collect=collect,
-                open_pages={"/sd": self.directory.page},
+                host, port, pages(self._board), guard, collect=collect, open_pages=open_pages
             )
             self.address = host_port(advertise or host, self._exporter.port)
             self.directory.put("driver", {0: self.address})

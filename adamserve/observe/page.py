@@ -19,7 +19,6 @@ POINTS = 400
 """Points of a curve kept: beyond these every other one is dropped, and the next ones come half as often."""
 
 PUSHERS_SHOWN, EVENTS_SHOWN = 50, 20
-
 REFRESH_MS = 2000
 
 Curves = dict[str, list[tuple[float, float]]]

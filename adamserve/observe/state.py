@@ -145,8 +145,8 @@ def as_json(job: JobState) -> dict[str, Any]:
 
     `plain.from_plain` reads it back, whatever version wrote it.
     """
-    record: dict[str, Any] = to_plain(job, _json_number)
-    return record | {name: to_plain(getattr(job, name), _json_number) for name in DERIVED}
+    derived = {name: to_plain(getattr(job, name), _json_number) for name in DERIVED}
+    return {**to_plain(job, _json_number), **derived}
 
 
 def _json_number(value: Any) -> Any:

@@ -9,9 +9,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from adamserve.errors import DataError, InvalidArgument, Unavailable
 from adamserve.values import Deadline
@@ -22,8 +21,7 @@ SCRAPE_S = 15.0
 UNITS_S = {"w": 604_800.0, "d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """A range of time, in seconds since 1970, and the seconds between two points of a line."""
 
     start: float
@@ -31,8 +29,7 @@ class Window:
     step: float
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(NamedTuple):
     """One line: its labels, and its points in time."""
 
     labels: Mapping[str, str]
@@ -105,8 +102,7 @@ class Prometheus:
     def jobs(self, window: Window) -> list[str]:
         """The jobs that were seen in a range."""
         times = {"start": f"{window.start:.3f}", "end": f"{window.end:.3f}"}
-        jobs: list[str] = self.ask("label/job/values", **{"match[]": "adamserve_clock", **times})
-        return jobs
+        return list(self.ask("label/job/values", **{"match[]": "adamserve_clock", **times}))
 
     def scrape_interval(self) -> float:
         """Seconds between two scrapes of adamserve's slowest target."""
@@ -114,10 +110,9 @@ class Prometheus:
             one["metric"].get("instance")
             for one in self.ask("query", query="group by (instance) (adamserve_build_info)")["result"]
         }
-        targets = self.ask("targets", state="active")["activeTargets"]
         intervals = [
             seconds_of(target["scrapeInterval"])
-            for target in targets
+            for target in self.ask("targets", state="active")["activeTargets"]
             if target["labels"].get("instance") in ours and "scrapeInterval" in target
         ]
         return max(intervals, default=SCRAPE_S)
