@@ -21,8 +21,7 @@ POINTS = 400
 PUSHERS_SHOWN, EVENTS_SHOWN = 50, 20
 REFRESH_MS = 2000
 
-Curves = dict[str, list[tuple[float, float]]]
-"""Points in time by name."""
+Curves = dict[str, words.Points]
 
 
 @dataclass(slots=True)
