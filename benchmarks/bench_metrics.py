@@ -136,7 +136,7 @@ def scraped(pushed: Pushed) -> Iterator[Scraper]:
         Reading(SHARD_FAMILIES, lambda: [("bench", pushed.host.glance())]),
         Reading(RPC_FAMILIES, lambda: [Calls()]),
     ]
-    exporter = Exporter.serve("127.0.0.1", 0, process="shard", collect=collect)
+    exporter = Exporter("127.0.0.1", 0, process="shard", collect=collect)
     scraper = Scraper(exporter.port)
     try:
         yield scraper

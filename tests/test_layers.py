@@ -79,7 +79,8 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {"adamserve.shard.host": row("numpy")},
     {"adamserve.checkpoint": row("numpy safetensors torch")},
     {
-        "adamserve.observe": row(lazily="jinja2 matplotlib rich", siblings="adamserve.observe.exporter"),
+        "adamserve.observe": row(lazily="jinja2 matplotlib", siblings="adamserve.observe.exporter"),
+        "adamserve.observe.terminal": row("rich", siblings="adamserve.observe"),
         "adamserve.observe.exporter": row("prometheus_client", siblings="adamserve.observe"),
         "adamserve.observe.monitor": row(
             "prometheus_client", siblings="adamserve.observe adamserve.observe.exporter"

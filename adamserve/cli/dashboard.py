@@ -59,7 +59,7 @@ def render(
         listing = [
             {
                 "dashboard": picture.dashboard.uid,
-                "panel": picture.panel.title,
+                "panel": picture.title,
                 "file": str(out / picture.file),
                 "lines": picture.lines,
                 "queries": picture.queries,
@@ -71,5 +71,5 @@ def render(
         return
     for picture in pictures:
         lines = f"{picture.lines} line{'s' * (picture.lines != 1)}" if picture.lines else "no data"
-        print(f"{picture.dashboard.uid:24}{picture.panel.title:28}{lines:10}{out / picture.file}")
+        print(f"{picture.dashboard.uid:24}{picture.title:28}{lines:10}{out / picture.file}")
     print(html)

@@ -22,18 +22,16 @@ def list_metrics(
     output: Annotated[Format, typer.Option("--format", help="Print text or JSON.")] = Format.table,
 ) -> None:
     """List every metric: its type, its labels, which processes have it, and the panels and alerts that look at it."""
-    from dataclasses import asdict
-
     from adamserve.observe.usage import usages
 
     found = usages()
     if output is Format.json:
-        print(json.dumps([asdict(usage) for usage in found]))
+        print(json.dumps(found))
         return
     for usage in found:
-        print(f"{usage.name}  {usage.type}  {', '.join(usage.labels)}")
-        print(f"    {usage.help}")
-        print(f"    from: {', '.join(usage.processes)}")
-        for name, lookers in (("panels", usage.panels), ("alerts", usage.alerts)):
-            if lookers:
-                print(f"    {name}: {'; '.join(lookers)}")
+        print(f"{usage['name']}  {usage['type']}  {', '.join(usage['labels'])}")
+        print(f"    {usage['help']}")
+        print(f"    from: {', '.join(usage['processes'])}")
+        for lookers in ("panels", "alerts"):
+            if usage[lookers]:
+                print(f"    {lookers}: {'; '.join(usage[lookers])}")

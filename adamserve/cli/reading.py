@@ -116,7 +116,8 @@ def _of_page(
     url: str, job: str | None, token: str, context: ssl.SSLContext | None, timeout_s: float
 ) -> Sequence[JobState]:
     """The jobs of a status page."""
-    from adamserve.observe.state import from_json
+    from adamserve.observe.plain import from_plain
+    from adamserve.observe.state import JobState
 
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"{url!r} is no URL of a page", field="TARGET", fix="begin it with http://")
@@ -124,7 +125,7 @@ def _of_page(
     request = urllib.request.Request(f"{url.rstrip('/')}/status.json", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout_s, context=context) as answer:
-            found = [from_json(one) for one in json.load(answer)]
+            found = [from_plain(JobState, one) for one in json.load(answer)]
     except urllib.error.HTTPError as error:
         raise _refusal(url, error.code) from None
     except OSError as error:

@@ -24,5 +24,5 @@ def expose(host: str, process: Process, collect: Sequence[Collector]) -> tuple[E
         Unavailable: there is no free port.
     """
     here = node_address(host)
-    exporter = Exporter.serve(here, 0, process=process, collect=collect)
+    exporter = Exporter(here, 0, process=process, collect=collect)
     return exporter, host_port(here, exporter.port)

@@ -84,7 +84,7 @@ class ShardProcess:
         self._exporter: Exporter | None = None
         if metrics_host is not None:
             collect = [Reading(SHARD_FAMILIES, self._glance), Reading(RPC_FAMILIES, lambda: [self._calls])]
-            self._exporter = Exporter.serve(metrics_host, 0, process="shard", collect=collect)
+            self._exporter = Exporter(metrics_host, 0, process="shard", collect=collect)
         self._info = ProcessInfo(
             os.getpid(),
             node,

@@ -20,10 +20,7 @@ log = logging.getLogger("adamserve.watch")
 
 
 class Directory:
-    """The targets of one service. Thread-safe.
-
-    Args:
-        path: a file for Prometheus' file_sd, replaced atomically whenever a target comes or goes; None for none.
+    """The targets of one service, also in a file for Prometheus' file_sd, replaced atomically. Thread-safe.
 
     Raises:
         InvalidArgument: the file cannot be written.
@@ -52,19 +49,10 @@ class Directory:
             self._found[process].pop(number, None)
             self._keep()
 
-    def document(self) -> str:
-        """The targets as JSON."""
-        groups = [
-            {"targets": [address], "labels": {"process": process, **_number(process, number)}}
-            for process, addresses in self._found.items()
-            for number, address in sorted(addresses.items())
-        ]
-        return json.dumps(groups, indent=1)
-
     def page(self) -> tuple[str, str]:
         """The document and its type, for `Exporter`."""
         with self._lock:
-            return "application/json", self.document()
+            return "application/json", self._document()
 
     def close(self) -> None:
         """Every process is gone."""
@@ -80,8 +68,16 @@ class Directory:
         except InvalidArgument as error:
             log.error("%s; tried again with the next look", error)
 
+    def _document(self) -> str:
+        groups = []
+        for process, addresses in self._found.items():
+            for number, address in sorted(addresses.items()):
+                labels = {"process": process} | ({} if process == "driver" else {process: str(number)})
+                groups.append({"targets": [address], "labels": labels})
+        return json.dumps(groups, indent=1)
+
     def _write(self) -> None:
-        document = self.document()
+        document = self._document()
         if self._path is None or document == self._written:
             return
         beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
@@ -94,7 +90,3 @@ class Directory:
             raise InvalidArgument(
                 f"{self._path} cannot be written: {error.strerror or error}", field="sd_file"
             ) from None
-
-
-def _number(process: Process, number: int) -> dict[str, str]:
-    return {} if process == "driver" else {process: str(number)}

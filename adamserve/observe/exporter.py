@@ -1,7 +1,4 @@
-"""A process's metrics for Prometheus, on an HTTP port of its own. What there is, is in `adamserve.observe.families`.
-
-One registry and one port a process. What is exported is read when it is scraped.
-"""
+"""A process's metrics (see `adamserve.observe.families`) for Prometheus: one registry and one HTTP port a process."""
 
 from __future__ import annotations
 
@@ -10,8 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import Any, TypeVar
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -19,10 +16,8 @@ from prometheus_client.registry import Collector
 
 from adamserve.errors import Unavailable
 from adamserve.job import host_port
-from adamserve.observe.families import BUILD_INFO, JOB_FAMILIES, JOBS, JOBS_SHOWN, Family, Process
+from adamserve.observe.families import BUILD_INFO, JOB_FAMILIES, JOBS, JOBS_SHOWN, Family, Process, kind_of
 from adamserve.observe.state import JobState
-
-__all__ = ["Exporter", "Guard", "JobCollector", "Page", "Reading"]
 
 log = logging.getLogger("adamserve.metrics")
 
@@ -40,71 +35,35 @@ REFUSED_S = 0.05
 LETS_GO_S = 2e-4
 """A scrape rests as long after each family, so that a push which waits for the interpreter gets it."""
 
+METRICS: Mapping[str, Any] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
 
 class Reading(Collector):
-    """Families of one kind of source, read from their sources when they are scraped.
+    """Families of one kind of source, read from what `sources` returns when they are scraped."""
 
-    Args:
-        families: what to read.
-        sources: what to read from, at the moment.
-    """
-
-    def __init__(self, families: Sequence[Family[Source]], sources: Callable[[], Iterable[Source]]) -> None:
+    def __init__(
+        self, families: Mapping[str, Family[Source]], sources: Callable[[], Iterable[Source]]
+    ) -> None:
         self._families = families
         self._sources: Callable[[], Iterable[Any]] = sources
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing, so that registering reads nothing."""
-        return []
 
     def collect(self) -> Iterator[Metric]:
         """Samples of now."""
         sources = list(self._sources())
-        for family in self._families:
-            metric = _metric(family)
+        if not sources:
+            return
+        for name, family in self._families.items():
+            metric = METRICS[kind_of(name)](name, family.help, labels=family.labels)
             for source in sources:
                 for labels, value in family.read(source):
-                    _add(metric, labels, value)
+                    metric.add_metric(labels, *(value if family.histogram else [value]))
             if metric.samples:
                 yield metric
             time.sleep(LETS_GO_S)
-
-
-class JobCollector(Collector):
-    """Turns how the jobs stood at the last look into samples."""
-
-    def __init__(self) -> None:
-        self.jobs: tuple[JobState, ...] | None = None
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing, so that registering reads nothing."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """Samples of the last look; none before it."""
-        jobs = self.jobs
-        if jobs is None:
-            return
-        shown = sorted(jobs, key=lambda job: job.job)[:JOBS_SHOWN]
-        yield from Reading([JOBS], lambda: [len(jobs)]).collect()
-        yield from Reading(JOB_FAMILIES, lambda: shown).collect()
-
-
-def _metric(family: Family[Any]) -> Metric:
-    match family.kind:
-        case "counter":
-            return CounterMetricFamily(family.name.removesuffix("_total"), family.help, labels=family.labels)
-        case "gauge":
-            return GaugeMetricFamily(family.name, family.help, labels=family.labels)
-        case "histogram":
-            return HistogramMetricFamily(family.name, family.help, labels=family.labels)
-
-
-def _add(metric: Any, labels: Sequence[str], value: Any) -> None:
-    if isinstance(metric, HistogramMetricFamily):
-        metric.add_metric(labels, *value)
-    else:
-        metric.add_metric(labels, value)
 
 
 Page = Callable[[], tuple[str, str]]
@@ -120,8 +79,10 @@ class _Server(WSGIServer):
     A thread made for each scrape, and the loop that makes it, would take the interpreter from pushes a few times more.
     """
 
-    def start(self) -> None:
-        """Answer from now on."""
+    def __init__(self, host: str, port: int, application: Any) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
+        self.set_app(application)
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._answer, name=f"adamserve-metrics-{i}", daemon=True)
@@ -144,7 +105,7 @@ class _Server(WSGIServer):
                 request, address = self.get_request()
             except (
                 OSError
-            ) as error:  # stopped; or it was gone before it was taken, or there are too many open files
+            ) as error:  # stopped; or it was gone before it was taken; or too many files are open
                 log.debug("no connection: %s", error)
                 self._stopped.wait(REFUSED_S)
                 continue
@@ -158,10 +119,6 @@ class _Server(WSGIServer):
                 self.shutdown_request(request)
 
 
-class _Server6(_Server):
-    address_family = socket.AF_INET6
-
-
 class _Handler(WSGIRequestHandler):
     timeout = STALL_S
 
@@ -170,21 +127,24 @@ class _Handler(WSGIRequestHandler):
 
 
 class Exporter:
-    """An HTTP endpoint for Prometheus (`/metrics`) and for further pages, and what it shows.
+    """An HTTP endpoint on host:port (0: any free port) for Prometheus (`/metrics`) and for further pages.
 
     Args:
-        server: bound and listening.
-        collector: the collector on its registry.
+        pages: further pages by path, such as "/".
+        guard: who may see them; everybody without one. `/metrics` is open in any case.
+        process: what this process is.
+        collect: what to export beside the jobs that are shown.
+        open_pages: pages that are open in any case.
+
+    Attributes:
+        port: the port that is listened on.
+
+    Raises:
+        Unavailable: the port cannot be bound.
     """
 
-    def __init__(self, server: _Server, collector: JobCollector) -> None:
-        self._server = server
-        self._collector = collector
-        server.start()
-
-    @classmethod
-    def serve(
-        cls,
+    def __init__(
+        self,
         host: str,
         port: int,
         pages: Mapping[str, Page] | None = None,
@@ -193,44 +153,30 @@ class Exporter:
         process: Process = "driver",
         collect: Sequence[Collector] = (),
         open_pages: Mapping[str, Page] | None = None,
-    ) -> Self:
-        """Listen on host:port (0: any free port).
-
-        Args:
-            host, port: where.
-            pages: further pages by path, such as "/".
-            guard: who may see them; everybody without one. `/metrics` is open in any case.
-            process: what this process is.
-            collect: what to export beside the jobs that are shown.
-            open_pages: pages that are open in any case.
-
-        Raises:
-            Unavailable: the port cannot be bound.
-        """
+    ) -> None:
+        self._jobs: tuple[JobState, ...] | None = None
         registry = CollectorRegistry()
-        collector = JobCollector()
-        for each in (Reading([BUILD_INFO], lambda: [process]), collector, *collect):
-            registry.register(each)
+        for collector in (
+            Reading(BUILD_INFO, lambda: [process]),
+            Reading(JOBS, lambda: [] if self._jobs is None else [len(self._jobs)]),
+            Reading(JOB_FAMILIES, lambda: sorted(self._jobs or (), key=lambda job: job.job)[:JOBS_SHOWN]),
+            *collect,
+        ):
+            registry.register(collector)
         application = _routes(make_wsgi_app(registry), pages or {}, guard, open_pages or {})
         try:
-            kind = _Server6 if ":" in host else _Server
-            server = make_server(host, port, application, kind, handler_class=_Handler)
+            self._server = _Server(host, port, application)
         except OSError as error:
             raise Unavailable(
                 f"cannot listen on {host_port(host, port)}: {error.strerror or error}",
                 field="metrics_port",
                 fix="choose another",
             ) from None
-        return cls(server, collector)
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        return int(self._server.server_port)
+        self.port = int(self._server.server_port)
 
     def show(self, *jobs: JobState) -> None:
         """Show these jobs from now on."""
-        self._collector.jobs = jobs
+        self._jobs = jobs
 
     def close(self) -> None:
         """Stop listening."""
@@ -249,17 +195,17 @@ def _routes(
             found: Iterable[bytes] = metrics(environ, start)
             return found
         page = everything.get(path)
+        headers = [("X-Content-Type-Options", "nosniff")]
+        kind = "text/plain; charset=utf-8"
         if page is None:
-            status, headers, content = "404 Not Found", [], f"see {' '.join(('/metrics', *everything))}\n"
+            status, content = "404 Not Found", f"see {' '.join(('/metrics', *everything))}\n"
         elif path in pages and guard is not None and not guard(environ.get("HTTP_AUTHORIZATION", "")):
-            headers = [("WWW-Authenticate", 'Basic realm="adamserve: any user, the token as password"')]
             status, content = "401 Unauthorized", "a token is needed\n"
+            headers.append(("WWW-Authenticate", 'Basic realm="adamserve: any user, the token as password"'))
         else:
-            kind, content = page()
-            status, headers = "200 OK", [("Content-Type", kind), ("Cache-Control", "no-store")]
-        if status != "200 OK":
-            headers.append(("Content-Type", "text/plain; charset=utf-8"))
-        start(status, [*headers, ("X-Content-Type-Options", "nosniff")])
+            status, (kind, content) = "200 OK", page()
+            headers.append(("Cache-Control", "no-store"))
+        start(status, [("Content-Type", kind), *headers])
         return [content.encode()]
 
     return answer

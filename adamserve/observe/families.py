@@ -7,10 +7,11 @@ words from fixed lists. A pusher's name is never one.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from adamserve import __version__
 from adamserve.observe.rpc_counts import Calls
@@ -18,7 +19,7 @@ from adamserve.observe.state import JobState
 from adamserve.shard.durations import Times
 from adamserve.shard.statistics import ShardStatistics
 
-STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+STALENESS_BUCKETS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 """Upper bounds of the staleness histogram, in updates."""
 
 OUTCOMES = ("APPLIED", "DUPLICATE", "STALE", "INVALID")
@@ -34,24 +35,11 @@ Process = Literal["driver", "shard", "worker"]
 PROCESSES: tuple[Process, ...] = ("driver", "shard", "worker")
 """The driver is the process that runs `adamserve train` or `adamserve serve`."""
 
-
-class StepGauge(Protocol):
-    """What a worker's process counts of its steps."""
-
-    @property
-    def steps(self) -> int:
-        """Steps made since the process began."""
-
-    @property
-    def seconds(self) -> Mapping[str, float]:
-        """What they took, by part."""
-
-
-WorkerOfJob = tuple[str, int, StepGauge]
-"""A job's name, and the number and the gauge of one worker of it in the worker's own process."""
-
 ShardOfJob = tuple[str, ShardStatistics]
 """A job's name, and one shard of it in the shard's own process."""
+
+WorkerOfJob = tuple[str, int, int, Mapping[str, float]]
+"""In a worker's process: a job's name, the worker's number, its steps so far, and the seconds they took by part."""
 
 Source = TypeVar("Source")
 
@@ -62,373 +50,229 @@ Samples = Iterable[tuple[tuple[str, ...], Any]]
 """Values (numbers, or `Histogram`s) by the labels."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Family(Generic[Source]):
-    """One metric.
+    """One metric; a counter's name ends in _total.
 
     Attributes:
-        name: as Prometheus has it.
-        kind: its type.
         help: what it means, with its unit.
         labels: their names.
         processes: which processes have it.
         read: its samples, from what such a process has.
-        word: of a job, its name among the facts that people read; empty where it is not one of them.
-        form: how its number is written there.
+        histogram: whether its samples are `Histogram`s.
     """
 
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...]
     processes: tuple[Process, ...]
     read: Callable[[Source], Samples]
-    word: str = ""
-    form: str = ".4g"
+    histogram: bool = False
 
 
-def _job(
-    name: str,
-    kind: Literal["counter", "gauge"],
-    help: str,
-    value: Callable[[JobState], float | None],
-    *,
-    word: str = "",
-    form: str = ".4g",
-) -> Family[JobState]:
-    """One sample a job, or none while there is no value."""
+def _samples(labels: tuple[str, ...], value: Any) -> Samples:
+    """One sample; or one for each key of a mapping, the key being a further label; or none for None."""
+    if isinstance(value, Mapping):
+        return [((*labels, str(key)), each) for key, each in value.items()]
+    return [] if value is None else [(labels, value)]
 
+
+def _job(help: str, value: Callable[[JobState], Any], *by: str) -> Family[JobState]:
     def read(job: JobState) -> Samples:
-        sample = value(job)
-        return [] if sample is None else [((job.job,), sample)]
+        return _samples((job.job,), value(job))
 
-    return Family(
-        name=name,
-        kind=kind,
-        help=help,
-        labels=("job",),
-        processes=("driver",),
-        read=read,
-        word=word,
-        form=form,
-    )
-
-
-def _up(job: JobState) -> Samples:
-    known = {shard.shard for shard in job.shards} | set(job.down)
-    return [((job.job, str(shard)), float(shard not in job.down)) for shard in sorted(known)]
-
-
-JOB_FAMILIES: tuple[Family[JobState], ...] = (
-    _job(
-        "adamserve_loss",
-        "gauge",
-        "Training loss, mean of the last 50 batches.",
-        lambda job: job.loss,
-        word="loss",
-    ),
-    _job(
-        "adamserve_best_loss",
-        "gauge",
-        "Lowest that the training loss has been.",
-        lambda job: job.best_loss,
-        word="best loss",
-    ),
-    _job(
-        "adamserve_losses_not_finite_total",
-        "counter",
-        "Losses reported as NaN or infinite, and refused.",
-        lambda job: job.losses_not_finite,
-    ),
-    _job(
-        "adamserve_regret",
-        "gauge",
-        "R(T): sum of losses above the comparator's.",
-        lambda job: job.regret,
-    ),
-    _job("adamserve_average_regret", "gauge", "R(T)/T.", lambda job: job.average_regret, word="R(T)/T"),
-    _job(
-        "adamserve_average_regret_bound",
-        "gauge",
-        "Bound on R(T)/T by Kingma & Ba's Theorem 4.1, its constants measured on the workers' gradients.",
-        lambda job: job.numbers.get(BOUND),
-    ),
-    _job(
-        "adamserve_test_accuracy_ratio",
-        "gauge",
-        "Share of the test set classified rightly, at the last evaluation.",
-        lambda job: job.numbers.get(ACCURACY),
-        word="test accuracy",
-        form=".2%",
-    ),
-    Family(
-        name="adamserve_learning_rate",
-        kind="gauge",
-        help="The rule's rate at the slowest shard's clock; a push may bring its own.",
-        labels=("job", "rule"),
-        processes=("driver",),
-        read=lambda job: [((job.job, job.rule), job.rate)] if job.rule else [],
-    ),
-    Family(
-        name="adamserve_shard_up",
-        kind="gauge",
-        help="1 while the shard's process lives, 0 while it is gone or being restored.",
-        labels=("job", "shard"),
-        processes=("driver",),
-        read=_up,
-    ),
-    _job(
-        "adamserve_updates_per_second",
-        "gauge",
-        "Updates of the slowest shard in a second, over the last 5 seconds.",
-        lambda job: job.updates_per_s,
-        word="updates/s",
-        form=".3g",
-    ),
-    _job(
-        "adamserve_clock_skew_updates",
-        "gauge",
-        "Updates between the shard that is farthest ahead and the last one, all asked within one round.",
-        lambda job: job.clock_skew,
-    ),
-    _job(
-        "adamserve_rollbacks_total",
-        "counter",
-        "Restores of a shard from a checkpoint.",
-        lambda job: len(job.rollbacks),
-        word="rollbacks",
-        form="d",
-    ),
-    _job(
-        "adamserve_checkpoint_age_seconds",
-        "gauge",
-        "Since the last checkpoint.",
-        lambda job: job.checkpoint_age_s,
-    ),
-    _job(
-        "adamserve_checkpoint_duration_seconds",
-        "gauge",
-        "Time that the last checkpoint took to write.",
-        lambda job: job.checkpoint_seconds,
-    ),
-    _job(
-        "adamserve_durability_lag_updates",
-        "gauge",
-        "Most updates that a shard has applied since the last checkpoint: what its death would lose.",
-        lambda job: job.unsaved_updates,
-    ),
-)
+    return Family(help, ("job", *by), ("driver",), read)
 
 
 def _shard(
-    name: str,
-    kind: Literal["counter", "gauge", "histogram"],
-    help: str,
-    value: Callable[[ShardStatistics], Any],
+    help: str, value: Callable[[ShardStatistics], Any], *by: str, histogram: bool = False
 ) -> Family[ShardOfJob]:
-    """One sample a shard of a job, or none while there is no value."""
-
     def read(of_job: ShardOfJob) -> Samples:
         job, shard = of_job
-        sample = value(shard)
-        return [] if sample is None else [((job, str(shard.shard)), sample)]
+        return _samples((job, str(shard.shard)), value(shard))
 
-    return Family(name=name, kind=kind, help=help, labels=("job", "shard"), processes=("shard",), read=read)
-
-
-def _by(
-    name: str,
-    kind: Literal["counter", "gauge"],
-    help: str,
-    label: str,
-    values: Callable[[ShardStatistics], Mapping[str, float]],
-) -> Family[ShardOfJob]:
-    """One sample a shard of a job and value of a further label."""
-
-    def read(of_job: ShardOfJob) -> Samples:
-        job, shard = of_job
-        return [((job, str(shard.shard), key), n) for key, n in values(shard).items()]
-
-    return Family(
-        name=name, kind=kind, help=help, labels=("job", "shard", label), processes=("shard",), read=read
-    )
+    return Family(help, ("job", "shard", *by), ("shard",), read, histogram)
 
 
-SHARD_FAMILIES: tuple[Family[ShardOfJob], ...] = (
-    _by(
-        "adamserve_pushes_total",
-        "counter",
+def _up(job: JobState) -> Mapping[int, float]:
+    known = {shard.shard for shard in job.shards} | set(job.down)
+    return {shard: float(shard not in job.down) for shard in sorted(known)}
+
+
+JOB_FAMILIES: Mapping[str, Family[JobState]] = {
+    "adamserve_loss": _job("Training loss, mean of the last 50 batches.", lambda job: job.loss),
+    "adamserve_best_loss": _job("Lowest that the training loss has been.", lambda job: job.best_loss),
+    "adamserve_losses_not_finite_total": _job(
+        "Losses reported as NaN or infinite, and refused.", lambda job: job.losses_not_finite
+    ),
+    "adamserve_regret": _job("R(T): sum of losses above the comparator's.", lambda job: job.regret),
+    "adamserve_average_regret": _job("R(T)/T.", lambda job: job.average_regret),
+    "adamserve_average_regret_bound": _job(
+        "Bound on R(T)/T by Kingma & Ba's Theorem 4.1, its constants measured on the workers' gradients.",
+        lambda job: job.numbers.get(BOUND),
+    ),
+    "adamserve_test_accuracy_ratio": _job(
+        "Share of the test set classified rightly, at the last evaluation.",
+        lambda job: job.numbers.get(ACCURACY),
+    ),
+    "adamserve_learning_rate": _job(
+        "The rule's rate at the slowest shard's clock; a push may bring its own.",
+        lambda job: {job.rule: job.rate} if job.rule else None,
+        "rule",
+    ),
+    "adamserve_shard_up": _job(
+        "1 while the shard's process lives, 0 while it is gone or being restored.", _up, "shard"
+    ),
+    "adamserve_updates_per_second": _job(
+        "Updates of the slowest shard in a second, over the last 5 seconds.", lambda job: job.updates_per_s
+    ),
+    "adamserve_clock_skew_updates": _job(
+        "Updates between the shard that is farthest ahead and the last one, all asked within one round.",
+        lambda job: job.clock_skew,
+    ),
+    "adamserve_rollbacks_total": _job(
+        "Restores of a shard from a checkpoint.", lambda job: len(job.rollbacks)
+    ),
+    "adamserve_checkpoint_age_seconds": _job("Since the last checkpoint.", lambda job: job.checkpoint_age_s),
+    "adamserve_checkpoint_duration_seconds": _job(
+        "Time that the last checkpoint took to write.", lambda job: job.checkpoint_seconds
+    ),
+    "adamserve_durability_lag_updates": _job(
+        "Most updates that a shard has applied since the last checkpoint: what its death would lose.",
+        lambda job: job.unsaved_updates,
+    ),
+}
+
+SHARD_FAMILIES: Mapping[str, Family[ShardOfJob]] = {
+    "adamserve_pushes_total": _shard(
         "Pushes decided, by outcome.",
-        "outcome",
         lambda shard: {outcome: shard.pushes.get(outcome, 0) for outcome in OUTCOMES},
+        "outcome",
     ),
-    _by(
-        "adamserve_bytes_total",
-        "counter",
+    "adamserve_bytes_total": _shard(
         "Gradients taken in and parameters given out.",
-        "direction",
         lambda shard: {"in": shard.bytes_in, "out": shard.bytes_out},
+        "direction",
     ),
-    _shard(
-        "adamserve_push_seconds",
-        "histogram",
+    "adamserve_push_seconds": _shard(
         "Time from a push's arrival to its receipt, its wait for a turn included.",
         lambda shard: counted(shard.push_seconds),
+        histogram=True,
     ),
-    _shard(
-        "adamserve_queue_seconds",
-        "histogram",
+    "adamserve_queue_seconds": _shard(
         "Time that a push waits for the shard and for its turn.",
         lambda shard: counted(shard.queue_seconds),
+        histogram=True,
     ),
-    _shard(
-        "adamserve_apply_seconds",
-        "histogram",
-        "Time inside the rule, an update each.",
-        lambda shard: counted(shard.apply_seconds),
+    "adamserve_apply_seconds": _shard(
+        "Time inside the rule, an update each.", lambda shard: counted(shard.apply_seconds), histogram=True
     ),
-    _shard(
-        "adamserve_pushes_waiting", "gauge", "Pushes that wait for their turn.", lambda shard: shard.waiting
-    ),
-    _shard(
-        "adamserve_staleness_updates",
-        "histogram",
+    "adamserve_pushes_waiting": _shard("Pushes that wait for their turn.", lambda shard: shard.waiting),
+    "adamserve_staleness_updates": _shard(
         "Updates between a push's pull and its arrival.",
         lambda shard: cumulative(shard.staleness),
+        histogram=True,
     ),
-    _shard("adamserve_clock", "gauge", "Updates applied.", lambda shard: shard.stamp.clock),
-    _shard(
-        "adamserve_incarnation",
-        "gauge",
-        "Grows by one each time the shard is restored.",
-        lambda shard: shard.stamp.incarnation,
+    "adamserve_clock": _shard("Updates applied.", lambda shard: shard.stamp.clock),
+    "adamserve_incarnation": _shard(
+        "Grows by one each time the shard is restored.", lambda shard: shard.stamp.incarnation
     ),
-    _shard(
-        "adamserve_gradient_norm",
-        "gauge",
+    "adamserve_gradient_norm": _shard(
         "Euclidean norm of the shard's part of a gradient as applied, estimated from up to 4096 elements.",
         lambda shard: shard.seen.gradient_norm if shard.seen else None,
     ),
-    _shard(
-        "adamserve_update_max_norm",
-        "gauge",
+    "adamserve_update_max_norm": _shard(
         "Largest change of a parameter by one update, among up to 4096 of them.",
         lambda shard: shard.seen.step if shard.seen else None,
     ),
-    _shard(
-        "adamserve_update_max_norm_bound",
-        "gauge",
+    "adamserve_update_max_norm_bound": _shard(
         "What the rule bounds that change by, where it has a bound.",
         lambda shard: shard.seen.step_bound if shard.seen else None,
     ),
-    _shard("adamserve_state_bytes", "gauge", "Parameters and slots.", lambda shard: shard.state_bytes),
-    _by(
-        "adamserve_pushers_alive",
-        "gauge",
+    "adamserve_state_bytes": _shard("Parameters and slots.", lambda shard: shard.state_bytes),
+    "adamserve_pushers_alive": _shard(
         "Pushers whose lease runs: workers in the cluster, trainers outside of it.",
-        "kind",
         lambda shard: {"worker": len(shard.live) - shard.trainers, "trainer": shard.trainers},
+        "kind",
     ),
-    _shard(
-        "adamserve_pushers_silent",
-        "gauge",
+    "adamserve_pushers_silent": _shard(
         "Pushers whose lease ran out in the last ten minutes, and that have not come back.",
         lambda shard: shard.silent,
     ),
-    _shard(
-        "adamserve_lease_expiries_total",
-        "counter",
-        "Leases that ran out: a pusher fell silent without leaving.",
-        lambda shard: shard.lease_expiries,
+    "adamserve_lease_expiries_total": _shard(
+        "Leases that ran out: a pusher fell silent without leaving.", lambda shard: shard.lease_expiries
     ),
-)
+}
 
-
-def _worker_steps(of_job: WorkerOfJob) -> Samples:
-    job, rank, gauge = of_job
-    return [((job, str(rank)), gauge.steps)]
-
-
-def _worker_seconds(of_job: WorkerOfJob) -> Samples:
-    job, rank, gauge = of_job
-    return [((job, str(rank), part), seconds) for part, seconds in dict(gauge.seconds).items()]
-
-
-WORKER_FAMILIES: tuple[Family[WorkerOfJob], ...] = (
-    Family(
-        name="adamserve_worker_steps_total",
-        kind="counter",
-        help="Steps made: pull, gradient, push.",
-        labels=("job", "worker"),
-        processes=("worker",),
-        read=_worker_steps,
+WORKER_FAMILIES: Mapping[str, Family[WorkerOfJob]] = {
+    "adamserve_worker_steps_total": Family(
+        "Steps made: pull, gradient, push.",
+        ("job", "worker"),
+        ("worker",),
+        lambda worker: _samples((worker[0], str(worker[1])), worker[2]),
     ),
-    Family(
-        name="adamserve_worker_seconds_total",
-        kind="counter",
-        help="Time that the steps took, by part: pull, compute, push.",
-        labels=("job", "worker", "part"),
-        processes=("worker",),
-        read=_worker_seconds,
+    "adamserve_worker_seconds_total": Family(
+        "Time that the steps took, by part: pull, compute, push.",
+        ("job", "worker", "part"),
+        ("worker",),
+        lambda worker: _samples((worker[0], str(worker[1])), worker[3]),
     ),
-)
+}
 
-RPC_FAMILIES: tuple[Family[Calls], ...] = (
-    Family(
-        name="adamserve_rpc_started_total",
-        kind="counter",
-        help="Calls that came in, by method.",
-        labels=("carrier", "method"),
-        processes=("driver", "shard"),
-        read=lambda calls: calls.begun().items(),
+RPC_FAMILIES: Mapping[str, Family[Calls]] = {
+    "adamserve_rpc_started_total": Family(
+        "Calls that came in, by method.",
+        ("carrier", "method"),
+        ("driver", "shard"),
+        lambda calls: calls.begun().items(),
     ),
-    Family(
-        name="adamserve_rpc_handled_total",
-        kind="counter",
-        help="Calls that were answered, by method and gRPC status code.",
-        labels=("carrier", "method", "code"),
-        processes=("driver", "shard"),
-        read=lambda calls: calls.answered().items(),
+    "adamserve_rpc_handled_total": Family(
+        "Calls that were answered, by method and gRPC status code.",
+        ("carrier", "method", "code"),
+        ("driver", "shard"),
+        lambda calls: calls.answered().items(),
     ),
-)
+}
 
-BUILD_INFO: Family[str] = Family(
-    name="adamserve_build_info",
-    kind="gauge",
-    help="1, with the version of adamserve and the kind of process.",
-    labels=("version", "process"),
-    processes=PROCESSES,
-    read=lambda process: [((__version__, process), 1.0)],
-)
+JOBS: Mapping[str, Family[int]] = {
+    "adamserve_jobs": Family(
+        "Jobs of the service; the metrics show the first 64.", (), ("driver",), lambda jobs: [((), jobs)]
+    )
+}
 
-JOBS: Family[int] = Family(
-    name="adamserve_jobs",
-    kind="gauge",
-    help="Jobs of the service; the metrics show the first 64.",
-    labels=(),
-    processes=("driver",),
-    read=lambda jobs: [((), jobs)],
-)
+BUILD_INFO: Mapping[str, Family[str]] = {
+    "adamserve_build_info": Family(
+        "1, with the version of adamserve and the kind of process.",
+        ("version", "process"),
+        PROCESSES,
+        lambda process: [((__version__, process), 1.0)],
+    )
+}
 
-FAMILIES: tuple[Family[Any], ...] = (
-    *JOB_FAMILIES,
-    *SHARD_FAMILIES,
-    *WORKER_FAMILIES,
-    *RPC_FAMILIES,
-    JOBS,
-    BUILD_INFO,
-)
-"""Every metric."""
+FAMILIES: Mapping[str, Family[Any]] = {
+    **JOB_FAMILIES,
+    **SHARD_FAMILIES,
+    **WORKER_FAMILIES,
+    **RPC_FAMILIES,
+    **JOBS,
+    **BUILD_INFO,
+}
+"""Every metric, by its name."""
+
+
+def kind_of(name: str) -> Literal["counter", "gauge", "histogram"]:
+    """A metric's type."""
+    if FAMILIES[name].histogram:
+        return "histogram"
+    return "counter" if name.endswith("_total") else "gauge"
 
 
 def cumulative(counts: Mapping[int, int]) -> Histogram:
     """Cumulative histogram buckets and the sum, from exact counts by value."""
-    buckets = [
-        (str(float(bound)), float(sum(n for value, n in counts.items() if value <= bound)))
-        for bound in STALENESS_BUCKETS
-    ]
-    buckets.append(("+Inf", float(sum(counts.values()))))
-    return buckets, float(sum(value * n for value, n in counts.items()))
+    between = [0] * (len(STALENESS_BUCKETS) + 1)
+    for value, n in counts.items():
+        between[bisect_left(STALENESS_BUCKETS, value)] += n
+    total = float(sum(value * n for value, n in counts.items()))
+    return counted(Times(STALENESS_BUCKETS, tuple(between), total))
 
 
 def counted(times: Times) -> Histogram:

@@ -27,34 +27,36 @@ NOTE = "# Made from adamserve/observe/alerts.py by `make deploy-files`.\n"
 
 
 def files() -> Mapping[str, str]:
-    """Their contents by path below deploy/. JSON is YAML, and has one way to be written."""
-    groups = _yaml(alerts.document())
-    found = {
+    """Their contents by path below deploy/."""
+    groups = _groups()
+    contents = {
         "prometheus/rules.yml": NOTE + groups,
         "kuberay/prometheusrule.yaml": NOTE + PROMETHEUS_RULE + textwrap.indent(groups, "  "),
     }
     for dashboard in dashboards.DASHBOARDS:
         content = json.dumps(dashboards.document(dashboard), indent=2) + "\n"
-        found[f"grafana/dashboards/{dashboard.uid}.json"] = content
-    return found
+        contents[f"grafana/dashboards/{dashboard.uid}.json"] = content
+    return contents
 
 
-def _yaml(document: Mapping[str, list[dict[str, object]]]) -> str:
+def _groups() -> str:
     """The rules as YAML: every text a quoted string, as JSON quotes it."""
-    lines = ["groups:"]
-    for group in document["groups"]:
-        lines += [f"  - name: {group['name']}", "    rules:"]
-        assert isinstance(group["rules"], list)
-        for rule in group["rules"]:
-            first = True
-            for key, value in rule.items():
-                lead = "      - " if first else "        "
-                first = False
-                if isinstance(value, dict):
-                    lines.append(f"{lead}{key}:")
-                    lines += [f"          {name}: {json.dumps(text)}" for name, text in value.items()]
-                else:
-                    lines.append(f"{lead}{key}: {json.dumps(value)}")
+    lines = ["groups:", "  - name: adamserve-recordings", "    rules:"]
+    for name, expr in alerts.RECORDINGS.items():
+        lines += [f'      - record: "{name}"', f"        expr: {json.dumps(expr)}"]
+    lines += ["  - name: adamserve-alerts", "    rules:"]
+    for name, rule in alerts.ALERTS.items():
+        lines += [
+            f'      - alert: "{name}"',
+            f"        expr: {json.dumps(rule.expr)}",
+            f'        for: "{rule.wait}"',
+            "        labels:",
+            f'          severity: "{rule.severity}"',
+            "        annotations:",
+            f"          summary: {json.dumps(rule.summary)}",
+            f"          description: {json.dumps(rule.description)}",
+            f'          runbook: "{alerts.RUNBOOK}#{name.lower()}"',
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -68,23 +68,17 @@ def set_up(config: LogConfig, stream: TextIO | None = None) -> None:
 
 @dataclass(slots=True)
 class _Window:
-    """Lines alike since a moment."""
+    """Lines alike since a moment, and the last one that was left out."""
 
     since: float
-    written: int = 0
-    left_out: int = 0
-    last: logging.LogRecord | None = field(default=None)
+    lines: int = 0
+    last: logging.LogRecord | None = None
 
 
 class Handler(logging.StreamHandler[TextIO]):
     """Writes one line an event; of many alike some are left out, and counted in the next or the last of them.
 
-    Alike are lines of the same text (before its values are filled in), job and shard.
-
-    Args:
-        config: the format.
-        stream: where to.
-        now: clock in seconds.
+    Alike are lines of the same text (before its values are filled in), job and shard. `now` is a clock in seconds.
     """
 
     def __init__(self, config: LogConfig, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
@@ -92,8 +86,7 @@ class Handler(logging.StreamHandler[TextIO]):
         self._now = now
         self._windows: dict[tuple[str, str, str, str], _Window] = {}
         self._line = _json if config.format == "json" else _text
-        # A progress line may stand there.
-        self._clear = "\r\033[K" if stream.isatty() else ""
+        self._clear = "\r\033[K" if stream.isatty() else ""  # a progress line may stand there
 
     def emit(self, record: logging.LogRecord) -> None:
         """As `logging.Handler.emit`; called with the handler's lock held."""
@@ -102,11 +95,10 @@ class Handler(logging.StreamHandler[TextIO]):
         known = getattr(record, "fields", {})
         key = (record.name, str(record.msg), str(known.get("job")), str(known.get("shard")))
         window = self._windows.setdefault(key, _Window(now))
-        if window.written < BURST:
-            window.written += 1
+        window.lines += 1
+        if window.lines <= BURST:
             super().emit(record)
         else:
-            window.left_out += 1
             window.last = record
 
     def format(self, record: logging.LogRecord) -> str:
@@ -128,32 +120,27 @@ class Handler(logging.StreamHandler[TextIO]):
             window = self._windows.pop(key)
             if window.last is not None:
                 last = copy.copy(window.last)
-                last.fields = {**getattr(last, "fields", {}), "left_out": window.left_out - 1}
+                last.fields = {**getattr(last, "fields", {}), "left_out": window.lines - BURST - 1}
                 super().emit(last)
 
 
 def _parts(record: logging.LogRecord) -> dict[str, Any]:
-    parts = {**getattr(record, "fields", {})}
+    at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    head = {"at": at.replace("+00:00", "Z"), "level": record.levelname.lower(), "logger": record.name}
+    parts = {**head, "event": record.getMessage(), **getattr(record, "fields", {})}
     if record.exc_info:
         parts["exception"] = logging.Formatter().formatException(record.exc_info)
     return parts
 
 
-def _at(record: logging.LogRecord) -> str:
-    return (
-        datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )
-
-
 def _json(record: logging.LogRecord) -> str:
-    head = {"at": _at(record), "level": record.levelname.lower(), "logger": record.name}
-    return json.dumps({**head, "event": record.getMessage(), **_parts(record)}, default=str)
+    return json.dumps(_parts(record), default=str)
 
 
 def _text(record: logging.LogRecord) -> str:
-    words = [f"{name}={_word(value)}" for name, value in _parts(record).items()]
-    event = " ".join(record.getMessage().split())
-    return " ".join([_at(record), record.levelname.lower(), f"{record.name}:", event, *words])
+    parts = _parts(record)
+    head = [parts.pop("at"), parts.pop("level"), f"{parts.pop('logger')}:", *parts.pop("event").split()]
+    return " ".join([*head, *(f"{name}={_word(value)}" for name, value in parts.items())])
 
 
 def _word(value: Any) -> str:

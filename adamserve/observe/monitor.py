@@ -11,7 +11,6 @@ from prometheus_client.registry import Collector
 from adamserve.job import host_port
 from adamserve.observe.discovery import Directory
 from adamserve.observe.exporter import Exporter, Guard
-from adamserve.observe.families import Process
 from adamserve.observe.news import News
 from adamserve.observe.page import Board, pages
 from adamserve.observe.state import JobState
@@ -34,10 +33,10 @@ class Monitor:
         host, port: where metrics and pages are served; port None serves none, 0 takes any free one.
         advertise: how others reach `host`; "" for `host` itself.
         sd_file: file to keep for Prometheus' file_sd; None keeps none.
-        guard: who may see the pages; everybody without one. The metrics are open in any case.
-        collect: what to export beside the jobs.
+        guard, collect: as the `Exporter` takes them.
 
     Attributes:
+        directory: where the metrics of all processes are listed.
         address: host:port of metrics and pages; empty where none are served.
 
     Raises:
@@ -54,20 +53,16 @@ class Monitor:
         guard: Guard | None = None,
         collect: Sequence[Collector] = (),
     ) -> None:
-        self._board, self._news, self._directory = Board(), News(), Directory(sd_file)
+        self._board, self._news, self.directory = Board(), News(), Directory(sd_file)
         self._exporter: Exporter | None = None
         self.address = ""
         if port is not None:
-            self._exporter = Exporter.serve(
-                host,
-                port,
-                pages(self._board),
-                guard,
-                collect=collect,
-                open_pages={"/sd": self._directory.page},
+            open_pages = {"/sd": self.directory.page}
+            self._exporter = Exporter(
+                host, port, pages(self._board), guard, collect=collect, open_pages=open_pages
             )
             self.address = host_port(advertise or host, self._exporter.port)
-            self._directory.put("driver", {0: self.address})
+            self.directory.put("driver", {0: self.address})
 
     def look(self, service: Watched) -> Sequence[JobState]:
         """Show how the jobs stand now, and return it."""
@@ -76,19 +71,11 @@ class Monitor:
         self._board.show(*jobs)
         if self._exporter is not None:
             self._exporter.show(*jobs)
-        self._directory.put("shard", service.metrics())
+        self.directory.put("shard", service.metrics())
         return jobs
-
-    def put(self, process: Process, addresses: Mapping[int, str]) -> None:
-        """List the metrics of other processes of a kind, host:port by number."""
-        self._directory.put(process, addresses)
-
-    def drop(self, process: Process, number: int) -> None:
-        """List one no more."""
-        self._directory.drop(process, number)
 
     def close(self) -> None:
         """Stop serving, and leave no file behind."""
-        self._directory.close()
+        self.directory.close()
         if self._exporter is not None:
             self._exporter.close()

@@ -6,40 +6,22 @@ It works without JavaScript; with it, the numbers move.
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from adamserve.observe import words
 from adamserve.observe.state import JobState, as_json
 from adamserve.observe.templates import filled
-from adamserve.observe.words import (
-    EVENT_HEAD,
-    PUSHER_HEAD,
-    SHARD_HEAD,
-    clock_time,
-    counted_pushers,
-    event_row,
-    facts,
-    histogram,
-    pusher_row,
-    shard_rows,
-    silent_first,
-)
 
 POINTS = 400
 """Points of a curve kept: beyond these every other one is dropped, and the next ones come half as often."""
 
-NAMES_SHOWN = 50
-"""Pushers listed by name: those that have been silent the longest."""
+PUSHERS_SHOWN, EVENTS_SHOWN = 50, 20
+REFRESH_MS = 2000
 
-EVENTS_SHOWN = 20
-
-REFRESH_S = 2.0
-
-Curves = dict[str, list[tuple[float, float]]]
-"""Points in time by name."""
+Curves = dict[str, words.Points]
 
 
 @dataclass(slots=True)
@@ -60,11 +42,7 @@ class _Curve:
 
 
 class Board:
-    """What has been seen of every job so far. Thread-safe.
-
-    Args:
-        now: seconds since 1970.
-    """
+    """What has been seen of every job so far; `now` gives seconds since 1970. Thread-safe."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self.now = now
@@ -95,7 +73,7 @@ class Board:
         """The page."""
         now = self.now()
         jobs = [_section(job, curves, now) for job, curves in self.jobs()]
-        return filled("page.html.j2", time=clock_time(now), jobs=jobs, refresh_ms=round(1000 * REFRESH_S))
+        return filled("page.html.j2", time=words.clock_time(now), jobs=jobs, refresh_ms=REFRESH_MS)
 
     def json(self) -> str:
         """The same numbers for programs."""
@@ -103,59 +81,41 @@ class Board:
 
 
 def _section(job: JobState, curves: Curves, now: float) -> dict[str, object]:
-    """What the template says of a job."""
-    pushers = silent_first(job.pushers)
-    figures = [_curve(name, points) for name, points in curves.items()]
-    figures += [_histogram("staleness in updates", job.staleness)] if job.staleness else []
+    """What the template says of a job; a figure is a caption, the line of a curve, and the bars of a histogram."""
+    figures: list[tuple[str, str, Sequence[tuple[str, ...]]]] = [
+        (f"{name}: {words.ends(points)}", _line(points), ()) for name, points in curves.items()
+    ]
+    if job.staleness:
+        caption = f"staleness in updates: 0 to {max(job.staleness)}"
+        figures.append((caption, "", _bars(words.histogram(job.staleness))))
     return {
         "name": job.job,
-        "facts": facts(job),
+        "facts": words.facts(job),
         "failed": job.failed,
         "figures": figures,
-        "shards": (SHARD_HEAD, shard_rows(job)),
-        "counted": counted_pushers(pushers),
-        "pushers": (PUSHER_HEAD, [pusher_row(pusher, now) for pusher in pushers[:NAMES_SHOWN]]),
-        "more": len(pushers) - NAMES_SHOWN,
-        "events": (EVENT_HEAD, [event_row(event) for event in job.events[: -EVENTS_SHOWN - 1 : -1]]),
+        "shards": words.shards(job),
+        "pushers": words.pushers(job.pushers, now, PUSHERS_SHOWN),
+        "events": words.events(job, EVENTS_SHOWN),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Figure:
-    """A picture of 300 by 120.
-
-    Attributes:
-        caption: what it shows.
-        line: points of a curve, as SVG writes them.
-        bars: x, y, width and height of each.
-    """
-
-    caption: str
-    line: str = ""
-    bars: Sequence[tuple[str, ...]] = ()
-
-
-def _curve(name: str, points: Sequence[tuple[float, float]]) -> _Figure:
-    """A curve over time with a logarithmic axis, where the values allow one."""
-    values = [value for _, value in points]
-    heights = [math.log(value) for value in values] if min(values) > 0 else values
+def _line(points: words.Points) -> str:
+    """A curve over time in 300 by 120, as SVG writes its points."""
+    heights = words.heights([value for _, value in points])
     low, span = min(heights), (max(heights) - min(heights)) or 1.0
     start, length = points[0][0], (points[-1][0] - points[0][0]) or 1.0
-    line = " ".join(
+    return " ".join(
         f"{300 * (at - start) / length:.1f},{115 - 105 * (height - low) / span:.1f}"
         for (at, _), height in zip(points, heights, strict=True)
     )
-    return _Figure(f"{name}: {values[0]:.4g} to {values[-1]:.4g} in {length:.0f} s", line=line)
 
 
-def _histogram(name: str, counts: Mapping[int, int]) -> _Figure:
-    """How many of each value there are, the last bar for everything above."""
-    numbers = histogram(counts)
-    width, tallest = 300 / len(numbers), max(numbers)
-    heights = [105 * number / tallest for number in numbers]
+def _bars(counts: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    """A histogram in 300 by 120: x, y, width and height of each bar."""
+    width, tallest = 300 / len(counts), max(counts)
+    heights = [105 * count / tallest for count in counts]
     bars = [(i * width, 115 - height, 0.8 * width, height) for i, height in enumerate(heights)]
-    texts = [tuple(f"{number:.1f}" for number in bar) for bar in bars]
-    return _Figure(f"{name}: 0 to {max(counts)}", bars=texts)
+    return tuple(tuple(f"{number:.1f}" for number in bar) for bar in bars)
 
 
 def pages(board: Board) -> dict[str, Callable[[], tuple[str, str]]]:

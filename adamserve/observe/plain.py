@@ -6,10 +6,11 @@ dataclasses, named tuples, enums of text, tuples of one type, mappings, and any 
 
 from __future__ import annotations
 
+import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
@@ -37,8 +38,7 @@ def from_plain(kind: type[Kind], plain: Any) -> Kind:
     Raises:
         ValueError, TypeError: something is of the wrong type, or a field without a default is missing.
     """
-    value: Kind = _read(kind, plain)
-    return value
+    return typing.cast(Kind, _read(kind, plain))
 
 
 def _read(kind: Any, plain: Any) -> Any:
@@ -75,15 +75,11 @@ def _is_record(kind: Any) -> bool:
 @cache
 def _nullable(kind: Any) -> tuple[str, ...]:
     """Fields that may be None and have no default: None is what a message leaves out."""
-    defaults = {
-        field.name
-        for field in getattr(kind, "__dataclass_fields__", {}).values()
-        if field.default is not MISSING or field.default_factory is not MISSING
-    } | getattr(kind, "_field_defaults", {}).keys()
+    parameters = inspect.signature(kind).parameters
     return tuple(
         name
         for name, hint in _types(kind).items()
-        if types.NoneType in typing.get_args(hint) and name not in defaults
+        if types.NoneType in typing.get_args(hint) and parameters[name].default is inspect.Parameter.empty
     )
 
 
@@ -91,5 +87,4 @@ def _nullable(kind: Any) -> tuple[str, ...]:
 def _types(kind: Any) -> Mapping[str, Any]:
     """The types of a dataclass's or a named tuple's fields, by name."""
     hints = typing.get_type_hints(kind)
-    names: Iterable[str] = getattr(kind, "_fields", ()) or kind.__dataclass_fields__
-    return {name: hints[name] for name in names}
+    return {name: hints[name] for name in inspect.signature(kind).parameters}

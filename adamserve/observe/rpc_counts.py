@@ -17,11 +17,14 @@ class Calls:
     Pickled, it is a copy of the counts of that moment.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        begun: Mapping[tuple[str, str], int] | None = None,
+        answered: Mapping[tuple[str, str, str], int] | None = None,
+    ) -> None:
         self._lock = threading.Lock()
-        self._known: dict[str, set[str]] = {}
-        self._started: Counter[tuple[str, str]] = Counter()
-        self._handled: Counter[tuple[str, str, str]] = Counter()
+        self._started = Counter(begun)
+        self._handled = Counter(answered)
 
     def started(self, method: str, carrier: str = "grpc") -> None:
         """A call came in."""
@@ -29,7 +32,7 @@ class Calls:
             self._started[carrier, self._name(carrier, method)] += 1
 
     def handled(self, method: str, code: str, carrier: str = "grpc") -> None:
-        """A call was answered, with the name of a gRPC status code."""
+        """A call that came in was answered, with the name of a gRPC status code."""
         with self._lock:
             self._handled[carrier, self._name(carrier, method), code] += 1
 
@@ -43,16 +46,10 @@ class Calls:
         with self._lock:
             return dict(self._handled)
 
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            return {"_known": self._known, "_started": self._started.copy(), "_handled": self._handled.copy()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Calls, (self.begun(), self.answered())
 
     def _name(self, carrier: str, method: str) -> str:
-        known = self._known.setdefault(carrier, set())
-        if method not in known and len(known) >= METHODS_KNOWN:
-            return "other"
-        known.add(method)
-        return method
+        if (carrier, method) in self._started:
+            return method
+        return method if sum(c == carrier for c, _ in self._started) < METHODS_KNOWN else "other"

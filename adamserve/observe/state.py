@@ -5,13 +5,14 @@ Plain values; a client without Ray or torch reads them too.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from adamserve.observe.plain import from_plain, to_plain
+from adamserve.observe.plain import to_plain
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics, ShardStatistics
 from adamserve.values import Clocks
@@ -22,10 +23,8 @@ class Rollback:
     """A shard that died and was restored from a checkpoint.
 
     Attributes:
-        shard: the shard.
-        incarnation: the one that it is in since.
+        incarnation, clock_after: those that it is in since.
         clock_before: its clock before, as last seen or checkpointed.
-        clock_after: its clock since.
         checkpoint: number of the checkpoint that it was restored from.
         seconds: time that the restore took.
         reason: why the shard was replaced.
@@ -55,10 +54,8 @@ class JobState:
     """How a job stands.
 
     Attributes:
-        job: its name.
         failed: why it cannot go on; empty where it can.
         consistency: its mode, as `consistency.parse` reads it.
-        rule: its rule's name.
         rate: the rule's rate at the slowest shard's clock; a push may bring its own.
         loss: mean of the last 50 losses reported; None before the first.
         best_loss: lowest that `loss` has been.
@@ -75,7 +72,7 @@ class JobState:
         updates_per_s: updates of the slowest shard in a second, lately; None until it is known.
         down: shards that do not hold the job now: their process is gone, or their restore failed.
         rollbacks: restores of shards, oldest first.
-        shards: each shard that was seen, in shard order.
+        shards: those that were seen, in shard order.
         events: the newest ones of all shards, oldest first.
     """
 
@@ -144,22 +141,14 @@ DERIVED = ("state", "average_regret", "staleness", "pushers")
 
 
 def as_json(job: JobState) -> dict[str, Any]:
-    """A job's state as every `--format json` and `/status.json` write it; NaN and infinity are text."""
-    record: dict[str, Any] = to_plain(job, _json_number)
-    return record | {name: to_plain(getattr(job, name), _json_number) for name in DERIVED}
+    """A job's state as every `--format json` and `/status.json` write it; NaN and infinity are text.
 
-
-def from_json(record: Mapping[str, Any]) -> JobState:
-    """The state that `as_json` has written, by this version or another.
-
-    Raises:
-        ValueError, TypeError: it is no such thing.
+    `plain.from_plain` reads it back, whatever version wrote it.
     """
-    return from_plain(JobState, record)
+    derived = {name: to_plain(getattr(job, name), _json_number) for name in DERIVED}
+    return {**to_plain(job, _json_number), **derived}
 
 
 def _json_number(value: Any) -> Any:
-    """JSON has no number that is not finite; these are the texts that protobuf's JSON has for them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    """JSON has no number that is not finite: those are the texts "NaN", "Infinity" and "-Infinity", as protobuf's."""
+    return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from adamserve.observe import words
+from adamserve.observe.page import Board, Curves
 from adamserve.observe.state import JobState
-from adamserve.observe.words import (
-    EVENT_HEAD,
-    PUSHER_HEAD,
-    SHARD_HEAD,
-    clock_time,
-    counted_pushers,
-    event_row,
-    facts,
-    histogram,
-    number,
-    pusher_row,
-    shard_rows,
-    silent_first,
-)
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from adamserve.observe.page import Board, Curves
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
@@ -36,18 +24,13 @@ PUSHERS_SHOWN, EVENTS_SHOWN = 10, 8
 
 def drawn(board: Board) -> RenderableType:
     """Every job of the board."""
-    from rich.console import Group
-    from rich.text import Text
-
     now = board.now()
     jobs = [_job(job, curves, now) for job, curves in board.jobs()]
-    return Group(Text(f"adamserve, {clock_time(now)} UTC"), *(jobs or [Text("No job yet.")]))
+    return Group(Text(f"adamserve, {words.clock_time(now)} UTC"), *(jobs or [Text("No job yet.")]))
 
 
 def text(board: Board) -> str:
     """The same as text, with colours where standard output is a terminal."""
-    from rich.console import Console
-
     console = Console()
     with console.capture() as captured:
         console.print(drawn(board))
@@ -55,47 +38,33 @@ def text(board: Board) -> str:
 
 
 def _job(job: JobState, curves: Curves, now: float) -> RenderableType:
-    from rich.console import Group
-    from rich.rule import Rule
-    from rich.text import Text
-
     parts: list[RenderableType] = [
         Rule(Text(job.job, "bold"), align="left"),
-        Text("  ".join(f"{name} {text}" for name, text in facts(job))),
+        Text("  ".join(f"{name} {text}" for name, text in words.facts(job))),
     ]
     if job.failed:
         parts.append(Text(job.failed, "bold red"))
     for name, points in curves.items():
-        if len(points) < 2:
-            continue
-        values = [value for _, value in points]
-        seconds = points[-1][0] - points[0][0]
-        ends = f"{number(values[0])} to {number(values[-1])} in {seconds:.0f} s"
-        parts.append(Text(f"{name:20} {sparkline(values)}  {ends}"))
+        if len(points) > 1:
+            parts.append(Text(f"{name:20} {sparkline([value for _, value in points])}  {words.ends(points)}"))
     if job.staleness:
-        bars = blocks([float(count) for count in histogram(job.staleness)], low=0.0)
+        bars = blocks(words.histogram(job.staleness), low=0.0)
         parts.append(Text(f"{'staleness in updates':20} {bars}  0 to {max(job.staleness)}"))
-    parts.append(_table(SHARD_HEAD, shard_rows(job)))
-    pushers = silent_first(job.pushers)
-    parts.append(Text(f"\n{counted_pushers(pushers)}"))
-    if pushers:
-        parts.append(_table(PUSHER_HEAD, [pusher_row(p, now) for p in pushers[:PUSHERS_SHOWN]]))
-    if len(pushers) > PUSHERS_SHOWN:
-        parts.append(Text(f"and {len(pushers) - PUSHERS_SHOWN} more, which pushed later than these"))
+    counted, pushers, more = words.pushers(job.pushers, now, PUSHERS_SHOWN)
+    parts += [_table(words.shards(job)), Text(f"\n{counted}")]
+    if job.pushers:
+        parts.append(_table(pushers))
+    if more:
+        parts.append(Text(more))
     if job.events:
-        parts.append(Text())
-        newest = job.events[: -EVENTS_SHOWN - 1 : -1]
-        parts.append(_table(EVENT_HEAD, [event_row(event) for event in newest]))
+        parts += [Text(), _table(words.events(job, EVENTS_SHOWN))]
     return Group(*parts)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
+def _table(content: words.Table) -> RenderableType:
     marks = {"up": "green", "down": "bold red"}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    head, rows = content
     for name in head:
         table.add_column(name, overflow="fold")
     for row in rows:
@@ -106,8 +75,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType
 def sparkline(values: Sequence[float]) -> str:
     """A curve in `WIDTH` characters at most, on a logarithmic axis where the values allow one."""
     step = max(1, math.ceil(len(values) / WIDTH))
-    kept = list(values[::-1][::step][::-1])  # the last value is always there
-    return blocks([math.log(value) for value in kept] if min(kept) > 0 else kept)
+    return blocks(words.heights(values[::-1][::step][::-1]))  # the last value is always there
 
 
 def blocks(values: Sequence[float], low: float | None = None) -> str:

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from adamserve.observe.families import ACCURACY, BOUND, JOB_FAMILIES, OUTCOMES
+from adamserve.observe.families import ACCURACY, BOUND, OUTCOMES
 from adamserve.observe.state import JobState
-from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics
-
-SHARD_HEAD = (
-    "shard",
-    "",
-    "incarnation",
-    "clock",
-    *(outcome.lower() for outcome in OUTCOMES),
-    "waiting",
-    "MB",
-)
-PUSHER_HEAD = ("pusher", "last push", "seq")
-EVENT_HEAD = ("UTC", "event", "shards", "pusher", "times", "reason")
 
 BARS = 41
 """Of a histogram; the last one is for everything above, too."""
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Its head and its rows."""
+
+Points = Sequence[tuple[float, float]]
+"""A curve: moments in seconds, and values."""
 
 
 def facts(job: JobState) -> list[tuple[str, str]]:
     """What is known of a job as a whole, by name."""
     age = job.checkpoint_age_s
-    numbers = [
-        (family.word, format(sample, family.form))
-        for family in JOB_FAMILIES
-        if family.word
-        for _, sample in family.read(job)
-    ]
     named = [
         ("state", job.state),
         ("rule", f"{job.rule} at rate {job.rate:.3g}" if job.rule else ""),
-        *numbers,
+        ("loss", number(job.loss)),
+        ("best loss", number(job.best_loss)),
+        ("R(T)/T", number(job.average_regret)),
+        ("test accuracy", number(job.numbers.get(ACCURACY), ".2%")),
+        ("updates/s", number(job.updates_per_s, ".3g")),
+        ("rollbacks", str(len(job.rollbacks))),
         *(
             (name, number(value))
             for name, value in sorted(job.numbers.items())
@@ -49,9 +42,10 @@ def facts(job: JobState) -> list[tuple[str, str]]:
     return [(name, text) for name, text in named if text]
 
 
-def shard_rows(job: JobState) -> list[list[str]]:
-    """Under `SHARD_HEAD`."""
-    return [
+def shards(job: JobState) -> Table:
+    """A row a shard."""
+    head = ("shard", "", "incarnation", "clock", *(o.lower() for o in OUTCOMES), "waiting", "MB")
+    rows = [
         [
             str(shard.shard),
             "down" if shard.shard in job.down else "up",
@@ -63,28 +57,42 @@ def shard_rows(job: JobState) -> list[list[str]]:
         ]
         for shard in job.shards
     ]
+    return head, rows
 
 
-def pusher_row(pusher: PusherStatistics, now: float) -> list[str]:
-    """Under `PUSHER_HEAD`."""
-    last = "none yet" if pusher.pushed_at is None else f"{max(0.0, now - pusher.pushed_at):.1f} s ago"
-    return [pusher.name, last, str(pusher.seq)]
+def pushers(everyone: Sequence[PusherStatistics], now: float, most: int) -> tuple[str, Table, str]:
+    """How many there are; a row for each of the `most` that have been silent the longest; and what is left out."""
+    silent_first = sorted(everyone, key=lambda pusher: (pusher.pushed_at or 0.0, pusher.name))
+    rows = [
+        (
+            pusher.name,
+            "none yet" if pusher.pushed_at is None else f"{max(0.0, now - pusher.pushed_at):.1f} s ago",
+            str(pusher.seq),
+        )
+        for pusher in silent_first[:most]
+    ]
+    more = len(everyone) - most
+    return (
+        "1 pusher" if len(everyone) == 1 else f"{len(everyone)} pushers",
+        (("pusher", "last push", "seq"), rows),
+        f"and {more} more, which pushed later than these" if more > 0 else "",
+    )
 
 
-def event_row(event: Event) -> list[str]:
-    """Under `EVENT_HEAD`."""
-    shards = " ".join(map(str, event.shards))
-    return [clock_time(event.at), event.kind, shards, event.pusher, str(event.count), event.reason]
-
-
-def silent_first(pushers: Iterable[PusherStatistics]) -> Sequence[PusherStatistics]:
-    """Those that have not pushed for the longest time first."""
-    return sorted(pushers, key=lambda pusher: (pusher.pushed_at or 0.0, pusher.name))
-
-
-def counted_pushers(pushers: Sequence[PusherStatistics]) -> str:
-    """How many."""
-    return "1 pusher" if len(pushers) == 1 else f"{len(pushers)} pushers"
+def events(job: JobState, most: int) -> Table:
+    """A row an event, the newest first."""
+    rows = [
+        (
+            clock_time(event.at),
+            event.kind,
+            " ".join(map(str, event.shards)),
+            event.pusher,
+            str(event.count),
+            event.reason,
+        )
+        for event in job.events[: -most - 1 : -1]
+    ]
+    return ("UTC", "event", "shards", "pusher", "times", "reason"), rows
 
 
 def histogram(counts: Mapping[int, int]) -> list[int]:
@@ -95,9 +103,20 @@ def histogram(counts: Mapping[int, int]) -> list[int]:
     return bars
 
 
-def number(value: float | None) -> str:
-    """Four digits; "" for none."""
-    return "" if value is None else f"{value:.4g}"
+def ends(points: Points) -> str:
+    """A curve's first and last value, and the time between them."""
+    (start, first), (end, last) = points[0], points[-1]
+    return f"{first:.4g} to {last:.4g} in {end - start:.0f} s"
+
+
+def heights(values: Sequence[float]) -> Sequence[float]:
+    """The values on a logarithmic axis, where they allow one."""
+    return [math.log(value) for value in values] if min(values) > 0 else values
+
+
+def number(value: float | None, form: str = ".4g") -> str:
+    """Written so; "" for none."""
+    return "" if value is None else format(value, form)
 
 
 def clock_time(at: float) -> str:

@@ -87,7 +87,7 @@ class Crew:
         """
         self._started([worker.call("probe") for worker in self._workers])
         self._started([worker.call("join") for worker in self._workers])
-        self._monitor.put("worker", self._each("metrics"))
+        self._monitor.directory.put("worker", self._each("metrics"))
         runs = {worker.work("run"): rank for rank, worker in enumerate(self._workers)}
         stopping = False
         note = ""
@@ -101,7 +101,7 @@ class Crew:
                 try:
                     ended.result()
                 except ProcessGone:
-                    self._monitor.drop("worker", rank)
+                    self._monitor.directory.drop("worker", rank)
                     self._bound.keep(rank)
                     if stopping:
                         note = f"stopping; worker {rank} died"
@@ -127,7 +127,7 @@ class Crew:
         self._workers[rank] = self._pool.start()
         self._started([self._take(rank)])
         self._started([self._workers[rank].call("join")])
-        self._monitor.put("worker", self._each("metrics"))
+        self._monitor.directory.put("worker", self._each("metrics"))
         return self._workers[rank].work("run")
 
     def _stop_together(self) -> None:

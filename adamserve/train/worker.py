@@ -175,7 +175,7 @@ class Worker:
             return False
 
     def _of_job(self) -> WorkerOfJob:
-        return self._assignment.job, self._config.rank, self._timed
+        return self._assignment.job, self._config.rank, self._timed.steps, self._timed.seconds
 
     def _keep(self, report: Report) -> None:
         """Keep a report until the driver asks, and tell the service the loss; it does without where it is away."""

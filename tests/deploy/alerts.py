@@ -185,7 +185,7 @@ def expected(name: str, case: Case) -> list[dict[str, Any]]:
     """What promtool is to find: labels and texts of the alert, to the letter."""
     if case.labels is None:
         return []
-    [alert] = [alert for alert in ALERTS if alert.alert == name]
+    alert = ALERTS[name]
     labels = dict(case.labels) | ({"instance": "c"} if name in WITH_INSTANCE else {})
 
     def text(template: str) -> str:

@@ -112,7 +112,7 @@ def test_every_panel_is_drawn_and_those_without_data_say_so(watched: str, tmp_pa
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     panels = {(panel["dashboard"], panel["panel"]): panel for panel in found["panels"]}
-    assert list(panels) == [(board.uid, panel.title) for board in DASHBOARDS for panel in board.panels]
+    assert list(panels) == [(board.uid, title) for board in DASHBOARDS for title in board.panels]
     assert found["step_s"] == 1.0  # adamserve's target is scraped each second, the other one does not count
     for panel in panels.values():
         assert matplotlib.image.imread(panel["file"]).shape[:2] == (340, 640), panel

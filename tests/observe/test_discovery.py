@@ -32,7 +32,7 @@ def test_the_document_is_that_of_the_prometheus_docs() -> None:
 def test_over_http_it_is_json_in_utf8_and_open_to_all() -> None:
     directory = Directory()
     directory.put("driver", {0: "127.0.0.1:1"})
-    exporter = Exporter.serve(
+    exporter = Exporter(
         "127.0.0.1",
         0,
         {"/": lambda: ("text/html", "")},

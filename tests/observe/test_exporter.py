@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -89,15 +89,7 @@ JOB = JobState(
 )
 
 
-@dataclass
-class Gauge:
-    """A worker's."""
-
-    steps: int
-    seconds: dict[str, float]
-
-
-GAUGE = Gauge(30, {"pull": 1.5, "compute": 2.5, "push": 3.5})
+WORKER = ("job", 2, 30, {"pull": 1.5, "compute": 2.5, "push": 3.5})
 CALLS = Calls()
 for code in ("OK", "OK", "NOT_FOUND"):
     CALLS.started("Push")
@@ -185,9 +177,9 @@ def exporter(process: Process, shard: ShardStatistics = SHARD) -> Iterator[Expor
     collect = {
         "driver": [rpc],
         "shard": [Reading(SHARD_FAMILIES, lambda: [("job", shard)]), rpc],
-        "worker": [Reading(WORKER_FAMILIES, lambda: [("job", 2, GAUGE)])],
+        "worker": [Reading(WORKER_FAMILIES, lambda: [WORKER])],
     }
-    made = Exporter.serve("127.0.0.1", 0, process=process, collect=collect[process])
+    made = Exporter("127.0.0.1", 0, process=process, collect=collect[process])
     try:
         yield made
     finally:
@@ -220,14 +212,14 @@ def test_every_family_of_a_process_is_exported_and_no_other(
 ) -> None:
     with exporter(process) as made:
         if process == "driver":
-            assert {name for name, _ in scrape(made.port)} & {f.name for f in JOB_FAMILIES} == set()
+            assert {name for name, _ in scrape(made.port)} & JOB_FAMILIES.keys() == set()
             made.show(JOB)
         found = scrape(made.port)
     assert {key: found.get(key) for key in expected} == expected
     names = {name.removesuffix(suffix) for name, _ in found for suffix in ("_bucket", "_count", "_sum")}
-    histograms = {f.name for f in FAMILIES if f.kind == "histogram"}
+    histograms = {name for name, family in FAMILIES.items() if family.histogram}
     names -= {f"{name}{suffix}" for name in histograms for suffix in ("_bucket", "_count", "_sum")}
-    assert names == {family.name for family in FAMILIES if process in family.processes}
+    assert names == {name for name, family in FAMILIES.items() if process in family.processes}
     assert {name for name, _ in expected if not name.endswith(("_bucket", "_count", "_sum"))} | (
         histograms & names
     ) == names
@@ -248,7 +240,7 @@ def test_labels_have_few_values() -> None:
     calls = Calls()
     for number in range(10 * METHODS_KNOWN):
         calls.started(f"method-{number}")
-    made = Exporter.serve("127.0.0.1", 0, collect=[Reading(RPC_FAMILIES, lambda: [calls])])
+    made = Exporter("127.0.0.1", 0, collect=[Reading(RPC_FAMILIES, lambda: [calls])])
     try:
         made.show(*(replace(JOB, job=f"job-{number:03}") for number in range(JOBS_SHOWN + 100)))
         text = text_of(made.port)
@@ -259,7 +251,7 @@ def test_labels_have_few_values() -> None:
     assert f"adamserve_jobs {JOBS_SHOWN + 100}.0" in text
     assert text.count("adamserve_rpc_started_total{") == METHODS_KNOWN + 1
     assert f'{{carrier="grpc",method="other"}} {9.0 * METHODS_KNOWN}' in text
-    assert {label for family in FAMILIES for label in family.labels} == {
+    assert {label for family in FAMILIES.values() for label in family.labels} == {
         "job", "shard", "worker", "outcome", "direction", "kind", "part", "rule",
         "carrier", "method", "code", "version", "process",
     }  # fmt: skip
@@ -291,7 +283,7 @@ def test_requests_that_break_off_keep_nobody_from_being_answered() -> None:
         raise RuntimeError("planted")
 
     before = set(threading.enumerate())
-    made = Exporter.serve("127.0.0.1", 0, open_pages={"/broken": broken})
+    made = Exporter("127.0.0.1", 0, open_pages={"/broken": broken})
     try:
         for i in range(3 * THREADS):
             with socket.create_connection(("127.0.0.1", made.port)) as one:
@@ -317,4 +309,4 @@ def test_a_taken_port_is_an_error_that_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(Unavailable, match=f"metrics_port: cannot listen on 127.0.0.1:{port}"):
-            Exporter.serve("127.0.0.1", port)
+            Exporter("127.0.0.1", port)

@@ -60,8 +60,8 @@ def test_everything_shows_the_last_look(tmp_path: Path, caplog: pytest.LogCaptur
         assert len(shards) == 2
         listed = {"driver": monitor.address, **shards}
         assert targets(get(monitor.address, "/sd")) == targets(sd_file.read_text()) == listed
-        monitor.put("worker", {0: "10.0.0.1:1", 1: "10.0.0.2:1"})
-        monitor.drop("worker", 0)
+        monitor.directory.put("worker", {0: "10.0.0.1:1", 1: "10.0.0.2:1"})
+        monitor.directory.drop("worker", 0)
         service.kill(1)
         service.controller.step()
         monitor.look(service)

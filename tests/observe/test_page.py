@@ -15,8 +15,9 @@ import pytest
 
 from adamserve.edge.security import Tokens, _digest
 from adamserve.observe.exporter import Exporter
-from adamserve.observe.page import NAMES_SHOWN, POINTS, Board, pages
-from adamserve.observe.state import JobState, from_json
+from adamserve.observe.page import POINTS, PUSHERS_SHOWN, Board, pages
+from adamserve.observe.plain import from_plain
+from adamserve.observe.state import JobState
 from adamserve.shard.events import Event
 from adamserve.shard.statistics import PusherStatistics
 from tests.observe.test_exporter import JOB, SHARD
@@ -97,7 +98,7 @@ def test_json_has_the_same_numbers() -> None:
     assert found["staleness"] == {"0": 30, "1": 7, "5": 2, "700": 1}
     assert found["pushers"][0] == {"name": "a", "seq": 39, "pushed_at": 98.5}
     assert found["events"][0]["reason"] == "w: the gradient holds NaN or infinity"
-    assert from_json(found) == JOB
+    assert from_plain(JobState, found) == JOB
 
 
 def test_a_job_that_has_not_begun_and_no_job() -> None:
@@ -127,8 +128,8 @@ def test_many_pushers_are_counted_and_the_silent_ones_are_named() -> None:
     assert "<h3>200 pushers</h3>" in html
     named = re.findall(r"<tr><td>(p\d+|new)</td><td>([^<]*)</td>", html)
     assert [name for name, _ in named] == ["new", *(f"p{i:03}" for i in range(198, 149, -1))]
-    assert (named[0][1], named[1][1], len(named)) == ("none yet", "29.8 s ago", NAMES_SHOWN)
-    assert f"and {200 - NAMES_SHOWN} more" in html
+    assert (named[0][1], named[1][1], len(named)) == ("none yet", "29.8 s ago", PUSHERS_SHOWN)
+    assert f"and {200 - PUSHERS_SHOWN} more" in html
 
 
 TOKENS = Tokens((("", _digest("good")), ("one-job", _digest("narrow"))))
@@ -172,7 +173,7 @@ def get(port: int, path: str, **headers: str) -> tuple[int, str, Any]:
 
 
 def test_routes_and_their_guard() -> None:
-    exporter = Exporter.serve("127.0.0.1", 0, pages(board(JOB)), TOKENS.guard())
+    exporter = Exporter("127.0.0.1", 0, pages(board(JOB)), TOKENS.guard())
     try:
         port = exporter.port
         assert get(port, "/metrics")[0] == 200

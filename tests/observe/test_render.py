@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from adamserve.errors import AdamServeError, InvalidArgument
-from adamserve.observe.dashboards import DASHBOARDS, Panel, Query
+from adamserve.observe.dashboards import DASHBOARDS, Panel
 from adamserve.observe.render.figure import named, png, text, with_gaps
 from adamserve.observe.render.prometheus import (
     Prometheus,
@@ -37,9 +37,9 @@ def test_every_variable_of_every_panel_is_known() -> None:
     known = variables(DAY, 15.0, ["a"])
     assert known == {"job": "a", "__rate_interval": "303000ms"}
     for dashboard in DASHBOARDS:
-        for panel in dashboard.panels:
-            for query in panel.queries:
-                assert "$" not in Template(query.expr).substitute(known)
+        for panel in dashboard.panels.values():
+            for query in panel.queries.values():
+                assert "$" not in Template(query).substitute(known)
 
 
 def test_jobs_are_names_and_no_patterns() -> None:
@@ -189,18 +189,20 @@ def test_an_axis_has_the_panel_s_unit(unit: str, value: float, written: str) -> 
 
 def test_every_panel_s_unit_can_be_written() -> None:
     for dashboard in DASHBOARDS:
-        for panel in dashboard.panels:
+        for panel in dashboard.panels.values():
             assert text(panel.unit, 0.5)
 
 
 def pixels(panel: Panel, lines: list[tuple[str, Series]], missing: tuple[str, ...] = ()) -> np.ndarray:
-    found: np.ndarray = matplotlib.image.imread(io.BytesIO(png(panel, lines, missing, DAY)), format="png")
+    found: np.ndarray = matplotlib.image.imread(
+        io.BytesIO(png("Loss", panel, lines, missing, DAY)), format="png"
+    )
     return found[..., :3]
 
 
 @pytest.mark.parametrize("log", [False, True])
 def test_a_picture_shows_its_lines_and_says_where_there_are_none(log: bool) -> None:
-    panel = Panel(title="Loss", text="", unit="short", queries=[Query(expr="x", legend="{{job}}")], log=log)
+    panel = Panel("short", "", {"{{job}}": "x"}, log=log)
     falling = Series({}, tuple((288.0 * i, 2.0 ** (-i / 30)) for i in range(300)))
     blue = np.array([0x1F, 0x77, 0xB4]) / 255  # the first line's colour
     drawn = np.abs(pixels(panel, [("a", falling)]) - blue).max(axis=2) < 0.02

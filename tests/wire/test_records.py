@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from adamserve.errors import InvalidArgument
 from adamserve.observe.plain import from_plain
-from adamserve.observe.state import DERIVED, JobState, Rollback, as_json, from_json
+from adamserve.observe.state import DERIVED, JobState, Rollback, as_json
 from adamserve.regret import Loss
 from adamserve.shard.durations import Times
 from adamserve.shard.events import Event
@@ -65,7 +65,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def through_json(job: JobState) -> JobState:
-    return from_json(json.loads(json.dumps(as_json(job), allow_nan=False)))
+    return from_plain(JobState, json.loads(json.dumps(as_json(job), allow_nan=False)))
 
 
 def through_wire(value: Any) -> Any:
@@ -98,7 +98,7 @@ def test_a_message_has_the_fields_of_its_record_and_no_others(kind: Any) -> None
 def test_numbers_that_json_does_not_have_are_text(number: float | None) -> None:
     job = JobState(job="j", loss=number)
     text = json.dumps(as_json(job), allow_nan=False)
-    assert same(from_json(json.loads(text)), job)
+    assert same(from_plain(JobState, json.loads(text)), job)
     assert same(through_wire(job), job)
 
 
@@ -106,9 +106,11 @@ def test_what_a_newer_peer_adds_is_ignored_and_what_an_older_one_lacks_is_left_a
     record = as_json(JOB)
     assert set(DERIVED) < set(record)
     newer = record | {"tomorrow": [1], "events": [{**event, "kind": "new"} for event in record["events"]]}
-    assert {event.kind for event in from_json(newer).events} == {"new"}
+    assert {event.kind for event in from_plain(JobState, newer).events} == {"new"}
     older = {name: value for name, value in record.items() if name not in ("regret", "shards", "numbers")}
-    assert from_json(older) == from_json({**record, "regret": None, "shards": [], "numbers": {}})
+    assert from_plain(JobState, older) == from_plain(
+        JobState, {**record, "regret": None, "shards": [], "numbers": {}}
+    )
     message = to_message(JOB, control_pb2.JobState)
     unknown = b"\xfa\x3f\x03new"  # field 1023
     assert (

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import time
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import chain
 from pathlib import Path
 from string import Template
 
 from adamserve.errors import InvalidArgument, NotFound
-from adamserve.observe.dashboards import DASHBOARDS, Dashboard, Panel
+from adamserve.observe.dashboards import DASHBOARDS, Dashboard
 from adamserve.observe.render.figure import named, png
 from adamserve.observe.render.prometheus import Prometheus, Series, Window, time_range, variables
 from adamserve.observe.templates import filled
@@ -28,14 +28,14 @@ class Picture:
     """A panel, drawn.
 
     Attributes:
-        dashboard, panel: what is drawn.
+        dashboard, title: of the panel.
         queries: what Prometheus was asked, variables filled in.
         lines: how many came back; 0 is "no data", and the picture says so.
         png: the picture.
     """
 
     dashboard: Dashboard
-    panel: Panel
+    title: str
     queries: tuple[str, ...]
     lines: int
     png: bytes
@@ -43,13 +43,8 @@ class Picture:
     @property
     def file(self) -> str:
         """A name for it."""
-        words = f"{self.dashboard.uid.removeprefix('adamserve-')} {self.panel.title}".lower()
+        words = f"{self.dashboard.uid.removeprefix('adamserve-')} {self.title}".lower()
         return f"{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}.png"
-
-    @property
-    def base64(self) -> str:
-        """The picture as text."""
-        return base64.b64encode(self.png).decode()
 
 
 def render(
@@ -74,8 +69,21 @@ def render(
     Raises:
         AdamServeError: an argument is wrong, or Prometheus does not answer; names the argument.
     """
-    boards = _boards(dashboards)
-    _make(out)
+    by_name = {board.uid.removeprefix("adamserve-"): board for board in DASHBOARDS}
+    chosen = [name.removeprefix("adamserve-") for name in dashboards] or list(by_name)
+    for name in chosen:
+        if name not in by_name:
+            raise NotFound(
+                f"there is none called {name!r}", field="dashboard", fix=f"one of {', '.join(by_name)}"
+            )
+    index = out / "index.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        index.touch()
+    except OSError as error:
+        raise InvalidArgument(
+            f"{out} cannot be written: {error.strerror}", field="out", fix="choose another folder"
+        ) from None
     since, until = time_range(start, end, last, time.time())
     prometheus = Prometheus(url, Deadline.after(timeout_s))
     scrape_s = prometheus.scrape_interval()
@@ -89,54 +97,32 @@ def render(
                 fix=f"it has seen {', '.join(known) or 'none'}",
             )
     values = variables(window, scrape_s, jobs)
-    pictures = [
-        _picture(prometheus, board, panel, window, values) for board in boards for panel in board.panels
-    ]
+    boards = {
+        board.title: [_picture(prometheus, board, title, window, values) for title in board.panels]
+        for board in map(by_name.__getitem__, chosen)
+    }
+    pictures = list(chain.from_iterable(boards.values()))
     for picture in pictures:
         (out / picture.file).write_bytes(picture.png)
-    (out / "index.html").write_text(_document(pictures, window))
+    times = [f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}" for at in (since, until)]
+    index.write_text(filled("render/index.html.j2", times=times, boards=boards, b64encode=b64encode))
     return pictures, window
 
 
 def _picture(
-    prometheus: Prometheus, dashboard: Dashboard, panel: Panel, window: Window, values: Mapping[str, str]
+    prometheus: Prometheus, dashboard: Dashboard, title: str, window: Window, values: Mapping[str, str]
 ) -> Picture:
     """Ask for a panel's lines and draw them."""
-    queries = tuple(Template(query.expr).safe_substitute(values) for query in panel.queries)
+    panel = dashboard.panels[title]
+    queries = {legend: Template(expr).safe_substitute(values) for legend, expr in panel.queries.items()}
     lines: list[tuple[str, Series]] = []
     missing: list[str] = []
-    for query, expr in zip(panel.queries, queries, strict=True):
-        answer = prometheus.lines(expr, window, field=f"{dashboard.title}: {panel.title}")
-        lines += [(named(query.legend, line), line) for line in answer]
+    for legend, expr in queries.items():
+        answer = prometheus.lines(expr, window, field=f"{dashboard.title}: {title}")
+        lines += [(named(legend, line), line) for line in answer]
         if not answer:
-            missing.append(query.legend)
-    content = png(panel, lines, missing, window)
-    return Picture(dashboard=dashboard, panel=panel, queries=queries, lines=len(lines), png=content)
-
-
-def _document(pictures: Sequence[Picture], window: Window) -> str:
-    boards = groupby(pictures, key=lambda picture: picture.dashboard.title)
-    start, end = (f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}" for at in (window.start, window.end))
-    return filled(
-        "render/index.html.j2", start=start, end=end, boards=[(title, list(own)) for title, own in boards]
+            missing.append(legend)
+    content = png(title, panel, lines, missing, window)
+    return Picture(
+        dashboard=dashboard, title=title, queries=tuple(queries.values()), lines=len(lines), png=content
     )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.html").touch()
-    except OSError as error:
-        raise InvalidArgument(
-            f"{folder} cannot be written: {error.strerror}", field="out", fix="choose another folder"
-        ) from None
-
-
-def _boards(names: Sequence[str]) -> Sequence[Dashboard]:
-    by_name = {board.uid.removeprefix("adamserve-"): board for board in DASHBOARDS}
-    for name in names:
-        if name.removeprefix("adamserve-") not in by_name:
-            raise NotFound(
-                f"there is none called {name!r}", field="dashboard", fix=f"one of {', '.join(by_name)}"
-            )
-    return [by_name[name.removeprefix("adamserve-")] for name in names] or DASHBOARDS

@@ -25,15 +25,10 @@ def named(legend: str, line: Series) -> str:
     return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda match: line.labels.get(match[1], ""), legend).strip()
 
 
-def png(panel: Panel, lines: Sequence[tuple[str, Series]], missing: Sequence[str], window: Window) -> bytes:
-    """Draw a panel's lines over time.
-
-    Args:
-        panel: its title, unit and axis.
-        lines: by name.
-        missing: legends of the queries without data.
-        window: the range of time, and the step that points are apart.
-    """
+def png(
+    title: str, panel: Panel, lines: Sequence[tuple[str, Series]], missing: Sequence[str], window: Window
+) -> bytes:
+    """Draw a panel's lines over time, each with its name; `missing` are the legends of queries without data."""
     try:
         import matplotlib.dates
         from matplotlib.figure import Figure
@@ -45,12 +40,13 @@ def png(panel: Panel, lines: Sequence[tuple[str, Series]], missing: Sequence[str
     dates: Any = matplotlib.dates  # its functions have no annotations
     figure: Any = Figure(figsize=(6.4, 3.4), dpi=100, layout="constrained")
     axes: Any = figure.add_subplot()
-    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold")
-    for name, line in lines:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    for number, (name, line) in enumerate(lines):
         values = with_gaps(line, window)
         moments = [datetime.fromtimestamp(window.start + window.step * i, UTC) for i in range(len(values))]
         marker = "." if len(line.points) == 1 else ""
-        axes.plot(moments, values, label=name or "value", linewidth=1.2, marker=marker)
+        label = (name or "value") if number < LEGENDS else "_"  # which no legend shows
+        axes.plot(moments, values, label=label, linewidth=1.2, marker=marker)
     if lines:
         everything = [value for _, line in lines for _, value in line.points]
         low, high = min(everything), max(everything)
@@ -61,6 +57,10 @@ def png(panel: Panel, lines: Sequence[tuple[str, Series]], missing: Sequence[str
         axes.yaxis.set_major_formatter(lambda value, _: text(panel.unit, value))
         few = panel.log and high < 30 * max(low, 1e-300)
         axes.yaxis.set_minor_formatter(lambda value, _: text(panel.unit, value) if few else "")
+        more = [f"and {len(lines) - LEGENDS} more"] if len(lines) > LEGENDS else []
+        for note in more + [f"{legend}: no data" for legend in missing]:
+            axes.plot([], [], color="none", label=note)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     else:
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", fontsize=18)
         axes.set_yticks([])
@@ -72,14 +72,6 @@ def png(panel: Panel, lines: Sequence[tuple[str, Series]], missing: Sequence[str
     axes.tick_params(which="both", labelsize=8)
     axes.xaxis.get_offset_text().set_fontsize(8)
     axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    labels = labels[:LEGENDS] + ([f"and {len(labels) - LEGENDS} more"] if len(labels) > LEGENDS else [])
-    handles = handles[: len(labels)]
-    if lines:
-        for legend in missing:
-            handles.append(axes.plot([], [], color="none")[0])
-            labels.append(f"{legend}: no data")
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     written = io.BytesIO()
     figure.savefig(written, format="png", metadata={"Software": None})
     return written.getvalue()

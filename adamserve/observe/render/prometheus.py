@@ -9,11 +9,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from adamserve.errors import AdamServeError, DataError, InvalidArgument, Unavailable
+from adamserve.errors import DataError, InvalidArgument, Unavailable
 from adamserve.values import Deadline
 
 SCRAPE_S = 15.0
@@ -22,8 +21,7 @@ SCRAPE_S = 15.0
 UNITS_S = {"w": 604_800.0, "d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """A range of time, in seconds since 1970, and the seconds between two points of a line."""
 
     start: float
@@ -31,8 +29,7 @@ class Window:
     step: float
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(NamedTuple):
     """One line: its labels, and its points in time."""
 
     labels: Mapping[str, str]
@@ -40,11 +37,7 @@ class Series:
 
 
 class Prometheus:
-    """A Prometheus' HTTP API.
-
-    Args:
-        url: where it is.
-        deadline: of all questions together.
+    """The HTTP API of the Prometheus at `url`; `deadline` is that of all questions together.
 
     Raises:
         InvalidArgument: that is no URL.
@@ -59,12 +52,7 @@ class Prometheus:
         self._deadline = deadline
 
     def ask(self, path: str, field: str = "prometheus", **parameters: str) -> Any:
-        """The data that it answers.
-
-        Args:
-            path: below /api/v1/.
-            field: what to name where it refuses the question.
-            parameters: of the question.
+        """The data that it answers at a path below /api/v1/; `field` is what to name where it refuses the question.
 
         Raises:
             Unavailable: it does not answer in time.
@@ -74,11 +62,15 @@ class Prometheus:
         self._deadline.check(f"{self._url} to answer")
         address = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(address, timeout=max(0.1, self._deadline.remaining())) as answer:
-                return json.load(answer)["data"]
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(error, field) from None
+            try:
+                reply = urllib.request.urlopen(address, timeout=max(0.1, self._deadline.remaining()))
+            except urllib.error.HTTPError as error:
+                reply = error
+            with reply:
+                answer = json.load(reply)
+            if "errorType" not in answer:
+                return answer["data"]
+            kind, text = answer["errorType"], answer["error"]
         except OSError as error:
             raise Unavailable(
                 f"{self._url} does not answer: {getattr(error, 'reason', error)}",
@@ -86,51 +78,31 @@ class Prometheus:
                 fix="is it running, and is the URL right?",
             ) from None
         except (ValueError, KeyError, TypeError):
-            raise self._no_prometheus() from None
-
-    def _refusal(self, error: urllib.error.HTTPError, field: str) -> AdamServeError:
-        try:
-            answer = json.load(error)
-            kind, text = answer["errorType"], answer["error"]
-        except (ValueError, KeyError, TypeError):
-            return self._no_prometheus()
+            raise DataError(
+                f"what answers at {self._url} is no Prometheus",
+                field="prometheus",
+                fix="give Prometheus' own URL, not a target's or Grafana's",
+            ) from None
         if kind == "bad_data":
             fix = "are Prometheus and the dashboards of one age?"
-            return InvalidArgument(f"{self._url} refuses the query: {text}", field=field, fix=fix)
-        return Unavailable(f"{self._url} cannot answer: {text}", field=field, fix="ask for less, or later")
-
-    def _no_prometheus(self) -> DataError:
-        return DataError(
-            f"what answers at {self._url} is no Prometheus",
-            field="prometheus",
-            fix="give Prometheus' own URL, not a target's or Grafana's",
-        )
+            raise InvalidArgument(f"{self._url} refuses the query: {text}", field=field, fix=fix)
+        raise Unavailable(f"{self._url} cannot answer: {text}", field=field, fix="ask for less, or later")
 
     def lines(self, expr: str, window: Window, field: str = "query") -> list[Series]:
         """A query over a range; points that are not a number are left out, and so are lines without any."""
-        answer = self.ask(
-            "query_range",
-            field,
-            query=expr,
-            start=f"{window.start:.3f}",
-            end=f"{window.end:.3f}",
-            step=f"{window.step:.3f}",
-            timeout=f"{max(1, math.ceil(self._deadline.remaining()))}s",
-        )
-        lines = [
-            Series(
-                line["metric"],
-                tuple((float(at), float(value)) for at, value in line["values"] if value != "NaN"),
-            )
-            for line in answer["result"]
-        ]
-        return [line for line in lines if line.points]
+        times = {"start": f"{window.start:.3f}", "end": f"{window.end:.3f}", "step": f"{window.step:.3f}"}
+        timeout = f"{max(1, math.ceil(self._deadline.remaining()))}s"
+        lines = []
+        for line in self.ask("query_range", field, query=expr, timeout=timeout, **times)["result"]:
+            points = tuple((float(at), float(value)) for at, value in line["values"] if value != "NaN")
+            if points:
+                lines.append(Series(line["metric"], points))
+        return lines
 
     def jobs(self, window: Window) -> list[str]:
         """The jobs that were seen in a range."""
         times = {"start": f"{window.start:.3f}", "end": f"{window.end:.3f}"}
-        jobs: list[str] = self.ask("label/job/values", **{"match[]": "adamserve_clock", **times})
-        return jobs
+        return list(self.ask("label/job/values", **{"match[]": "adamserve_clock", **times}))
 
     def scrape_interval(self) -> float:
         """Seconds between two scrapes of adamserve's slowest target."""
@@ -138,10 +110,9 @@ class Prometheus:
             one["metric"].get("instance")
             for one in self.ask("query", query="group by (instance) (adamserve_build_info)")["result"]
         }
-        targets = self.ask("targets", state="active")["activeTargets"]
         intervals = [
             seconds_of(target["scrapeInterval"])
-            for target in targets
+            for target in self.ask("targets", state="active")["activeTargets"]
             if target["labels"].get("instance") in ours and "scrapeInterval" in target
         ]
         return max(intervals, default=SCRAPE_S)
