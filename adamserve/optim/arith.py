@@ -1,9 +1,7 @@
 """The arithmetic in which rules are written, and functions made of it.
 
-A rule's update is one Python function over `Value`s. Two things can stand behind a value:
-
-- an `Expr` (engine/trace.py), which records the operations, so that emit.py can write them as C or CUDA C;
-- a torch tensor (`TorchOps` in engine/eager.py), which does them at once.
+A rule's update is one Python function over `Value`s, which record what is done to them. The record runs as C, as CUDA C
+(engine/emit.py), or as torch operations (engine/eager.py).
 
 Only operations that IEEE 754 defines to the last bit are allowed: + - * /, sqrt, abs, comparisons with a select, and
 moving a float's exponent bits. There is no fused multiply-add, and no pow, exp or log of a library. So every executor
@@ -11,30 +9,59 @@ that performs them in the written order gives the same bits for an element: with
 a vector's tail, on a GPU, and wherever a tensor is cut in two.
 
 torch adds one restriction. On a GPU its division by a Python number multiplies by the reciprocal, which is not IEEE
-division. So a rule never divides by a number, nor a number by a value (`Expr` refuses).
+division. So a rule never divides by a number, nor a number by a value (`Value` refuses).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 
-class Value(Protocol):
-    """An element of a tensor, known (torch) or to be known (`Expr`)."""
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One assignment: an operation, its operands (earlier nodes), and for a leaf its name or number."""
 
-    def __add__(self, other: Value | float, /) -> Value: ...
-    def __radd__(self, other: float, /) -> Value: ...
-    def __sub__(self, other: Value | float, /) -> Value: ...
-    def __rsub__(self, other: float, /) -> Value: ...
-    def __mul__(self, other: Value | float, /) -> Value: ...
-    def __rmul__(self, other: float, /) -> Value: ...
-    def __truediv__(self, other: Value, /) -> Value: ...
-    def __neg__(self) -> Value: ...
-    def __lt__(self, other: Value | float, /) -> Value: ...
-    def __gt__(self, other: Value | float, /) -> Value: ...
+    op: str
+    args: tuple[int, ...] = ()
+    leaf: str | float = ""
+
+
+def _operator(op: str) -> Callable[[Value, Value | float], Value]:
+    return lambda x, y: x.ops.record(op, x, y)
+
+
+def _reflected(op: str) -> Callable[[Value, float], Value]:
+    return lambda x, y: x.ops.record(op, y, x)
+
+
+class Value:
+    """An element of a tensor, to be computed later."""
+
+    __slots__ = ("index", "ops")
+
+    def __init__(self, ops: Ops, index: int) -> None:
+        self.ops = ops
+        self.index = index
+
+    __add__ = _operator("+")
+    __radd__ = _reflected("+")
+    __sub__ = _operator("-")
+    __rsub__ = _reflected("-")
+    __mul__ = _operator("*")
+    __rmul__ = _reflected("*")
+    __lt__ = _operator("<")
+    __gt__ = _operator(">")
+
+    def __truediv__(self, other: Value) -> Value:
+        if not isinstance(other, Value) or self.ops.nodes[other.index].op in ("number", "constant"):
+            raise TypeError("a rule must not divide by a number: torch on a GPU would round differently")
+        return self.ops.record("/", self, other)
+
+    def __neg__(self) -> Value:
+        return self.ops.record("neg", self)
 
 
 Values = Mapping[str, Value]
@@ -114,34 +141,54 @@ WHOLE_POWERS = 16
 REALS: Mapping[str, Real] = {"float32": FLOAT32, "float64": FLOAT64}
 
 
-class Ops(Protocol):
-    """The operations beyond Python's operators."""
+class Ops:
+    """The operations beyond Python's operators. It records all: equal ones on equal operands once."""
 
-    real: Real
+    def __init__(self, real: Real) -> None:
+        self.real = real
+        self.nodes: list[Node] = []
+        self._indices: dict[Node, int] = {}
+
+    def record(self, op: str, *args: Value | float, leaf: str | float = "") -> Value:
+        """Record an operation, or find that it was recorded before."""
+        operands = tuple(a.index if isinstance(a, Value) else self.number(a).index for a in args)
+        node = Node(op, operands, leaf)
+        if node not in self._indices:
+            self._indices[node] = len(self.nodes)
+            self.nodes.append(node)
+        return Value(self, self._indices[node])
 
     def number(self, x: float) -> Value:
         """A number as a value of every element."""
+        return self.record("number", leaf=float(x))
 
     def sqrt(self, x: Value) -> Value:
         """The correctly rounded square root."""
+        return self.record("sqrt", x)
 
     def abs(self, x: Value) -> Value:
         """|x|."""
+        return self.record("abs", x)
 
     def where(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
         """Select, element by element. Both sides are computed."""
+        return self.record("where", condition, yes, no)
 
     def split(self, x: Value) -> tuple[Value, Value]:
         """(e, m) with x = m 2^e exactly and m in [sqrt(1/2), sqrt(2)), for x positive and normal."""
+        return self.record("exponent", x), self.record("mantissa", x)
 
     def floor2(self, x: Value) -> Value:
         """The largest power of two that is at most x, for x positive and normal."""
+        return self.record("floor2", x)
 
     def two_over2(self, x: Value) -> Value:
         """2 / floor2(x), a power of two that is a normal number for every normal x > 0."""
+        return self.record("two_over2", x)
 
     def pow2(self, n: Value) -> Value:
         """2^n for a whole n whose power is a normal number."""
+        return self.record("pow2", n)
 
 
 def larger(op: Ops, x: Value, y: Value | float) -> Value:

@@ -126,7 +126,7 @@ class Rule(ABC):
         *,
         lr: float | None = None,
         lr_scale: float = 1.0,
-        narrow: Tensor | None = None,
+        bfloat16: Tensor | None = None,
     ) -> None:
         """Update `w` and `slots` in place with one gradient.
 
@@ -142,7 +142,7 @@ class Rule(ABC):
             t: number of this update, from 1.
             lr: rate for this update instead of the rule's; decay and schedule apply to it as well.
             lr_scale: factor on the rate, after the schedule (for example for staleness).
-            narrow: for a float32 `w`, a bfloat16 tensor of its shape and device. It receives the point at which the
+            bfloat16: for a float32 `w`, a bfloat16 tensor of its shape and device. It receives the point at which the
                 next gradient is to be taken, rounded to nearest even. It costs no second pass over `w`.
 
         Raises:
@@ -150,7 +150,7 @@ class Rule(ABC):
         """
         from adamserve.optim.engine import apply
 
-        apply.step_(self, w, g, slots, t, lr, lr_scale, narrow)
+        apply.step_(self, w, g, slots, t, lr, lr_scale, bfloat16)
 
     def lookahead(self, w: Tensor, slots: Mapping[str, Tensor], *, out: Tensor | None = None) -> Tensor:
         """Return the point at which the next gradient is to be taken.
@@ -220,13 +220,13 @@ class Rule(ABC):
         delta, new = self._update(op, g, x, c)
         return {"w": self._moved(op, w, delta, c), **new}
 
-    def _narrow_step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
+    def _step_with_copy(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
         """Do `_step`, and return the point at which the next gradient is to be taken as well."""
         new = self._step(op, x, c)
         if not self.has_lookahead:
-            return {**new, "narrow": new["w"]}
+            return {**new, "bfloat16": new["w"]}
         stored = {name: flush(op, value) for name, value in new.items()}
-        return {**new, "narrow": self._point(stored["w"], stored, c)}
+        return {**new, "bfloat16": self._point(stored["w"], stored, c)}
 
     def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         """Do `_update` with a zero gradient. A slot on which no move of w depends may be left out: it only fades."""

@@ -137,7 +137,7 @@ class Store:
         for dtype in dtypes:
             if (dtype, copied) not in self._prepared:
                 for rule in {self.rule, *self._tensor_rules.values()}:
-                    optim.prepare(rule, torch.float32, [dtype], self.device, narrow=copied)
+                    optim.prepare(rule, torch.float32, [dtype], self.device, bfloat16=copied)
                 self._prepared.add((dtype, copied))
 
     # ---- reading
@@ -290,7 +290,7 @@ class Store:
         part = gradient[begin : begin + piece.span.numel]
         at, t = piece.w.storage_offset(), piece.updates + 1
         beside = None if copy is None else copy[at : at + piece.span.numel]
-        rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=lr_scale, narrow=beside)
+        rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=lr_scale, bfloat16=beside)
         self.probe.ran(rule, t, lr, lr_scale)
 
     def _step_rows(

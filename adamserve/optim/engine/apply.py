@@ -36,7 +36,7 @@ def step_(
     t: int,
     lr: float | None,
     lr_scale: float,
-    narrow: Tensor | None,
+    bfloat16: Tensor | None,
 ) -> None:
     """See `Rule.step_`."""
     _check_parameter(w)
@@ -52,14 +52,14 @@ def step_(
         raise InvalidArgument(f"must be a finite number >= 0, got {lr_scale!r}", field="lr_scale")
     arrays = [w, g, *ordered]
     changed = {0: "w"} | dict.fromkeys(range(2, len(arrays)), "slots")
-    if narrow is not None:
-        if w.dtype is not torch.float32 or getattr(narrow, "dtype", None) is not torch.bfloat16:
-            raise InvalidArgument("must be a bfloat16 tensor, for a float32 parameter", field="narrow")
-        _check_like(w, narrow, "narrow", _HALVES)
-        changed[len(arrays)] = "narrow"
-        arrays.append(narrow)
+    if bfloat16 is not None:
+        if w.dtype is not torch.float32 or getattr(bfloat16, "dtype", None) is not torch.bfloat16:
+            raise InvalidArgument("must be a bfloat16 tensor, for a float32 parameter", field="bfloat16")
+        _check_like(w, bfloat16, "bfloat16", _HALVES)
+        changed[len(arrays)] = "bfloat16"
+        arrays.append(bfloat16)
     constants = list(rule._all_constants(t, rule.rate(t, lr) * lr_scale).values())
-    step = kernel(rule, "step" if narrow is None else "narrow", w.dtype, g.dtype, w.device)
+    step = kernel(rule, "step" if bfloat16 is None else "bfloat16", w.dtype, g.dtype, w.device)
     _apply(step.launch, arrays, constants, changed)
     if w.requires_grad:
         torch.autograd.graph.increment_version(w)
@@ -91,7 +91,7 @@ def prepare(
     grad_dtypes: Iterable[torch.dtype | str] = (),
     device: torch.device | str = "cpu",
     *,
-    narrow: bool = False,
+    bfloat16: bool = False,
 ) -> KernelInfo:
     """Make a rule's kernels ready before the first push, so that it does not wait for a compiler.
 
@@ -100,7 +100,7 @@ def prepare(
         dtype: the parameters' dtype, float32 or float64 (also by name).
         grad_dtypes: the gradients' dtypes; empty means `dtype`.
         device: where the parameters are.
-        narrow: `step_` will be asked for a narrow copy.
+        bfloat16: `step_` will be asked for a copy in bfloat16.
 
     Returns:
         The executor, what was lost if it is not the best one, the seconds spent, and whether the cache had it all.
@@ -115,7 +115,7 @@ def prepare(
     for gradient in gradients:
         if gradient is not real and gradient not in _HALVES:
             raise InvalidArgument(f"must be {real}, bfloat16 or float16, got {gradient}", field="grad_dtypes")
-    kind: Kind = "narrow" if narrow else "step"
+    kind: Kind = "bfloat16" if bfloat16 else "step"
     infos = [kernel(rule, kind, real, gradient, where).info for gradient in gradients]
     if rule.has_lookahead:
         infos.append(kernel(rule, "look", real, real, where).info)

@@ -62,7 +62,7 @@ class Kernel:
     info: KernelInfo
 
 
-Kind = Literal["step", "narrow", "look", "coast"]
+Kind = Literal["step", "bfloat16", "look", "coast"]
 _Key = tuple[Rule, Kind, torch.dtype, torch.dtype, torch.device]
 _kernels: dict[_Key, Kernel] = {}
 _libraries: dict[str, build.Built] = {}
@@ -93,11 +93,11 @@ def forget() -> None:
 
 
 def program(rule: Rule, kind: Kind, real_name: str) -> Program:
-    """Trace a rule's step (also one that writes a narrow copy), its step without a gradient, or its look-ahead."""
+    """Trace a rule's step (also one that writes a bfloat16 copy), its step without a gradient, or its look-ahead."""
     slots = rule.slot_names
     function, arrays = {
         "step": (rule._step, ("w", "g", *slots)),
-        "narrow": (rule._narrow_step, ("w", "g", *slots, "narrow")),
+        "bfloat16": (rule._step_with_copy, ("w", "g", *slots, "bfloat16")),
         "coast": (rule._coast_step, ("w", *slots)),
         "look": (rule._look, ("w", *slots, "out")),
     }[kind]
@@ -176,7 +176,7 @@ def _compiled(lib: ctypes.CDLL, traced: Program) -> Launch:
 
 def _cuda(traced: Program, gradient: str, device: torch.device) -> Launch:
     """The executor of a CUDA kernel, compiled for the device at run time (NVRTC through torch)."""
-    used = [traced.constants.index(name) for name in emit.used_constants(traced)]
+    used = emit.used_constants(traced)
     try:
         with torch.cuda.device(device):
             function = torch.cuda._compile_kernel(  # type: ignore[no-untyped-call,unused-ignore]
