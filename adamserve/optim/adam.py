@@ -9,8 +9,8 @@ from typing import final
 
 from adamserve.errors import InvalidArgument
 from adamserve.optim.arith import Ops, Value, Values, larger, ratio
-from adamserve.optim.base import Rule, check_number
-from adamserve.optim.decay import moment_bound, one_minus_power, persistence
+from adamserve.optim.base import Rule, number
+from adamserve.optim.decay import growth, moment_bound, one_minus_power
 
 
 @final
@@ -47,12 +47,12 @@ class Adam(Rule):
     """
 
     lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: float = number(0.9, below=1.0)
+    beta2: float = number(0.999, below=1.0, closed=True)
     eps: float = 1e-8
     eps_inside_sqrt: bool = True
     bias_correction: bool = True
-    beta1_decay: float = 1.0
+    beta1_decay: float = number(1.0, at_least=5e-324, below=1.0, closed=True)
     amsgrad: bool = False
 
     @property
@@ -61,10 +61,6 @@ class Adam(Rule):
         return ("m", "v", "v_max") if self.amsgrad else ("m", "v")
 
     def _check(self) -> None:
-        check_number(self, "beta1", at_least=0.0, below=1.0)
-        check_number(self, "beta2", at_least=0.0, below=1.0, closed=True)
-        check_number(self, "eps", at_least=0.0)
-        check_number(self, "beta1_decay", at_least=5e-324, below=1.0, closed=True)
         if self.beta2 == 1.0 and self.eps == 0.0:
             raise InvalidArgument(
                 "must be above 0 when beta2 is 1, for v stays 0", field="eps", fix="e.g. eps=1e-8"
@@ -72,11 +68,7 @@ class Adam(Rule):
 
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         b1 = self.beta1 * self.beta1_decay ** (t - 1)
-        c1 = c2 = 1.0
-        if self.bias_correction:
-            log_product = t * _log(self.beta1) + 0.5 * t * (t - 1) * math.log(self.beta1_decay)
-            c1 = -math.expm1(log_product)
-            c2 = one_minus_power(self.beta2, t)
+        c1, c2 = self._corrections(t)
         if self.beta2 == 1.0:
             return {
                 "b1": b1,
@@ -88,11 +80,19 @@ class Adam(Rule):
             "step": rate / c1, "correct": 1.0 / c2, "eps": self.eps,
         }  # fmt: skip
 
+    def _corrections(self, t: int) -> tuple[float, float]:
+        """What m and v are divided by in m^ and v^."""
+        if not self.bias_correction:
+            return 1.0, 1.0
+        log_product = t * math.log(self.beta1) if self.beta1 else -math.inf
+        log_product += 0.5 * t * (t - 1) * math.log(self.beta1_decay)
+        return -math.expm1(log_product), one_minus_power(self.beta2, t)
+
     def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
         return {"m": c["b1"]} if self.beta2 == 1.0 else {"m": c["b1"], "v": c["b2"]}
 
     def _moves(self) -> tuple[float, float]:
-        return persistence(self.beta1, 1.0 if self.amsgrad else math.sqrt(self.beta2))
+        return growth(self.beta1, 1.0 if self.amsgrad else math.sqrt(self.beta2)), self.beta1
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         m = c["b1"] * s["m"] + c["a1"] * g
@@ -112,16 +112,16 @@ class Adam(Rule):
         return -(c["step"] * ratio(op, m, root)), new
 
     def _bound(self, t: int) -> float | None:
-        if self.beta2 == 1.0 or (self.beta2 == 0.0 and self.beta1 > 0.0):
+        if self.beta2 == 1.0:
             return None
-        b = (1.0 - self.beta2) / (one_minus_power(self.beta2, t) if self.bias_correction else 1.0)
+        c1, c2 = self._corrections(t)
+        b = (1.0 - self.beta2) / c2
         if self.beta1_decay < 1.0:
-            return self._decayed_bound(t, b)
-        a = (1.0 - self.beta1) / (one_minus_power(self.beta1, t) if self.bias_correction else 1.0)
-        rho = self.beta1 / math.sqrt(self.beta2) if self.beta1 else 0.0
-        return moment_bound(a, math.sqrt(b), rho, 2.0, t)
+            return self._decayed_bound(t, c1, b)
+        rho = growth(self.beta1, math.sqrt(self.beta2))
+        return moment_bound((1.0 - self.beta1) / c1, math.sqrt(b), rho, 2.0, t)
 
-    def _decayed_bound(self, t: int, b: float) -> float | None:
+    def _decayed_bound(self, t: int, c1: float, b: float) -> float | None:
         """The same supremum when beta1 decays: the sum itself, newest gradient first, until the rest is negligible."""
         total, product, weight = 0.0, 1.0, b
         for i in range(t, 0, -1):
@@ -134,10 +134,4 @@ class Adam(Rule):
                 break
             if weight == 0.0:
                 return None
-        log_all = t * _log(self.beta1) + 0.5 * t * (t - 1) * math.log(self.beta1_decay)
-        return math.sqrt(total) / (-math.expm1(log_all) if self.bias_correction else 1.0)
-
-
-def _log(x: float) -> float:
-    """log x, and -infinity at 0."""
-    return math.log(x) if x else -math.inf
+        return math.sqrt(total) / c1

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from adamserve.errors import InvalidArgument
 from adamserve.optim.arith import Ops, Value, Values, flush
@@ -45,9 +45,10 @@ class Rule(ABC):
     An element smaller than the dtype's smallest normal number is stored as 0.
 
     To write a rule, derive a final, frozen dataclass with a default for every option, and define `slot_names`,
-    `_check`, `_constants`, `_update`, `_fades` and `_moves`. A rule that takes gradients elsewhere than at w also sets
-    `has_lookahead` and defines `_point`. `_coast` (a cheaper `_update` with a zero gradient) and `_bound` (a bound of
-    the step) are optional.
+    `_constants`, `_update`, `_fades` and `_moves`. An option that is a number lies in [0, infinity), unless `number`
+    declares another domain. A rule that takes gradients elsewhere than at w also sets `has_lookahead` and defines
+    `_point`. `_check`, `_coast` (a cheaper `_update` with a zero gradient) and `_bound` (a bound of the step) are
+    optional.
     """
 
     has_lookahead: ClassVar[bool] = False
@@ -60,12 +61,9 @@ class Rule(ABC):
     box: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        check_number(self, "lr", at_least=0.0)
-        check_number(self, "lr_decay", at_least=0.0)
-        check_number(self, "weight_decay", at_least=0.0)
-        check_number(self, "l2", at_least=0.0)
-        check_flags(self)
-        check_box(self)
+        for option in fields(self):
+            _check_option(self, option)
+        _check_box(self)
         if self.lr_schedule not in SCHEDULES:
             raise InvalidArgument(
                 f"must be one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}", field="lr_schedule"
@@ -77,9 +75,9 @@ class Rule(ABC):
     def slot_names(self) -> tuple[str, ...]:
         """Names of the tensors kept per parameter, in a fixed order; each has the parameter's shape and dtype."""
 
-    @abstractmethod
     def _check(self) -> None:
-        """Check the constants that this rule adds."""
+        """Check what options must be together."""
+        return None
 
     @abstractmethod
     def _constants(self, t: int, rate: float) -> dict[str, float]:
@@ -244,39 +242,45 @@ class Rule(ABC):
         return {"out": self._point(x["w"], x, c)}
 
 
-def check_number(
-    rule: Rule, name: str, *, at_least: float | None = None, below: float = math.inf, closed: bool = False
-) -> None:
-    """Check that a constant is a number in [at_least, below), or [at_least, below] if `closed`; store it as float."""
-    low = -math.inf if at_least is None else at_least
-    value = getattr(rule, name)
-    try:
-        number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (low <= number <= below if closed else low <= number < below):
-        domain = f"[{low:g}, {below:g}{']' if closed else ')'}"
-        raise InvalidArgument(
-            f"must be a number in {domain}, got {value!r}", field=name, fix=f"see {type(rule).__name__}"
-        )
-    object.__setattr__(rule, name, number)
+def number(default: float, *, at_least: float = 0.0, below: float = math.inf, closed: bool = False) -> float:
+    """Declare an option of a rule: a number in [at_least, below), or in [at_least, below] if `closed`."""
+    option: float = field(default=default, metadata={"domain": (at_least, below, closed)})
+    return option
 
 
-def check_flags(rule: Rule) -> None:
-    """Check that every option declared bool is one: `bias_correction="no"` must not count as true."""
-    for f in fields(rule):
-        if f.type == "bool" and not isinstance(getattr(rule, f.name), bool):
-            raise InvalidArgument(f"must be True or False, got {getattr(rule, f.name)!r}", field=f.name)
+def _check_option(rule: Rule, option: Field[Any]) -> None:
+    """Check a number's domain, and store it as float. Check that a truth value is one: "no" must not count as true."""
+    value = getattr(rule, option.name)
+    if option.type in ("float", float):
+        low, high, closed = option.metadata.get("domain", (0.0, math.inf, False))
+        x = _float(value)
+        if not (low <= x <= high if closed else low <= x < high):
+            raise InvalidArgument(
+                f"must be a number in [{low:g}, {high:g}{']' if closed else ')'}, got {value!r}",
+                field=option.name,
+                fix=f"see {type(rule).__name__}",
+            )
+        object.__setattr__(rule, option.name, x)
+    elif option.type in ("bool", bool) and not isinstance(value, bool):
+        raise InvalidArgument(f"must be True or False, got {value!r}", field=option.name)
 
 
-def check_box(rule: Rule) -> None:
+def _check_box(rule: Rule) -> None:
     """Check that the box is None or two finite numbers, the lower one first; store it as a tuple of floats."""
     if rule.box is None:
         return
     try:
-        lo, hi = (math.nan if isinstance(x, bool | str) else float(x) for x in rule.box)
-    except (TypeError, ValueError, OverflowError):
+        lo, hi = map(_float, rule.box)
+    except (TypeError, ValueError):
         lo = hi = math.nan
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+    if not -math.inf < lo < hi < math.inf:
         raise InvalidArgument(f"must be None or (lo, hi) with lo < hi, got {rule.box!r}", field="box")
     object.__setattr__(rule, "box", (lo, hi))
+
+
+def _float(x: Any) -> float:
+    """x as a float, NaN if it is no number."""
+    try:
+        return math.nan if isinstance(x, bool | str) else float(x)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

@@ -1,4 +1,4 @@
-"""Adam with the L^p norm of past gradients."""
+"""Adam with the L^p norm of past gradients, and AdaMax, its limit as p grows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from adamserve.optim.arith import Ops, Value, Values, norm_p, ratio
-from adamserve.optim.base import Rule, check_number
-from adamserve.optim.decay import moment_bound, one_minus_power, persistence
+from adamserve.optim.arith import Ops, Value, Values, larger, norm_p, ratio
+from adamserve.optim.base import Rule, number
+from adamserve.optim.decay import growth, moment_bound, one_minus_power
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Normed(Rule):
+    """A rule that moves w by m^ / u: the first moment over a norm of past gradients, which decays by beta2."""
+
+    slot_names = ("m", "u")
+
+    beta1: float = number(0.9, below=1.0)
+    beta2: float = number(0.999, below=1.0)
+    eps: float = 0.0
+    bias_correction: bool = True
+
+    def _correction(self, t: int) -> float:
+        """What m is divided by in m^."""
+        return one_minus_power(self.beta1, t) if self.bias_correction else 1.0
+
+    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
+        return {"m": c["b1"], "u": c["b2"]}
+
+    def _moves(self) -> tuple[float, float]:
+        return growth(self.beta1, self.beta2), self.beta1
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LpAdam(Rule):
+class LpAdam(_Normed):
     """Adam with the L^p norm of past gradients in place of the L^2 norm.
 
         m = beta1 m + (1 - beta1) g
@@ -38,28 +60,12 @@ class LpAdam(Rule):
     """
 
     lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    p: float = 3.0
-    eps: float = 0.0
+    p: float = number(3.0, at_least=1.0)
     eps_inside_sqrt: bool = True
-    bias_correction: bool = True
-
-    @property
-    def slot_names(self) -> tuple[str, ...]:
-        """The first moment, and the p-th root of the p-th."""
-        return ("m", "u")
-
-    def _check(self) -> None:
-        check_number(self, "beta1", at_least=0.0, below=1.0)
-        check_number(self, "beta2", at_least=0.0, below=1.0)
-        check_number(self, "p", at_least=1.0)
-        check_number(self, "eps", at_least=0.0)
 
     def _constants(self, t: int, rate: float) -> dict[str, float]:
-        c1, u_scale = 1.0, 1.0
+        c1, u_scale = self._correction(t), 1.0
         if self.bias_correction:
-            c1 = one_minus_power(self.beta1, t)
             u_scale = one_minus_power(self.beta2, self.p * t) ** (-1.0 / self.p)
         eps = self.eps ** (1.0 / self.p) if self.eps_inside_sqrt else self.eps
         # Beyond 1e30 nothing changes in either format, and float32 ends at 3e38.
@@ -70,12 +76,6 @@ class LpAdam(Rule):
             "step": rate / c1 if self.eps else rate / c1 / u_scale, "correct": u_scale, "eps": eps,
             "p": p, "1/p": 1.0 / p,
         }  # fmt: skip
-
-    def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
-        return {"m": c["b1"], "u": c["b2"]}
-
-    def _moves(self) -> tuple[float, float]:
-        return persistence(self.beta1, self.beta2)
 
     def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         m = c["b1"] * s["m"] + c["a1"] * g
@@ -95,12 +95,53 @@ class LpAdam(Rule):
         return -(c["step"] * ratio(op, m, u)), {"m": m, "u": u}
 
     def _bound(self, t: int) -> float | None:
-        if self.beta2 == 0.0 and self.beta1 > 0.0:
-            return None
-        a, b = 1.0 - self.beta1, one_minus_power(self.beta2, self.p)
+        b = one_minus_power(self.beta2, self.p)
         if self.bias_correction:
-            a /= one_minus_power(self.beta1, t)
             b /= one_minus_power(self.beta2, self.p * t)
-        rho = self.beta1 / self.beta2 if self.beta1 else 0.0
-        q = math.inf if self.p == 1.0 else self.p / (self.p - 1.0)
-        return moment_bound(a, b ** (1.0 / self.p), rho, q, t)
+        a, q = (
+            (1.0 - self.beta1) / self._correction(t),
+            math.inf if self.p == 1.0 else self.p / (self.p - 1.0),
+        )
+        return moment_bound(a, b ** (1.0 / self.p), growth(self.beta1, self.beta2), q, t)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaMax(_Normed):
+    """Adam with the maximum norm of past gradients.
+
+        m = beta1 m + (1 - beta1) g
+        u = max(beta2 u, |g|)                       (max(beta2 u, |g| + eps) with eps, as torch and optax)
+        w = w - rate m^ / u,   m^ = m / (1 - beta1^t)
+
+    Constants: beta1 and beta2 in [0, 1), eps >= 0, by default 0 as on the slides, and 0/0 counts as 0.
+    bias_correction=False takes m^ = m. The slots are m and u.
+
+    Step size. The slides (p. 27) and the paper say |step| <= lr. Since u >= beta2^(t-i) |g_i|,
+
+        |m^| / u <= (1 - beta1)/(1 - beta1^t) sum_i (beta1/beta2)^(t-i),
+
+    reached by |g_i| = beta2^(i-t): gradients that shrink from one update to the next just as u does. So lr holds in the
+    limit beta2 -> 1, and the exact supremum is 1.0091 lr at the default constants as t grows; `step_bound` returns it.
+
+    Source: Kingma & Ba 2015, section 7.1, algorithm 2, https://arxiv.org/abs/1412.6980; slides p. 27.
+    torch.optim.Adamax has eps = 1e-8 by default.
+    """
+
+    lr: float = 2e-3
+
+    def _constants(self, t: int, rate: float) -> dict[str, float]:
+        return {
+            "b1": self.beta1, "a1": 1.0 - self.beta1, "b2": self.beta2,
+            "step": rate / self._correction(t), "eps": self.eps,
+        }  # fmt: skip
+
+    def _update(self, op: Ops, g: Value, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
+        m = c["b1"] * s["m"] + c["a1"] * g
+        size = op.abs(g) + c["eps"] if self.eps else op.abs(g)
+        u = larger(op, c["b2"] * s["u"], size)
+        return -(c["step"] * ratio(op, m, u)), {"m": m, "u": u}
+
+    def _bound(self, t: int) -> float | None:
+        a = (1.0 - self.beta1) / self._correction(t)
+        return moment_bound(a, 1.0, growth(self.beta1, self.beta2), 1.0, t)

@@ -16,14 +16,11 @@ from inspect import isabstract
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adamserve.errors import AdamServeError, Conflict, InvalidArgument
-from adamserve.optim.adagrad import AdaGrad
 from adamserve.optim.adam import Adam
-from adamserve.optim.adamax import AdaMax
 from adamserve.optim.base import Rule
-from adamserve.optim.lp_adam import LpAdam
-from adamserve.optim.momentum import SGD, Nesterov
-from adamserve.optim.rmsprop import NesterovRMSProp, RMSProp
-from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
+from adamserve.optim.lp_adam import AdaMax, LpAdam
+from adamserve.optim.momentum import SGD, Nesterov, TorchSGD
+from adamserve.optim.rmsprop import AdaGrad, NesterovRMSProp, RMSProp, TorchRMSprop
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

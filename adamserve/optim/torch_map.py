@@ -16,13 +16,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from adamserve.errors import InvalidArgument
-from adamserve.optim.adagrad import AdaGrad
 from adamserve.optim.adam import Adam
-from adamserve.optim.adamax import AdaMax
 from adamserve.optim.base import Rule
-from adamserve.optim.momentum import SGD, Nesterov
-from adamserve.optim.rmsprop import RMSProp
-from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
+from adamserve.optim.lp_adam import AdaMax
+from adamserve.optim.momentum import SGD, Nesterov, TorchSGD
+from adamserve.optim.rmsprop import AdaGrad, RMSProp, TorchRMSprop
 
 if TYPE_CHECKING:
     import torch
