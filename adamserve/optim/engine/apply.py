@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from adamserve.optim.engine.threads import share
 
 _PARAMETERS = (torch.float32, torch.float64)
 _HALVES = (torch.bfloat16, torch.float16)
-_finite: dict[torch.dtype, Callable[[int, int], int] | None] = {}
 
 
 def init(rule: Rule, w: Tensor) -> dict[str, Tensor]:
@@ -87,8 +87,8 @@ def lookahead(rule: Rule, w: Tensor, slots: Mapping[str, Tensor], out: Tensor | 
 
 def prepare(
     rule: Rule,
-    dtype: torch.dtype | str,
-    grad_dtypes: Iterable[torch.dtype | str] = (),
+    dtype: torch.dtype,
+    grad_dtypes: Iterable[torch.dtype] = (),
     device: torch.device | str = "cpu",
     *,
     bfloat16: bool = False,
@@ -97,35 +97,31 @@ def prepare(
 
     Args:
         rule: the rule.
-        dtype: the parameters' dtype, float32 or float64 (also by name).
+        dtype: the parameters' dtype, float32 or float64.
         grad_dtypes: the gradients' dtypes; empty means `dtype`.
         device: where the parameters are.
         bfloat16: `step_` will be asked for a copy in bfloat16.
 
     Returns:
-        The executor, what was lost if it is not the best one, the seconds spent, and whether the cache had it all.
+        The executor, what was lost if it is not the best one, and whether the cache had it all.
 
     Raises:
         InvalidArgument: a dtype is not one that `step_` takes.
     """
-    real, where = _dtype(dtype, "dtype"), _device(device)
-    if real not in _PARAMETERS:
-        raise InvalidArgument(f"must be float32 or float64, got {real}", field="dtype")
-    gradients = [_dtype(d, "grad_dtypes") for d in grad_dtypes] or [real]
+    if dtype not in _PARAMETERS:
+        raise InvalidArgument(f"must be float32 or float64, got {dtype}", field="dtype")
+    gradients, where = list(grad_dtypes) or [dtype], _device(device)
     for gradient in gradients:
-        if gradient is not real and gradient not in _HALVES:
-            raise InvalidArgument(f"must be {real}, bfloat16 or float16, got {gradient}", field="grad_dtypes")
+        if gradient is not dtype and gradient not in _HALVES:
+            raise InvalidArgument(
+                f"must be {dtype}, bfloat16 or float16, got {gradient}", field="grad_dtypes"
+            )
     kind: Kind = "bfloat16" if bfloat16 else "step"
-    infos = [kernel(rule, kind, real, gradient, where).info for gradient in gradients]
+    infos = [kernel(rule, kind, dtype, gradient, where).info for gradient in gradients]
     if rule.has_lookahead:
-        infos.append(kernel(rule, "look", real, real, where).info)
-    worst = next((i for i in infos if i.executor == "eager"), infos[0])
-    return KernelInfo(
-        executor=worst.executor,
-        reason=worst.reason,
-        seconds=sum(i.seconds for i in infos),
-        cached=all(i.cached for i in infos),
-    )
+        infos.append(kernel(rule, "look", dtype, dtype, where).info)
+    worst = next((info for info in infos if info.executor == "eager"), infos[0])
+    return replace(worst, cached=all(info.cached for info in infos))
 
 
 def all_finite(t: Tensor) -> bool:
@@ -172,26 +168,22 @@ def _apply(
                 arrays[k].copy_(copies[k])
 
 
+@cache
 def _finite_test(dtype: torch.dtype) -> Callable[[int, int], int] | None:
     """The compiled test for a dtype, or None where there is no compiler."""
-    if dtype not in _finite:
-        function = None
-        if not kernels.only_eager():
-            with contextlib.suppress(build.BuildError):
-                function = getattr(
-                    library(build.text("adamserve.optim.engine", "finite.c")).library,
-                    f"finite_{DTYPES[dtype]}",
-                )
-                function.restype = ctypes.c_int
-                function.argtypes = [ctypes.c_longlong, ctypes.c_void_p]
-        _finite[dtype] = function
-    return _finite[dtype]
+    if kernels.only_eager():
+        return None
+    try:
+        built = library(build.text("adamserve.optim.engine", "finite.c"))
+    except build.BuildError:
+        return None
+    return built.function(f"finite_{DTYPES[dtype]}", ctypes.c_longlong, ctypes.c_void_p, returns=ctypes.c_int)
 
 
 def forget() -> None:
     """Drop everything that was built, so that the next call looks at the environment again."""
     kernels.forget()
-    _finite.clear()
+    _finite_test.cache_clear()
 
 
 def _check_parameter(w: Tensor) -> None:
@@ -229,13 +221,6 @@ def _check_slots(rule: Rule, w: Tensor, slots: Mapping[str, Tensor]) -> list[Ten
     for name, x in zip(names, ordered, strict=True):
         _check_like(w, x, f"slots[{name}]", ())
     return ordered
-
-
-def _dtype(d: torch.dtype | str, field: str) -> torch.dtype:
-    dtype = next((dtype for dtype, name in DTYPES.items() if d is dtype or d == name), None)
-    if dtype is None:
-        raise InvalidArgument(f"must be one of {', '.join(DTYPES.values())}, got {d!r}", field=field)
-    return dtype
 
 
 def _device(device: torch.device | str) -> torch.device:

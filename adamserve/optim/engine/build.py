@@ -17,10 +17,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any, cast
 
 # -ffp-contract=off keeps a*b+c two roundings, as everywhere else. -fno-trapping-math lets the unused side of a
 # select be computed, -fno-math-errno makes sqrt one instruction; neither changes a result.
@@ -48,6 +50,12 @@ class Built:
     library: ctypes.CDLL
     cached: bool
     reason: str
+
+    def function(self, name: str, *arguments: Any, returns: Any = None) -> Callable[..., Any]:
+        """Return a function of the library, with its C types."""
+        function = getattr(self.library, name)
+        function.argtypes, function.restype = arguments, returns
+        return cast("Callable[..., Any]", function)
 
 
 @cache
@@ -90,18 +98,21 @@ def build(source: str) -> Built:
         "\0".join((source, _identity(command), *FLAGS, *NATIVE, _processor())).encode()
     ).hexdigest()
     try:
-        directory = _own(cache_directory())
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
-        return Built(_compile_apart(command, source), False, f"kernels are not kept: {error}")
-    path = directory / f"{name}.so"
-    if _intact(path):
-        with contextlib.suppress(OSError):
-            return Built(ctypes.CDLL(str(path)), True, "")
-    try:
+        path = _own(cache_directory()) / f"{name}.so"
+        if _intact(path):
+            with contextlib.suppress(OSError):
+                return Built(ctypes.CDLL(str(path)), True, "")
         _compile(command, source, path)
+        return Built(ctypes.CDLL(str(path)), False, "")
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        reason = f"kernels are not kept: {error}"
+    try:
+        with tempfile.TemporaryDirectory(prefix="adamserve-") as directory:
+            path = Path(directory) / "kernel.so"
+            _compile(command, source, path)
+            return Built(ctypes.CDLL(str(path)), False, reason)
     except OSError as error:
-        return Built(_compile_apart(command, source), False, f"kernels are not kept: {error}")
-    return Built(ctypes.CDLL(str(path)), False, "")
+        raise BuildError(f"cannot compile: {error}") from error
 
 
 def _own(directory: Path) -> Path:
@@ -119,22 +130,8 @@ def _own(directory: Path) -> Path:
 
 def _intact(path: Path) -> bool:
     """Whether the file ends in the hash of what precedes. A file cut short could crash the loader."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return False
+    content = path.read_bytes() if path.exists() else b""
     return len(content) > 32 and hashlib.sha256(content[:-32]).digest() == content[-32:]
-
-
-def _compile_apart(command: tuple[str, ...], source: str) -> ctypes.CDLL:
-    """Compile into a directory that is gone once the library is loaded."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="adamserve-") as directory:
-            path = Path(directory) / "kernel.so"
-            _compile(command, source, path)
-            return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BuildError(f"cannot compile: {error}") from error
 
 
 def _compile(command: tuple[str, ...], source: str, path: Path) -> None:

@@ -9,7 +9,6 @@ import ctypes
 import logging
 import os
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -43,13 +42,11 @@ class KernelInfo:
     Attributes:
         executor: "compiled" (C on the CPU), "cuda" (one fused kernel), or "eager" (torch operations).
         reason: what was lost and why; empty if nothing.
-        seconds: time spent making it ready.
         cached: whether nothing had to be compiled.
     """
 
     executor: Executor
     reason: str
-    seconds: float
     cached: bool
 
 
@@ -58,7 +55,6 @@ class Kernel:
     """A program ready to run."""
 
     launch: Launch
-    program: Program
     info: KernelInfo
 
 
@@ -105,27 +101,25 @@ def program(rule: Rule, kind: Kind, real_name: str) -> Program:
 
 
 def _make(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, device: torch.device) -> Kernel:
-    start = time.perf_counter()
+    """Make the best kernel that can be had."""
     traced = program(rule, kind, DTYPES[dtype])
-    launch, executor, reason, cached = _choose(traced, DTYPES[gradient], device)
-    info = KernelInfo(executor=executor, reason=reason, seconds=time.perf_counter() - start, cached=cached)
-    _log.debug("%s %s %s/%s on %s: %s", type(rule).__name__, kind, dtype, gradient, device, info)
-    return Kernel(launch, traced, info)
-
-
-def _choose(traced: Program, gradient: str, device: torch.device) -> tuple[Launch, Executor, str, bool]:
-    """Return the best executor that can be had: its launcher, its name, what was lost, and whether it was cached."""
-    if only_eager():
-        return eager.launcher(traced), "eager", f"ADAMSERVE_KERNELS=eager: {EAGER_COST}", True
     try:
-        if device.type != "cpu":
-            return _cuda(traced, gradient, device), "cuda", "", False
-        built = library(emit.c_source(traced, gradient))
-        return _compiled(built.library, traced), "compiled", built.reason, built.cached
+        if only_eager():
+            raise build.BuildError("ADAMSERVE_KERNELS=eager")
+        if device.type == "cpu":
+            built = library(emit.c_source(traced, DTYPES[gradient]))
+            launch = _compiled(built, traced)
+            info = KernelInfo(executor="compiled", reason=built.reason, cached=built.cached)
+        else:
+            launch = _cuda(traced, DTYPES[gradient], device)
+            info = KernelInfo(executor="cuda", reason="", cached=False)
     except build.BuildError as error:
-        reason = f"{error}: {EAGER_COST}"
-        _warn(reason)
-        return eager.launcher(traced), "eager", reason, True
+        launch = eager.launcher(traced)
+        info = KernelInfo(executor="eager", reason=f"{error}: {EAGER_COST}", cached=True)
+        if not only_eager():
+            _warn(info.reason)
+    _log.debug("%s %s %s/%s on %s: %s", type(rule).__name__, kind, dtype, gradient, device, info)
+    return Kernel(launch, info)
 
 
 def only_eager() -> bool:
@@ -151,11 +145,9 @@ def _warn(reason: str) -> None:
         _log.warning("%s", reason)
 
 
-def _compiled(lib: ctypes.CDLL, traced: Program) -> Launch:
+def _compiled(built: build.Built, traced: Program) -> Launch:
     """The executor of a C function."""
-    function = getattr(lib, emit.ENTRY)
-    function.restype = None
-    function.argtypes = [ctypes.c_longlong, ctypes.c_void_p] + [ctypes.c_void_p] * len(traced.arrays)
+    function = built.function(emit.ENTRY, ctypes.c_longlong, *[ctypes.c_void_p] * (1 + len(traced.arrays)))
     numbers = ctypes.c_double * len(traced.constants)
 
     def launch(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
