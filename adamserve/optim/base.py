@@ -46,9 +46,8 @@ class Rule(ABC):
 
     To write a rule, derive a final, frozen dataclass with a default for every option, and define `slot_names`,
     `_constants`, `_update`, `_fades` and `_moves`. An option that is a number lies in [0, infinity), unless `number`
-    declares another domain. A rule that takes gradients elsewhere than at w also sets `has_lookahead` and defines
-    `_point`. `_check`, `_coast` (a cheaper `_update` with a zero gradient) and `_bound` (a bound of the step) are
-    optional.
+    declares another domain. A rule that takes gradients at w + momentum velocity sets `has_lookahead`. `_check`,
+    `_coast` (a cheaper `_update` with a zero gradient) and `_bound` (a bound of the step) are optional.
     """
 
     has_lookahead: ClassVar[bool] = False
@@ -150,24 +149,17 @@ class Rule(ABC):
 
         apply.step_(self, w, g, slots, t, lr, lr_scale, bfloat16)
 
-    def lookahead(self, w: Tensor, slots: Mapping[str, Tensor], *, out: Tensor | None = None) -> Tensor:
+    def lookahead(self, w: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         """Return the point at which the next gradient is to be taken.
 
-        Args:
-            w: the parameter.
-            slots: its slots.
-            out: where to write it, of w's shape, dtype and device, overlapping neither `w` nor a slot.
-
-        Returns:
-            `out` if given. Otherwise w + momentum V in a new tensor for the Nesterov rules, and `w` itself
-            (no copy) for the others.
+        It is w + momentum V in a new tensor for the Nesterov rules, and `w` itself (no copy) for the others.
 
         Raises:
             InvalidArgument: a tensor's shape, dtype or device is wrong.
         """
         from adamserve.optim.engine import apply
 
-        return apply.lookahead(self, w, slots, out)
+        return apply.lookahead(self, w, slots)
 
     def rate(self, t: int, lr: float | None = None) -> float:
         """Return the rate of update `t`: `lr` (default: the rule's) after decay and schedule."""
@@ -191,7 +183,7 @@ class Rule(ABC):
 
     def _point(self, w: Value, s: Values, c: Values) -> Value:
         """Return the point at which gradients are taken."""
-        return w
+        return w + c["momentum"] * s["velocity"] if self.has_lookahead else w
 
     def _all_constants(self, t: int, rate: float) -> dict[str, float]:
         """Return the rule's own constants and the common ones."""
@@ -200,46 +192,31 @@ class Rule(ABC):
             common |= dict(zip(("lo", "hi"), self.box, strict=True))
         return {**self._constants(t, rate), **common}
 
-    def _moved(self, op: Ops, w: Value, delta: Value, c: Values) -> Value:
-        """Return the new w: decay, the update, the projection."""
+    def _step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
+        """Return the arrays x after an update: the common options around `_update`. Without g in x, g is zero."""
+        w = x["w"]
+        if self.l2:
+            g = x.get("g", op.number(0.0)) + c["l2"] * self._point(w, x, c)
+            delta, new = self._update(op, g, x, c)
+        else:
+            delta, new = self._update(op, x["g"], x, c) if "g" in x else self._coast(op, x, c)
         if self.weight_decay:
             w = w - c["decay"] * w
         w = w + delta
-        if self.box is None:
-            return w
-        w = op.where(w < c["lo"], c["lo"], w)
-        return op.where(w > c["hi"], c["hi"], w)
-
-    def _step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """Return the arrays x after an update: the common options around `_update`."""
-        w, g = x["w"], x["g"]
-        if self.l2:
-            g = g + c["l2"] * self._point(w, x, c)
-        delta, new = self._update(op, g, x, c)
-        return {"w": self._moved(op, w, delta, c), **new}
+        if self.box is not None:
+            w = op.where(w < c["lo"], c["lo"], w)
+            w = op.where(w > c["hi"], c["hi"], w)
+        return {"w": w, **new}
 
     def _step_with_copy(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
         """Do `_step`, and return the point at which the next gradient is to be taken as well."""
         new = self._step(op, x, c)
-        if not self.has_lookahead:
-            return {**new, "bfloat16": new["w"]}
-        stored = {name: flush(op, value) for name, value in new.items()}
+        stored = {name: flush(op, value) for name, value in new.items()} if self.has_lookahead else new
         return {**new, "bfloat16": self._point(stored["w"], stored, c)}
 
     def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         """Do `_update` with a zero gradient. A slot on which no move of w depends may be left out: it only fades."""
         return self._update(op, op.number(0.0), s, c)
-
-    def _coast_step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """Do `_step` with a zero gradient."""
-        if self.l2:
-            return self._step(op, {**x, "g": op.number(0.0)}, c)
-        delta, new = self._coast(op, x, c)
-        return {"w": self._moved(op, x["w"], delta, c), **new}
-
-    def _look(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """Return the look-ahead point, for a kernel of its own."""
-        return {"out": self._point(x["w"], x, c)}
 
 
 def number(default: float, *, at_least: float = 0.0, below: float = math.inf, closed: bool = False) -> float:

@@ -72,9 +72,6 @@ class Nesterov(_Momentum):
     slot_names = ("velocity",)
     has_lookahead: ClassVar[bool] = True
 
-    def _point(self, w: Value, s: Values, c: Values) -> Value:
-        return w + c["momentum"] * s["velocity"]
-
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -134,9 +134,6 @@ class NesterovRMSProp(_Scaled):
             "momentum": self.momentum, "eps": self._damping,
         }  # fmt: skip
 
-    def _point(self, w: Value, s: Values, c: Values) -> Value:
-        return w + c["momentum"] * s["velocity"]
-
     def _fades(self, c: Mapping[str, float]) -> dict[str, float]:
         return {"root": math.sqrt(c["keep"]), "velocity": c["momentum"]}
 

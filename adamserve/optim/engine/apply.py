@@ -46,10 +46,9 @@ def step_(
         raise InvalidArgument(
             f"must be a whole number >= 1, got {t!r}", field="t", fix="t counts updates from 1"
         )
-    if lr is not None and not 0.0 <= lr < math.inf:
-        raise InvalidArgument(f"must be a finite number >= 0, got {lr!r}", field="lr")
-    if not 0.0 <= lr_scale < math.inf:
-        raise InvalidArgument(f"must be a finite number >= 0, got {lr_scale!r}", field="lr_scale")
+    for field, x in (("lr", lr), ("lr_scale", lr_scale)):
+        if x is not None and not 0.0 <= x < math.inf:
+            raise InvalidArgument(f"must be a finite number >= 0, got {x!r}", field=field)
     arrays = [w, g, *ordered]
     changed = {0: "w"} | dict.fromkeys(range(2, len(arrays)), "slots")
     if bfloat16 is not None:
@@ -65,23 +64,15 @@ def step_(
         torch.autograd.graph.increment_version(w)
 
 
-def lookahead(rule: Rule, w: Tensor, slots: Mapping[str, Tensor], out: Tensor | None) -> Tensor:
+def lookahead(rule: Rule, w: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
     """See `Rule.lookahead`."""
     _check_parameter(w)
     ordered = _check_slots(rule, w, slots)
-    if out is not None:
-        _check_like(w, out, "out", ())
-        if w.numel() and any(out.data_ptr() == x.data_ptr() for x in (w, *ordered)):
-            raise InvalidArgument("must not be the parameter or one of its slots", field="out")
     if not rule.has_lookahead:
-        if out is None:
-            return w
-        with torch.no_grad():
-            return out.copy_(w)
-    point = torch.empty(w.shape, dtype=w.dtype, device=w.device) if out is None else out
+        return w
+    point = torch.empty(w.shape, dtype=w.dtype, device=w.device)
     look = kernel(rule, "look", w.dtype, w.dtype, w.device)
-    constants = list(rule._all_constants(1, rule.lr).values())
-    _apply(look.launch, [w, *ordered, point], constants, {1 + len(ordered): "out"})
+    _apply(look.launch, [w, *ordered, point], list(rule._all_constants(1, rule.lr).values()), {})
     return point
 
 
@@ -110,7 +101,11 @@ def prepare(
     """
     if dtype not in _PARAMETERS:
         raise InvalidArgument(f"must be float32 or float64, got {dtype}", field="dtype")
-    gradients, where = list(grad_dtypes) or [dtype], _device(device)
+    try:
+        where = torch.empty(0, device=device).device  # with the index that "cuda" leaves out
+    except RuntimeError as error:
+        raise InvalidArgument(f"is not a torch device: {device!r}", field="device") from error
+    gradients = list(grad_dtypes) or [dtype]
     for gradient in gradients:
         if gradient is not dtype and gradient not in _HALVES:
             raise InvalidArgument(
@@ -221,14 +216,3 @@ def _check_slots(rule: Rule, w: Tensor, slots: Mapping[str, Tensor]) -> list[Ten
     for name, x in zip(names, ordered, strict=True):
         _check_like(w, x, f"slots[{name}]", ())
     return ordered
-
-
-def _device(device: torch.device | str) -> torch.device:
-    """A device as tensors name it: "cuda" is the current one, with its index."""
-    try:
-        named = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidArgument(f"is not a torch device: {device!r}", field="device") from error
-    if named.type == "cuda" and named.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return named

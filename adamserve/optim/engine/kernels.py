@@ -8,9 +8,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Literal
 
 import torch
@@ -25,7 +25,6 @@ from adamserve.optim.engine.trace import Program, trace
 
 _log = logging.getLogger("adamserve.optim")
 
-Executor = Literal["compiled", "eager", "cuda"]
 EAGER_COST = "an update takes about 3 to 10 times as long; results are the same to the bit"
 _CUDA_LAUNCH = 1 << 30  # torch passes whole numbers to a kernel as 32-bit ints
 _CUDA_BLOCK = 256
@@ -45,7 +44,7 @@ class KernelInfo:
         cached: whether nothing had to be compiled.
     """
 
-    executor: Executor
+    executor: Literal["compiled", "eager", "cuda"]
     reason: str
     cached: bool
 
@@ -59,33 +58,19 @@ class Kernel:
 
 
 Kind = Literal["step", "bfloat16", "look", "coast"]
-_Key = tuple[Rule, Kind, torch.dtype, torch.dtype, torch.device]
-_kernels: dict[_Key, Kernel] = {}
 _libraries: dict[str, build.Built] = {}
-_lock = threading.Lock()
-_warned: set[str] = set()
 
 
 def kernel(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, device: torch.device) -> Kernel:
     """Return a rule's kernel, which the first call makes. Thread-safe."""
-    key = (rule, kind, dtype, gradient, device)
-    ready = _kernels.get(key)
-    if ready is None:
-        with _lock:
-            ready = _kernels.get(key)
-            if ready is None:
-                if len(_kernels) >= 4096:  # a search over constants makes many rules; they share libraries
-                    _kernels.clear()
-                ready = _kernels[key] = _make(rule, kind, dtype, gradient, device)
-    return ready
+    return _make(rule, kind, dtype, gradient, device)
 
 
 def forget() -> None:
     """Drop all kernels, so that the next call chooses again (after a change of environment)."""
-    with _lock:
-        _kernels.clear()
-        _libraries.clear()
-        _warned.clear()
+    _make.cache_clear()
+    _libraries.clear()
+    _warn.cache_clear()
 
 
 def program(rule: Rule, kind: Kind, real_name: str) -> Program:
@@ -94,12 +79,13 @@ def program(rule: Rule, kind: Kind, real_name: str) -> Program:
     function, arrays = {
         "step": (rule._step, ("w", "g", *slots)),
         "bfloat16": (rule._step_with_copy, ("w", "g", *slots, "bfloat16")),
-        "coast": (rule._coast_step, ("w", *slots)),
-        "look": (rule._look, ("w", *slots, "out")),
+        "coast": (rule._step, ("w", *slots)),
+        "look": (lambda op, x, c: {"out": rule._point(x["w"], x, c)}, ("w", *slots, "out")),
     }[kind]
     return trace(function, REALS[real_name], arrays, tuple(rule._all_constants(1, rule.lr)))
 
 
+@lru_cache(maxsize=4096)  # a search over constants makes many rules; they share libraries
 def _make(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, device: torch.device) -> Kernel:
     """Make the best kernel that can be had."""
     traced = program(rule, kind, DTYPES[dtype])
@@ -129,20 +115,19 @@ def only_eager() -> bool:
 
 def library(source: str) -> build.Built:
     """Return the compiled library of a source, which a process loads once."""
-    loaded = _libraries.get(source)
-    if loaded is not None:
-        return build.Built(loaded.library, True, loaded.reason)
-    built = _libraries[source] = build.build(source)
-    if built.reason:
-        _warn(built.reason)
+    built = _libraries.get(source)
+    if built is None:
+        built = build.build(source)
+        if built.reason:
+            _warn(built.reason)
+        _libraries[source] = replace(built, cached=True)
     return built
 
 
+@cache
 def _warn(reason: str) -> None:
     """Log once a process and reason."""
-    if reason not in _warned:
-        _warned.add(reason)
-        _log.warning("%s", reason)
+    _log.warning("%s", reason)
 
 
 def _compiled(built: build.Built, traced: Program) -> Launch:
