@@ -12,10 +12,9 @@ and constructing rules load neither torch nor numpy.
 
 from typing import TYPE_CHECKING, Any
 
-from adamserve.optim.adam import Adam
+from adamserve.optim.adam import Adam, AdaMax, LpAdam
 from adamserve.optim.base import Rule
 from adamserve.optim.engine.threads import set_threads
-from adamserve.optim.lp_adam import AdaMax, LpAdam
 from adamserve.optim.momentum import SGD, Nesterov, TorchSGD
 from adamserve.optim.registry import RULES, by_name, from_dict, register, rules_of, to_dict
 from adamserve.optim.rmsprop import AdaGrad, NesterovRMSProp, RMSProp, TorchRMSprop

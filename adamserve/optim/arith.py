@@ -72,7 +72,6 @@ class Real:
     """What a floating-point format means to the functions below.
 
     Attributes:
-        name: torch's name of the dtype.
         c_type: C's name of it; `c_int` is the integer of the same width.
         tiny: smallest normal number; anything smaller is stored as zero.
         fraction_bits: explicit bits of the significand.
@@ -82,7 +81,6 @@ class Real:
         root_log, root_exp: series of `root1p` (in z^2 <= 1/9, and in [0, 1/2]).
     """
 
-    name: str
     c_type: str
     c_int: str
     tiny: float
@@ -123,7 +121,7 @@ def _powers(terms: int) -> tuple[float, ...]:
 # The series of float32 interpolate at Chebyshev nodes. Each is within 1.6e-8 of its function, a quarter of a unit in
 # the last place. Those of float64 are Taylor series that are as accurate: there, speed matters less.
 FLOAT32 = Real(
-    name="float32", c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
+    c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
     sqrt_half=0x3F3504F3,
     log=(2.88539004, 0.961798847, 0.576713622, 0.431760728),
     exp=(1, 0.693147182, 0.240226507, 0.0555032715, 0.00961805694, 0.0013400428, 0.000154614449),
@@ -131,13 +129,10 @@ FLOAT32 = Real(
     root_exp=(0.693147182, 0.240225449, 0.0555210486, 0.00952434354, 0.0015423384),
 )  # fmt: skip
 FLOAT64 = Real(
-    name="float64", c_type="double", c_int="long long", tiny=2.0**-1022, fraction_bits=52, bias=1023,
+    c_type="double", c_int="long long", tiny=2.0**-1022, fraction_bits=52, bias=1023,
     sqrt_half=0x3FE6A09E667F3BCD,
     log=_artanh(11), exp=_powers(14), root_log=_artanh(17), root_exp=_powers(15)[1:],
 )  # fmt: skip
-WHOLE_POWERS = 16
-"""Whole exponents up to this are powers by multiplication."""
-
 REALS: Mapping[str, Real] = {"float32": FLOAT32, "float64": FLOAT64}
 
 
@@ -241,7 +236,7 @@ def norm_p(op: Ops, x: Value, y: Value, p: float, p_value: Value, p_inverse: Val
         return norm2(op, x, y)
     top = larger(op, x, y)
     q = ratio(op, smaller(op, x, y), top)
-    whole = p == round(p) and p <= WHOLE_POWERS
+    whole = p == round(p) and p <= 16  # then multiplications are cheaper
     power = _whole_power(q, int(p)) if whole else exp2(op, p_value * log2(op, q))
     if p < 2.0:
         return top * exp2(op, p_inverse * log2(op, 1.0 + power))

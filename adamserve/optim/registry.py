@@ -16,9 +16,8 @@ from inspect import isabstract
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adamserve.errors import AdamServeError, Conflict, InvalidArgument
-from adamserve.optim.adam import Adam
+from adamserve.optim.adam import Adam, AdaMax, LpAdam
 from adamserve.optim.base import Rule
-from adamserve.optim.lp_adam import AdaMax, LpAdam
 from adamserve.optim.momentum import SGD, Nesterov, TorchSGD
 from adamserve.optim.rmsprop import AdaGrad, NesterovRMSProp, RMSProp, TorchRMSprop
 

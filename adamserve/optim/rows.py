@@ -198,7 +198,8 @@ class Rows:
         if n == 0 or width == 0:
             return
         dtype, item = (self._w.dtype, 0) if g is None else (g.dtype, g.element_size())
-        function = _function(self._rule, self._w.dtype, dtype) if self._w.device.type == "cpu" else None
+        able = self._w.device.type == "cpu" and not only_eager()
+        function = _function(self._rule, self._w.dtype, dtype) if able else None
         if function is None:
             self._by_torch(np.arange(n) if rows is None else rows, constants, g, now)
             return
@@ -266,19 +267,20 @@ class Rows:
 
 def prepare(rule: Rule, dtype: torch.dtype) -> None:
     """Build the kernel of gradients of w's own dtype before the first push."""
-    _function(rule, dtype, dtype)
+    if not only_eager():
+        _function(rule, dtype, dtype)
 
 
 def _pointer(array: Array | None, skip: int = 0) -> int | None:
     return None if array is None else int(array.ctypes.data) + skip * int(array.itemsize)
 
 
+@lru_cache(maxsize=4096)
 def _function(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> Callable[..., None] | None:
     """Return the compiled kernel, or None where there is no compiler."""
-    if only_eager():
-        return None
+    step, coast = (program(rule, kind, DTYPES[dtype]) for kind in ("step", "coast"))
     try:
-        built = library(_source(rule, dtype, gradient))
+        built = library(emit.rows_source(step, coast, DTYPES[gradient]))
     except build.BuildError:
         return None
     whole, pointer = ctypes.c_longlong, ctypes.c_void_p
@@ -286,9 +288,3 @@ def _function(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> Callable
     return built.function(
         emit.ROWS_ENTRY, whole, whole, pointer, pointer, whole, whole, ctypes.c_int, whole, *pointers
     )
-
-
-@lru_cache(maxsize=4096)
-def _source(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> str:
-    step, coast = (program(rule, kind, DTYPES[dtype]) for kind in ("step", "coast"))
-    return emit.rows_source(step, coast, DTYPES[gradient])

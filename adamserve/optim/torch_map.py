@@ -16,18 +16,14 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from adamserve.errors import InvalidArgument
-from adamserve.optim.adam import Adam
+from adamserve.optim.adam import Adam, AdaMax
 from adamserve.optim.base import Rule
-from adamserve.optim.lp_adam import AdaMax
 from adamserve.optim.momentum import SGD, Nesterov, TorchSGD
 from adamserve.optim.rmsprop import AdaGrad, RMSProp, TorchRMSprop
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-Group = Mapping[str, Any]
-"""One of an optimizer's `param_groups`."""
 
 
 def _square(slot: Tensor, rule: Rule) -> Tensor:
@@ -168,7 +164,7 @@ _NOTES = {
 """What users must know who go on without a constant that torch lacks; without any other one nobody should."""
 
 
-def rule_of(optimizer: type[torch.optim.Optimizer], group: Group) -> Rule:
+def rule_of(optimizer: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> Rule:
     """Make the rule that computes what a torch optimizer computes for a param group.
 
     Raises:

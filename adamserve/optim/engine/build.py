@@ -94,9 +94,10 @@ def build(source: str) -> Built:
     if command is None:
         named = os.environ.get("CC")
         raise BuildError(f"no C compiler: {'$CC=' + named if named else 'cc, gcc, clang'} not found on PATH")
-    name = hashlib.sha256(
-        "\0".join((source, _identity(command), *FLAGS, *NATIVE, _processor())).encode()
-    ).hexdigest()
+    real = Path(command[0]).resolve()
+    status = real.stat()
+    identity = f"{real} {status.st_size} {status.st_mtime_ns} {' '.join(command[1:])}"
+    name = hashlib.sha256("\0".join((source, identity, *FLAGS, *NATIVE, _processor())).encode()).hexdigest()
     try:
         path = _own(cache_directory()) / f"{name}.so"
         if _intact(path):
@@ -156,13 +157,6 @@ def _compile(command: tuple[str, ...], source: str, path: Path) -> None:
         content = output.read_bytes()
         output.write_bytes(content + hashlib.sha256(content).digest())
         output.replace(path)
-
-
-def _identity(command: tuple[str, ...]) -> str:
-    """What tells one compiler from another without running it."""
-    real = Path(command[0]).resolve()
-    status = real.stat()
-    return f"{real} {status.st_size} {status.st_mtime_ns} {' '.join(command[1:])}"
 
 
 @cache

@@ -20,6 +20,15 @@ ROWS_ENTRY = "adamserve_rows"
 HALVES = ("bfloat16", "float16")
 GRADIENT_TYPES = {"float32": "float", "float64": "double"} | dict.fromkeys(HALVES, "unsigned short")
 
+_EXPRESSIONS = {
+    "sqrt": "sqrt{suffix}({0})",
+    "abs": "fabs{suffix}({0})",
+    "neg": "-{0}",
+    "where": "{0} ? {1} : {2}",
+    **dict.fromkeys("+-*/<>", "{0} {op} {1}"),
+}
+"""Operations as C writes them; the others are functions of numbers.h."""
+
 
 def c_source(program: Program, gradient: str) -> str:
     """Return the kernel in C99: `void adamserve_update(long long n, const double *constants, arrays...)`.
@@ -138,24 +147,12 @@ def _body(program: Program, gradient: str, before_stores: str = "") -> str:
 
 def _expression(program: Program, node: Node, gradient: str) -> str:
     """The right-hand side of one assignment."""
-    real, a = program.real, [_operand(program, k) for k in node.args]
-    single = real.c_type == "float"
-    match node.op:
-        case "load":
-            element = f"a_{node.leaf}[i]"
-            return f"widen_{gradient}({element})" if node.leaf == "g" and gradient in HALVES else element
-        case "sqrt":
-            return f"sqrt{'f' if single else ''}({a[0]})"
-        case "abs":
-            return f"fabs{'f' if single else ''}({a[0]})"
-        case "neg":
-            return f"-{a[0]}"
-        case "where":
-            return f"{a[0]} ? {a[1]} : {a[2]}"
-        case "pow2" | "exponent" | "mantissa" | "floor2" | "two_over2":
-            return f"{node.op}({a[0]})"
-        case _:
-            return f"{a[0]} {node.op} {a[1]}"
+    if node.op == "load":
+        element = f"a_{node.leaf}[i]"
+        return f"widen_{gradient}({element})" if node.leaf == "g" and gradient in HALVES else element
+    operands = [_operand(program, k) for k in node.args]
+    suffix = "f" if program.real.c_type == "float" else ""
+    return _EXPRESSIONS.get(node.op, "{op}({0})").format(*operands, op=node.op, suffix=suffix)
 
 
 def _operand(program: Program, k: int) -> str:

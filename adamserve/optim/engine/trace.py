@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 
 from adamserve.optim.arith import Node, Ops, Real, Value, Values, flush
 
-Update = Callable[[Ops, Values, Values], Mapping[str, Value]]
-"""(operations, arrays by name, constants by name) -> new contents of the arrays that change."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
@@ -30,8 +27,13 @@ class Program:
     stores: Mapping[str, int]
 
 
-def trace(function: Update, real: Real, arrays: tuple[str, ...], constants: tuple[str, ...]) -> Program:
-    """Call `function` with values that record.
+def trace(
+    function: Callable[[Ops, Values, Values], Mapping[str, Value]],
+    real: Real,
+    arrays: tuple[str, ...],
+    constants: tuple[str, ...],
+) -> Program:
+    """Record `function`, which makes the new contents of the arrays that change of all arrays and constants.
 
     Whatever it stores passes `flush` first, so that no array ever holds a subnormal number.
     """
