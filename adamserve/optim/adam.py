@@ -177,8 +177,7 @@ class LpAdam(_Normed):
     serves every p: 1e-8 at p = 1000 gives a root of 0.98, far above most gradients.
 
     Source: Kingma & Ba 2015, section 7.1, https://arxiv.org/abs/1412.6980; slides p. 27, which prints beta2 in the
-    decay of r where beta2^p is meant. torch has no such rule. Hoelder's inequality
-    bounds the step (`step_bound`).
+    decay of r where beta2^p is meant. torch has no such rule. Hoelder's inequality bounds the step (`step_bound`).
     """
 
     lr: float = 1e-3
@@ -220,10 +219,8 @@ class LpAdam(_Normed):
         b = one_minus_power(self.beta2, self.p)
         if self.bias_correction:
             b /= one_minus_power(self.beta2, self.p * t)
-        a, q = (
-            (1.0 - self.beta1) / self._correction(t),
-            math.inf if self.p == 1.0 else self.p / (self.p - 1.0),
-        )
+        a = (1.0 - self.beta1) / self._correction(t)
+        q = math.inf if self.p == 1.0 else self.p / (self.p - 1.0)
         return moment_bound(a, b ** (1.0 / self.p), growth(self.beta1, self.beta2), q, t)
 
 

@@ -223,12 +223,7 @@ def norm_p(op: Ops, x: Value, y: Value, p: float, p_value: Value, p_inverse: Val
 
     With s = max(x, y) and q = min(x, y)/s it is s (1 + q^p)^(1/p): of the two scaled terms one is 1.
     An error d in log2 q changes the result by d at most, whatever p: p multiplies it, the root divides it.
-
-    Args:
-        op: the arithmetic.
-        x, y: the two numbers.
-        p: the exponent; 1 and 2 have forms of their own.
-        p_value, p_inverse: p and 1/p as constants of the kernel.
+    `p_value` and `p_inverse` are p and 1/p as constants of the kernel.
     """
     if p == 1.0:
         return x + y

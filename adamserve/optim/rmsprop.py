@@ -24,7 +24,7 @@ class _Scaled(Rule):
         return math.sqrt(self.eps) if self.eps_inside_sqrt else self.eps
 
     def _scaled(self, op: Ops, g: Value, root: Value, c: Values) -> Value:
-        """g / sqrt(root^2 + eps) where eps stands inside the root, otherwise g / (root + eps)."""
+        """rate g / sqrt(root^2 + eps) where eps stands inside the root, otherwise rate g / (root + eps)."""
         if self.eps:
             root = norm2(op, root, c["eps"]) if self.eps_inside_sqrt else root + c["eps"]
         return c["rate"] * ratio(op, g, root)

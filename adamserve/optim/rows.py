@@ -137,12 +137,10 @@ class History:
 
 
 class Rows:
-    """The rows of one table under one rule.
-
-    Not thread-safe.
+    """The rows of one table under one rule. Not thread-safe.
 
     Args:
-        rule: the rule.
+        rule: whose updates they get.
         arrays: "w" and each slot, of shape (rows, width) and contiguous; changed in place.
         t: updates that all rows have had.
         exact: rows without a gradient change as in a dense update. False: they stay as they are (lazily), and only
@@ -164,8 +162,7 @@ class Rows:
         Args:
             rows: their numbers, int64, increasing.
             g: their gradients, of shape (len(rows), width), of w's dtype or half precision, on w's device.
-            lr: rate in place of the rule's.
-            lr_scale: factor on the rate.
+            lr, lr_scale: as in `Rule.step_`.
         """
         t, now = self.t + 1, 0
         rate = self._rule.rate(t, lr) * lr_scale

@@ -69,11 +69,8 @@ class Form:
     def state(self, rule: Rule, slots: Mapping[str, Tensor], t: int) -> dict[str, Tensor]:
         """Return a parameter's entry in an optimizer's state, in new tensors.
 
-        Args:
-            rule: the parameter's rule.
-            slots: its slots.
-            t: updates it has had. SGD keeps no count, and takes the first gradient another way than later ones: before
-                it, the entry is empty.
+        `t` counts its updates. SGD keeps no count, and takes the first gradient another way than later ones: before it,
+        the entry is empty.
         """
         import torch
 
@@ -190,10 +187,7 @@ def rule_of(optimizer: type[torch.optim.Optimizer], group: Mapping[str, Any]) ->
 
 
 def form_of(rules: Sequence[Rule]) -> Form:
-    """Find the torch optimizer that goes on with some parameters where their rules stopped.
-
-    Args:
-        rules: of one class; each becomes a param group.
+    """Find the torch optimizer that goes on where these rules of one class stopped. Each becomes a param group.
 
     Raises:
         InvalidArgument: torch has no such optimizer.

@@ -87,10 +87,8 @@ def prepare(
     """Make a rule's kernels ready before the first push, so that it does not wait for a compiler.
 
     Args:
-        rule: the rule.
-        dtype: the parameters' dtype, float32 or float64.
+        rule, dtype, device: of the parameters.
         grad_dtypes: the gradients' dtypes; empty means `dtype`.
-        device: where the parameters are.
         bfloat16: `step_` will be asked for a copy in bfloat16.
 
     Returns:

@@ -41,10 +41,7 @@ def c_source(program: Program, gradient: str) -> str:
 def rows_source(step: Program, coast: Program, gradient: str) -> str:
     """Return the kernel of rows that missed updates, in C99: `void adamserve_rows(...)`. See rows.c for what it does.
 
-    Args:
-        step: an update with a gradient.
-        coast: an update without one, of the same constants.
-        gradient: the gradient's dtype.
+    `step` is an update with a gradient of that dtype, `coast` one without, of the same constants.
     """
     slots = coast.arrays
     decay = f"(real)constants[{step.constants.index('decay')}]"

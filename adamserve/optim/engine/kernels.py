@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -59,6 +60,7 @@ class Kernel:
 
 Kind = Literal["step", "bfloat16", "look", "coast"]
 _libraries: dict[str, build.Built] = {}
+_lock = threading.Lock()
 
 
 def kernel(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, device: torch.device) -> Kernel:
@@ -115,12 +117,13 @@ def only_eager() -> bool:
 
 def library(source: str) -> build.Built:
     """Return the compiled library of a source, which a process loads once."""
-    built = _libraries.get(source)
-    if built is None:
-        built = build.build(source)
-        if built.reason:
-            _warn(built.reason)
-        _libraries[source] = replace(built, cached=True)
+    with _lock:
+        built = _libraries.get(source)
+        if built is None:
+            built = build.build(source)
+            if built.reason:
+                _warn(built.reason)
+            _libraries[source] = replace(built, cached=True)
     return built
 
 

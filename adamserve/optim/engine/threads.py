@@ -18,7 +18,7 @@ from adamserve.errors import InvalidArgument
 ALONE = 65_536
 """Elements below which the caller's thread does all the work."""
 
-_PARTS = 8  # parts for each thread
+_PARTS = 8  # for each thread
 _ALIGN = 64  # elements; a cache line or more in every dtype, so that no two threads write one line
 
 _count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
