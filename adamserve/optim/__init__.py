@@ -12,16 +12,12 @@ and constructing rules load neither torch nor numpy.
 
 from typing import TYPE_CHECKING, Any
 
-from adamserve.optim.adagrad import AdaGrad
-from adamserve.optim.adam import Adam
-from adamserve.optim.adamax import AdaMax
+from adamserve.optim.adam import Adam, AdaMax, LpAdam
 from adamserve.optim.base import Rule
 from adamserve.optim.engine.threads import set_threads
-from adamserve.optim.lp_adam import LpAdam
-from adamserve.optim.momentum import SGD, Nesterov
+from adamserve.optim.momentum import SGD, Nesterov, TorchSGD
 from adamserve.optim.registry import RULES, by_name, from_dict, register, rules_of, to_dict
-from adamserve.optim.rmsprop import NesterovRMSProp, RMSProp
-from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
+from adamserve.optim.rmsprop import AdaGrad, NesterovRMSProp, RMSProp, TorchRMSprop
 
 if TYPE_CHECKING:
     from adamserve.optim.engine.apply import all_finite, prepare

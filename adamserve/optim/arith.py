@@ -1,9 +1,7 @@
 """The arithmetic in which rules are written, and functions made of it.
 
-A rule's update is one Python function over `Value`s. Two things can stand behind a value:
-
-- an `Expr` (engine/trace.py), which records the operations, so that emit.py can write them as C or CUDA C;
-- a torch tensor (`TorchOps` in engine/eager.py), which does them at once.
+A rule's update is one Python function over `Value`s, which record what is done to them. The record runs as C, as CUDA C
+(engine/emit.py), or as torch operations (engine/eager.py).
 
 Only operations that IEEE 754 defines to the last bit are allowed: + - * /, sqrt, abs, comparisons with a select, and
 moving a float's exponent bits. There is no fused multiply-add, and no pow, exp or log of a library. So every executor
@@ -11,30 +9,59 @@ that performs them in the written order gives the same bits for an element: with
 a vector's tail, on a GPU, and wherever a tensor is cut in two.
 
 torch adds one restriction. On a GPU its division by a Python number multiplies by the reciprocal, which is not IEEE
-division. So a rule never divides by a number, nor a number by a value (`Expr` refuses).
+division. So a rule never divides by a number, nor a number by a value (`Value` refuses).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 
-class Value(Protocol):
-    """An element of a tensor, known (torch) or to be known (`Expr`)."""
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One assignment: an operation, its operands (earlier nodes), and for a leaf its name or number."""
 
-    def __add__(self, other: Value | float, /) -> Value: ...
-    def __radd__(self, other: float, /) -> Value: ...
-    def __sub__(self, other: Value | float, /) -> Value: ...
-    def __rsub__(self, other: float, /) -> Value: ...
-    def __mul__(self, other: Value | float, /) -> Value: ...
-    def __rmul__(self, other: float, /) -> Value: ...
-    def __truediv__(self, other: Value, /) -> Value: ...
-    def __neg__(self) -> Value: ...
-    def __lt__(self, other: Value | float, /) -> Value: ...
-    def __gt__(self, other: Value | float, /) -> Value: ...
+    op: str
+    args: tuple[int, ...] = ()
+    leaf: str | float = ""
+
+
+def _operator(op: str) -> Callable[[Value, Value | float], Value]:
+    return lambda x, y: x.ops.record(op, x, y)
+
+
+def _reflected(op: str) -> Callable[[Value, float], Value]:
+    return lambda x, y: x.ops.record(op, y, x)
+
+
+class Value:
+    """An element of a tensor, to be computed later."""
+
+    __slots__ = ("index", "ops")
+
+    def __init__(self, ops: Ops, index: int) -> None:
+        self.ops = ops
+        self.index = index
+
+    __add__ = _operator("+")
+    __radd__ = _reflected("+")
+    __sub__ = _operator("-")
+    __rsub__ = _reflected("-")
+    __mul__ = _operator("*")
+    __rmul__ = _reflected("*")
+    __lt__ = _operator("<")
+    __gt__ = _operator(">")
+
+    def __truediv__(self, other: Value) -> Value:
+        if not isinstance(other, Value) or self.ops.nodes[other.index].op in ("number", "constant"):
+            raise TypeError("a rule must not divide by a number: torch on a GPU would round differently")
+        return self.ops.record("/", self, other)
+
+    def __neg__(self) -> Value:
+        return self.ops.record("neg", self)
 
 
 Values = Mapping[str, Value]
@@ -45,7 +72,6 @@ class Real:
     """What a floating-point format means to the functions below.
 
     Attributes:
-        name: torch's name of the dtype.
         c_type: C's name of it; `c_int` is the integer of the same width.
         tiny: smallest normal number; anything smaller is stored as zero.
         fraction_bits: explicit bits of the significand.
@@ -55,7 +81,6 @@ class Real:
         root_log, root_exp: series of `root1p` (in z^2 <= 1/9, and in [0, 1/2]).
     """
 
-    name: str
     c_type: str
     c_int: str
     tiny: float
@@ -96,7 +121,7 @@ def _powers(terms: int) -> tuple[float, ...]:
 # The series of float32 interpolate at Chebyshev nodes. Each is within 1.6e-8 of its function, a quarter of a unit in
 # the last place. Those of float64 are Taylor series that are as accurate: there, speed matters less.
 FLOAT32 = Real(
-    name="float32", c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
+    c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
     sqrt_half=0x3F3504F3,
     log=(2.88539004, 0.961798847, 0.576713622, 0.431760728),
     exp=(1, 0.693147182, 0.240226507, 0.0555032715, 0.00961805694, 0.0013400428, 0.000154614449),
@@ -104,44 +129,61 @@ FLOAT32 = Real(
     root_exp=(0.693147182, 0.240225449, 0.0555210486, 0.00952434354, 0.0015423384),
 )  # fmt: skip
 FLOAT64 = Real(
-    name="float64", c_type="double", c_int="long long", tiny=2.0**-1022, fraction_bits=52, bias=1023,
+    c_type="double", c_int="long long", tiny=2.0**-1022, fraction_bits=52, bias=1023,
     sqrt_half=0x3FE6A09E667F3BCD,
     log=_artanh(11), exp=_powers(14), root_log=_artanh(17), root_exp=_powers(15)[1:],
 )  # fmt: skip
-WHOLE_POWERS = 16
-"""Whole exponents up to this are powers by multiplication."""
-
 REALS: Mapping[str, Real] = {"float32": FLOAT32, "float64": FLOAT64}
 
 
-class Ops(Protocol):
-    """The operations beyond Python's operators."""
+class Ops:
+    """The operations beyond Python's operators. It records all: equal ones on equal operands once."""
 
-    real: Real
+    def __init__(self, real: Real) -> None:
+        self.real = real
+        self.nodes: list[Node] = []
+        self._indices: dict[Node, int] = {}
+
+    def record(self, op: str, *args: Value | float, leaf: str | float = "") -> Value:
+        """Record an operation, or find that it was recorded before."""
+        operands = tuple(a.index if isinstance(a, Value) else self.number(a).index for a in args)
+        node = Node(op, operands, leaf)
+        if node not in self._indices:
+            self._indices[node] = len(self.nodes)
+            self.nodes.append(node)
+        return Value(self, self._indices[node])
 
     def number(self, x: float) -> Value:
         """A number as a value of every element."""
+        return self.record("number", leaf=float(x))
 
     def sqrt(self, x: Value) -> Value:
         """The correctly rounded square root."""
+        return self.record("sqrt", x)
 
     def abs(self, x: Value) -> Value:
         """|x|."""
+        return self.record("abs", x)
 
     def where(self, condition: Value, yes: Value | float, no: Value | float) -> Value:
         """Select, element by element. Both sides are computed."""
+        return self.record("where", condition, yes, no)
 
     def split(self, x: Value) -> tuple[Value, Value]:
         """(e, m) with x = m 2^e exactly and m in [sqrt(1/2), sqrt(2)), for x positive and normal."""
+        return self.record("exponent", x), self.record("mantissa", x)
 
     def floor2(self, x: Value) -> Value:
         """The largest power of two that is at most x, for x positive and normal."""
+        return self.record("floor2", x)
 
     def two_over2(self, x: Value) -> Value:
         """2 / floor2(x), a power of two that is a normal number for every normal x > 0."""
+        return self.record("two_over2", x)
 
     def pow2(self, n: Value) -> Value:
         """2^n for a whole n whose power is a normal number."""
+        return self.record("pow2", n)
 
 
 def larger(op: Ops, x: Value, y: Value | float) -> Value:
@@ -181,12 +223,7 @@ def norm_p(op: Ops, x: Value, y: Value, p: float, p_value: Value, p_inverse: Val
 
     With s = max(x, y) and q = min(x, y)/s it is s (1 + q^p)^(1/p): of the two scaled terms one is 1.
     An error d in log2 q changes the result by d at most, whatever p: p multiplies it, the root divides it.
-
-    Args:
-        op: the arithmetic.
-        x, y: the two numbers.
-        p: the exponent; 1 and 2 have forms of their own.
-        p_value, p_inverse: p and 1/p as constants of the kernel.
+    `p_value` and `p_inverse` are p and 1/p as constants of the kernel.
     """
     if p == 1.0:
         return x + y
@@ -194,7 +231,7 @@ def norm_p(op: Ops, x: Value, y: Value, p: float, p_value: Value, p_inverse: Val
         return norm2(op, x, y)
     top = larger(op, x, y)
     q = ratio(op, smaller(op, x, y), top)
-    whole = p == round(p) and p <= WHOLE_POWERS
+    whole = p == round(p) and p <= 16  # then multiplications are cheaper
     power = _whole_power(q, int(p)) if whole else exp2(op, p_value * log2(op, q))
     if p < 2.0:
         return top * exp2(op, p_inverse * log2(op, 1.0 + power))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from adamserve.errors import InvalidArgument
 from adamserve.optim.arith import Ops, Value, Values, flush
@@ -45,9 +45,9 @@ class Rule(ABC):
     An element smaller than the dtype's smallest normal number is stored as 0.
 
     To write a rule, derive a final, frozen dataclass with a default for every option, and define `slot_names`,
-    `_check`, `_constants`, `_update`, `_fades` and `_moves`. A rule that takes gradients elsewhere than at w also sets
-    `has_lookahead` and defines `_point`. `_coast` (a cheaper `_update` with a zero gradient) and `_bound` (a bound of
-    the step) are optional.
+    `_constants`, `_update`, `_fades` and `_moves`. An option that is a number lies in [0, infinity), unless `number`
+    declares another domain. A rule that takes gradients at w + momentum velocity sets `has_lookahead`. `_check`,
+    `_coast` (a cheaper `_update` with a zero gradient) and `_bound` (a bound of the step) are optional.
     """
 
     has_lookahead: ClassVar[bool] = False
@@ -60,12 +60,9 @@ class Rule(ABC):
     box: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        check_number(self, "lr", at_least=0.0)
-        check_number(self, "lr_decay", at_least=0.0)
-        check_number(self, "weight_decay", at_least=0.0)
-        check_number(self, "l2", at_least=0.0)
-        check_flags(self)
-        check_box(self)
+        for option in fields(self):
+            _check_option(self, option)
+        _check_box(self)
         if self.lr_schedule not in SCHEDULES:
             raise InvalidArgument(
                 f"must be one of {', '.join(SCHEDULES)}, got {self.lr_schedule!r}", field="lr_schedule"
@@ -77,9 +74,9 @@ class Rule(ABC):
     def slot_names(self) -> tuple[str, ...]:
         """Names of the tensors kept per parameter, in a fixed order; each has the parameter's shape and dtype."""
 
-    @abstractmethod
     def _check(self) -> None:
-        """Check the constants that this rule adds."""
+        """Check what options must be together."""
+        return None
 
     @abstractmethod
     def _constants(self, t: int, rate: float) -> dict[str, float]:
@@ -126,7 +123,7 @@ class Rule(ABC):
         *,
         lr: float | None = None,
         lr_scale: float = 1.0,
-        narrow: Tensor | None = None,
+        bfloat16: Tensor | None = None,
     ) -> None:
         """Update `w` and `slots` in place with one gradient.
 
@@ -142,7 +139,7 @@ class Rule(ABC):
             t: number of this update, from 1.
             lr: rate for this update instead of the rule's; decay and schedule apply to it as well.
             lr_scale: factor on the rate, after the schedule (for example for staleness).
-            narrow: for a float32 `w`, a bfloat16 tensor of its shape and device. It receives the point at which the
+            bfloat16: for a float32 `w`, a bfloat16 tensor of its shape and device. It receives the point at which the
                 next gradient is to be taken, rounded to nearest even. It costs no second pass over `w`.
 
         Raises:
@@ -150,26 +147,19 @@ class Rule(ABC):
         """
         from adamserve.optim.engine import apply
 
-        apply.step_(self, w, g, slots, t, lr, lr_scale, narrow)
+        apply.step_(self, w, g, slots, t, lr, lr_scale, bfloat16)
 
-    def lookahead(self, w: Tensor, slots: Mapping[str, Tensor], *, out: Tensor | None = None) -> Tensor:
+    def lookahead(self, w: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         """Return the point at which the next gradient is to be taken.
 
-        Args:
-            w: the parameter.
-            slots: its slots.
-            out: where to write it, of w's shape, dtype and device, overlapping neither `w` nor a slot.
-
-        Returns:
-            `out` if given. Otherwise w + momentum V in a new tensor for the Nesterov rules, and `w` itself
-            (no copy) for the others.
+        It is w + momentum V in a new tensor for the Nesterov rules, and `w` itself (no copy) for the others.
 
         Raises:
             InvalidArgument: a tensor's shape, dtype or device is wrong.
         """
         from adamserve.optim.engine import apply
 
-        return apply.lookahead(self, w, slots, out)
+        return apply.lookahead(self, w, slots)
 
     def rate(self, t: int, lr: float | None = None) -> float:
         """Return the rate of update `t`: `lr` (default: the rule's) after decay and schedule."""
@@ -193,7 +183,7 @@ class Rule(ABC):
 
     def _point(self, w: Value, s: Values, c: Values) -> Value:
         """Return the point at which gradients are taken."""
-        return w
+        return w + c["momentum"] * s["velocity"] if self.has_lookahead else w
 
     def _all_constants(self, t: int, rate: float) -> dict[str, float]:
         """Return the rule's own constants and the common ones."""
@@ -202,81 +192,72 @@ class Rule(ABC):
             common |= dict(zip(("lo", "hi"), self.box, strict=True))
         return {**self._constants(t, rate), **common}
 
-    def _moved(self, op: Ops, w: Value, delta: Value, c: Values) -> Value:
-        """Return the new w: decay, the update, the projection."""
+    def _step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
+        """Return the arrays x after an update: the common options around `_update`. Without g in x, g is zero."""
+        w = x["w"]
+        if self.l2:
+            g = x.get("g", op.number(0.0)) + c["l2"] * self._point(w, x, c)
+            delta, new = self._update(op, g, x, c)
+        else:
+            delta, new = self._update(op, x["g"], x, c) if "g" in x else self._coast(op, x, c)
         if self.weight_decay:
             w = w - c["decay"] * w
         w = w + delta
-        if self.box is None:
-            return w
-        w = op.where(w < c["lo"], c["lo"], w)
-        return op.where(w > c["hi"], c["hi"], w)
+        if self.box is not None:
+            w = op.where(w < c["lo"], c["lo"], w)
+            w = op.where(w > c["hi"], c["hi"], w)
+        return {"w": w, **new}
 
-    def _step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """Return the arrays x after an update: the common options around `_update`."""
-        w, g = x["w"], x["g"]
-        if self.l2:
-            g = g + c["l2"] * self._point(w, x, c)
-        delta, new = self._update(op, g, x, c)
-        return {"w": self._moved(op, w, delta, c), **new}
-
-    def _narrow_step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
+    def _step_with_copy(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
         """Do `_step`, and return the point at which the next gradient is to be taken as well."""
         new = self._step(op, x, c)
-        if not self.has_lookahead:
-            return {**new, "narrow": new["w"]}
-        stored = {name: flush(op, value) for name, value in new.items()}
-        return {**new, "narrow": self._point(stored["w"], stored, c)}
+        stored = {name: flush(op, value) for name, value in new.items()} if self.has_lookahead else new
+        return {**new, "bfloat16": self._point(stored["w"], stored, c)}
 
     def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         """Do `_update` with a zero gradient. A slot on which no move of w depends may be left out: it only fades."""
         return self._update(op, op.number(0.0), s, c)
 
-    def _coast_step(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """Do `_step` with a zero gradient."""
-        if self.l2:
-            return self._step(op, {**x, "g": op.number(0.0)}, c)
-        delta, new = self._coast(op, x, c)
-        return {"w": self._moved(op, x["w"], delta, c), **new}
 
-    def _look(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """Return the look-ahead point, for a kernel of its own."""
-        return {"out": self._point(x["w"], x, c)}
+def number(default: float, *, at_least: float = 0.0, below: float = math.inf, closed: bool = False) -> float:
+    """Declare an option of a rule: a number in [at_least, below), or in [at_least, below] if `closed`."""
+    option: float = field(default=default, metadata={"domain": (at_least, below, closed)})
+    return option
 
 
-def check_number(
-    rule: Rule, name: str, *, at_least: float | None = None, below: float = math.inf, closed: bool = False
-) -> None:
-    """Check that a constant is a number in [at_least, below), or [at_least, below] if `closed`; store it as float."""
-    low = -math.inf if at_least is None else at_least
-    value = getattr(rule, name)
-    try:
-        number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not (low <= number <= below if closed else low <= number < below):
-        domain = f"[{low:g}, {below:g}{']' if closed else ')'}"
-        raise InvalidArgument(
-            f"must be a number in {domain}, got {value!r}", field=name, fix=f"see {type(rule).__name__}"
-        )
-    object.__setattr__(rule, name, number)
+def _check_option(rule: Rule, option: Field[Any]) -> None:
+    """Check a number's domain, and store it as float. Check that a truth value is one: "no" must not count as true."""
+    value = getattr(rule, option.name)
+    if option.type in ("float", float):
+        low, high, closed = option.metadata.get("domain", (0.0, math.inf, False))
+        x = _float(value)
+        if not (low <= x <= high if closed else low <= x < high):
+            raise InvalidArgument(
+                f"must be a number in [{low:g}, {high:g}{']' if closed else ')'}, got {value!r}",
+                field=option.name,
+                fix=f"see {type(rule).__name__}",
+            )
+        object.__setattr__(rule, option.name, x)
+    elif option.type in ("bool", bool) and not isinstance(value, bool):
+        raise InvalidArgument(f"must be True or False, got {value!r}", field=option.name)
 
 
-def check_flags(rule: Rule) -> None:
-    """Check that every option declared bool is one: `bias_correction="no"` must not count as true."""
-    for f in fields(rule):
-        if f.type == "bool" and not isinstance(getattr(rule, f.name), bool):
-            raise InvalidArgument(f"must be True or False, got {getattr(rule, f.name)!r}", field=f.name)
-
-
-def check_box(rule: Rule) -> None:
+def _check_box(rule: Rule) -> None:
     """Check that the box is None or two finite numbers, the lower one first; store it as a tuple of floats."""
     if rule.box is None:
         return
     try:
-        lo, hi = (math.nan if isinstance(x, bool | str) else float(x) for x in rule.box)
-    except (TypeError, ValueError, OverflowError):
+        lo, hi = map(_float, rule.box)
+    except (TypeError, ValueError):
         lo = hi = math.nan
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+    if not -math.inf < lo < hi < math.inf:
         raise InvalidArgument(f"must be None or (lo, hi) with lo < hi, got {rule.box!r}", field="box")
     object.__setattr__(rule, "box", (lo, hi))
+
+
+def _float(x: Any) -> float:
+    """x as a float, NaN if it is no number."""
+    try:
+        return math.nan if isinstance(x, bool | str) else float(x)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

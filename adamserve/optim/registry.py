@@ -16,14 +16,10 @@ from inspect import isabstract
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adamserve.errors import AdamServeError, Conflict, InvalidArgument
-from adamserve.optim.adagrad import AdaGrad
-from adamserve.optim.adam import Adam
-from adamserve.optim.adamax import AdaMax
+from adamserve.optim.adam import Adam, AdaMax, LpAdam
 from adamserve.optim.base import Rule
-from adamserve.optim.lp_adam import LpAdam
-from adamserve.optim.momentum import SGD, Nesterov
-from adamserve.optim.rmsprop import NesterovRMSProp, RMSProp
-from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
+from adamserve.optim.momentum import SGD, Nesterov, TorchSGD
+from adamserve.optim.rmsprop import AdaGrad, NesterovRMSProp, RMSProp, TorchRMSprop
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -47,10 +43,7 @@ class Registry(Mapping[str, type[Rule]]):
             self.register(rule)
 
     def register(self, rule: RuleClass) -> RuleClass:
-        """Add a rule, which is then found by its name; also as a decorator. Adding it again does nothing.
-
-        Returns:
-            The rule.
+        """Add a rule, which is then found by its name, and return it. Adding it again does nothing.
 
         Raises:
             InvalidArgument: it is not a final, frozen dataclass that derives from `Rule`, defines its abstract methods,
@@ -93,7 +86,7 @@ class Registry(Mapping[str, type[Rule]]):
         points = [point for point in _offered() if _plain(point.name) == plain]
         if not points:
             return None
-        packages = " and ".join(sorted(_package(point) for point in points))
+        packages = " and ".join(sorted(point.dist.name if point.dist else point.module for point in points))
         try:
             if len(points) > 1:
                 raise Conflict(f"they all offer {points[0].name}")
@@ -111,7 +104,6 @@ class Registry(Mapping[str, type[Rule]]):
 
 
 def _check(rule: Any) -> None:
-    """Check that a class can stand for a rule in jobs and checkpoints."""
     if not (isinstance(rule, type) and issubclass(rule, Rule)):
         raise InvalidArgument(f"{rule!r} is no rule", field="rule", fix="derive it from adamserve.optim.Rule")
     problem = ""
@@ -137,19 +129,13 @@ def _plain(name: str) -> str:
 
 
 def _offered() -> Iterable[EntryPoint]:
-    """The entry points of installed packages."""
     from importlib.metadata import entry_points
 
     return entry_points(group=ENTRY_POINTS)
 
 
-def _package(point: EntryPoint) -> str:
-    """The distribution that an entry point comes from."""
-    return point.dist.name if point.dist else point.module
-
-
 RULES = Registry(
-    (SGD, Nesterov, AdaGrad, RMSProp, NesterovRMSProp, Adam, LpAdam, AdaMax, TorchSGD, TorchRMSprop)
+    [SGD, Nesterov, AdaGrad, RMSProp, NesterovRMSProp, Adam, LpAdam, AdaMax, TorchSGD, TorchRMSprop]
 )
 """Every rule by its class name."""
 

@@ -12,7 +12,7 @@ import ctypes
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from adamserve.optim.base import Rule
 from adamserve.optim.engine import build, emit
 from adamserve.optim.engine.kernels import DTYPES, kernel, library, only_eager, program
 from adamserve.optim.engine.threads import share
+from adamserve.values import Array
 
 REST = {"float32": 2.0**-33, "float64": 2.0**-62}
 """Replay ends when all moves still to come add up to less than this part of the first one missed (2^-9 of a unit in the
@@ -32,8 +33,6 @@ FORGOTTEN = 1e-300
 
 MAX_PHASES = 1 << 17
 """Most phases kept, at about 100 bytes each. At more, all rows are brought up to date and the history is cleared."""
-
-_Function = Callable[..., None]
 
 
 class History:
@@ -74,7 +73,7 @@ class History:
         self._most = 0.0
         self._keep = 1.0
 
-    def append(self, t: int, rate: float) -> np.ndarray[Any, Any]:
+    def append(self, t: int, rate: float) -> Array:
         """Add the rule's update `t` at a rate; returns its constants as the kernel takes them."""
         named = self._rule._all_constants(t, rate)
         constants = np.array(list(named.values()), self._dtype).astype(np.float64)
@@ -117,6 +116,20 @@ class History:
         info = np.finfo(self._dtype)
         return math.ceil((math.log(info.tiny) - math.log(info.max)) / math.log(fade)), False
 
+    def constants_at(self, t: int) -> Array:
+        """Return the constants of an update."""
+        return cast("Array", self.constants[self._phase(np.int64(t))])
+
+    def sums_to(self, t: Array) -> Array:
+        """Return, by update, the logarithms of the factors of all updates up to it."""
+        phase = self._phase(t)
+        since = (t - self.first[phase] + 1)[:, None]
+        return cast("Array", self.sums[phase] + since * self.logs[phase])
+
+    def _phase(self, t: Any) -> Any:
+        """The phase of an update, or of each."""
+        return np.maximum(np.searchsorted(self.first[: self.phases], t, "right") - 1, 0)
+
     def _grow(self) -> None:
         for name in ("first", "constants", "logs", "sums"):
             array = getattr(self, name)
@@ -124,12 +137,10 @@ class History:
 
 
 class Rows:
-    """The rows of one table under one rule.
-
-    Not thread-safe.
+    """The rows of one table under one rule. Not thread-safe.
 
     Args:
-        rule: the rule.
+        rule: whose updates they get.
         arrays: "w" and each slot, of shape (rows, width) and contiguous; changed in place.
         t: updates that all rows have had.
         exact: rows without a gradient change as in a dense update. False: they stay as they are (lazily), and only
@@ -142,41 +153,33 @@ class Rows:
         self._w = self._arrays[0]
         self._exact = exact
         self._history = History(rule, DTYPES[self._w.dtype])
-        self._last: np.ndarray[Any, Any] | None = None
+        self._last: Array | None = None
         self.t = t
 
-    @property
-    def behind(self) -> bool:
-        """Whether some row may have missed updates."""
-        return self._last is not None
-
-    def step_(self, rows: np.ndarray[Any, Any], g: Tensor, *, lr: float | None, lr_scale: float) -> None:
+    def step_(self, rows: Array, g: Tensor, *, lr: float | None, lr_scale: float) -> None:
         """Make update t + 1, whose gradient is zero but for some rows.
 
         Args:
             rows: their numbers, int64, increasing.
             g: their gradients, of shape (len(rows), width), of w's dtype or half precision, on w's device.
-            lr: rate in place of the rule's.
-            lr_scale: factor on the rate.
+            lr, lr_scale: as in `Rule.step_`.
         """
-        rate = self._rule.rate(self.t + 1, lr) * lr_scale
-        if not self._exact:
-            constants = np.array(list(self._rule._all_constants(self.t + 1, rate).values()))
-            self._advance(rows, constants, g)
-            self.t += 1
-            return
-        if self._history.phases >= MAX_PHASES or self._history.now >= 1 << 30:
-            self.catch_up()
-        if self._last is None:
-            self._last = np.empty(self._w.shape[0], np.int32)
-            self._last.fill(0)  # in memory now, rather than a page at a time in later pushes
-        # The history holds the missed updates; this one joins it afterwards.
-        now = self._history.now
-        constants = self._history.append(self.t + 1, rate)
+        t, now = self.t + 1, 0
+        rate = self._rule.rate(t, lr) * lr_scale
+        if self._exact:
+            if self._history.phases >= MAX_PHASES or self._history.now >= 1 << 30:
+                self.catch_up()
+            if self._last is None:
+                self._last = np.empty(self._w.shape[0], np.int32)
+                self._last.fill(0)  # in memory now, rather than a page at a time in later pushes
+            now = self._history.now  # the missed updates; this one joins them afterwards
+            constants = self._history.append(t, rate)
+        else:
+            constants = np.array(list(self._rule._all_constants(t, rate).values()))
         self._advance(rows, constants, g, now)
-        self.t += 1
+        self.t = t
 
-    def catch_up(self, rows: np.ndarray[Any, Any] | None = None) -> None:
+    def catch_up(self, rows: Array | None = None) -> None:
         """Bring rows up to date: those given (int64, increasing), or all."""
         if self._last is None:
             return
@@ -185,38 +188,22 @@ class Rows:
             self._last = None
             self._history.clear()
 
-    def _advance(
-        self,
-        rows: np.ndarray[Any, Any] | None,
-        constants: np.ndarray[Any, Any] | None,
-        g: Tensor | None,
-        now: int = 0,
-    ) -> None:
-        n = self._w.shape[0] if rows is None else len(rows)
-        if n == 0 or self._w.shape[1] == 0:
-            return
-        dtype = self._w.dtype if g is None else g.dtype
-        function = _function(self._rule, self._w.dtype, dtype) if self._w.device.type == "cpu" else None
-        if function is None:
-            self._by_torch(rows, constants, g, now)
-        else:
-            self._compiled(function, dtype, rows, constants, g, now)
-
-    def _compiled(
-        self,
-        function: _Function,
-        dtype: torch.dtype,
-        rows: np.ndarray[Any, Any] | None,
-        constants: np.ndarray[Any, Any] | None,
-        g: Tensor | None,
-        now: int,
-    ) -> None:
+    def _advance(self, rows: Array | None, constants: Array | None, g: Tensor | None, now: int) -> None:
+        """Replay what rows missed up to `now`, then make the update of these constants, if one is given."""
         history, width, size = self._history, self._w.shape[1], self._w.element_size()
+        n = self._w.shape[0] if rows is None else len(rows)
+        if n == 0 or width == 0:
+            return
+        dtype, item = (self._w.dtype, 0) if g is None else (g.dtype, g.element_size())
+        able = self._w.device.type == "cpu" and not only_eager()
+        function = _function(self._rule, self._w.dtype, dtype) if able else None
+        if function is None:
+            self._by_torch(np.arange(n) if rows is None else rows, constants, g, now)
+            return
         horizon, rests = history.horizon()
-        item = g.element_size() if g is not None else 0
         pointers = [a.data_ptr() for a in self._arrays]
-        shared = (horizon, int(rests), history.phases, *map(_pointer, (history.first, history.constants)))
-        shared += (_pointer(history.logs), _pointer(history.sums), _pointer(constants))
+        tables = (history.first, history.constants, history.logs, history.sums, constants)
+        shared = (horizon, int(rests), history.phases, *map(_pointer, tables))
 
         def part(start: int, stop: int) -> None:
             # Without a list of rows, row i of a part is row start + i of the table.
@@ -228,35 +215,33 @@ class Rows:
                 *[p + skip * width * size for p in pointers],
             )  # fmt: skip
 
-        n = self._w.shape[0] if rows is None else len(rows)
         share(n * width, lambda a, b: part(-(-a // width), -(-b // width)))
 
-    def _by_torch(
-        self,
-        rows: np.ndarray[Any, Any] | None,
-        constants: np.ndarray[Any, Any] | None,
-        g: Tensor | None,
-        now: int,
-    ) -> None:
+    def _by_torch(self, rows: Array, constants: Array | None, g: Tensor | None, now: int) -> None:
         """Do the same by dense updates of blocks of rows, on a GPU or where there is no compiler.
 
         Rows are sorted by their last update, so that those that need a replay of update t are neighbours.
         """
-        if rows is None:
-            rows = np.arange(self._w.shape[0])
+        history = self._history
         since = self._last[rows].astype(np.int64) if self._last is not None else np.full(len(rows), now)
         order = np.argsort(since, kind="stable")
         since = since[order]
         index = torch.from_numpy(rows[order]).to(self._w.device)
         blocks = [a.index_select(0, index) for a in self._arrays]
         zeros = torch.zeros_like(blocks[0])
-        horizon, _ = self._history.horizon()
+        horizon, _ = history.horizon()
+
+        def dense(g: Tensor, constants: Array, low: int, high: int) -> None:
+            w, *slots = (block[low:high] for block in blocks)
+            step = kernel(self._rule, "step", w.dtype, g.dtype, w.device)
+            step.launch([w, g[low:high], *slots], constants.tolist())
+
         t = int(since[0]) + 1
         while t <= now:
             low = int(np.searchsorted(since, t - horizon, "left"))
             high = int(np.searchsorted(since, t, "left"))
             if low < high:
-                self._dense(blocks, zeros, self._constants(t), low, high)
+                dense(zeros, history.constants_at(t), low, high)
             elif high == len(since) or low == len(since):
                 break
             else:
@@ -264,70 +249,39 @@ class Rows:
             t += 1
         long = int(np.searchsorted(since, now - horizon, "left"))
         if long:
-            sums = self._sums(np.full(1, now - 1)) - self._sums(np.minimum(since[:long] + horizon, now - 1))
+            sums = history.sums_to(np.full(1, now - 1))
+            sums = sums - history.sums_to(np.minimum(since[:long] + horizon, now - 1))
             for block, factors in zip(blocks, np.exp(sums).T, strict=True):
                 block[:long] *= torch.from_numpy(factors).to(block)[:, None]
-            self._dense(blocks, zeros, self._constants(now), 0, long)
+            dense(zeros, history.constants_at(now), 0, long)
         if g is not None and constants is not None:
-            self._dense(
-                blocks, g.index_select(0, torch.from_numpy(order).to(g.device)), constants, 0, len(rows)
-            )
+            dense(g.index_select(0, torch.from_numpy(order).to(g.device)), constants, 0, len(rows))
         for array, block in zip(self._arrays, blocks, strict=True):
             array.index_copy_(0, index, block)
         if self._last is not None:
             self._last[rows] = now if g is None else now + 1
 
-    def _dense(
-        self, blocks: list[Tensor], g: Tensor, constants: np.ndarray[Any, Any], low: int, high: int
-    ) -> None:
-        w, *slots = (block[low:high] for block in blocks)
-        step = kernel(self._rule, "step", w.dtype, g.dtype, w.device)
-        step.launch([w, g[low:high], *slots], constants.tolist())
-
-    def _constants(self, t: int) -> np.ndarray[Any, Any]:
-        history = self._history
-        phase = int(np.searchsorted(history.first[: history.phases], t, "right")) - 1
-        constants: np.ndarray[Any, Any] = history.constants[phase]
-        return constants
-
-    def _sums(self, t: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return, by update, the logarithms of the factors of all updates up to it."""
-        history = self._history
-        phase = np.maximum(np.searchsorted(history.first[: history.phases], t, "right") - 1, 0)
-        sums: np.ndarray[Any, Any] = (
-            history.sums[phase] + (t - history.first[phase] + 1)[:, None] * history.logs[phase]
-        )
-        return sums
-
 
 def prepare(rule: Rule, dtype: torch.dtype) -> None:
     """Build the kernel of gradients of w's own dtype before the first push."""
-    _function(rule, dtype, dtype)
+    if not only_eager():
+        _function(rule, dtype, dtype)
 
 
-def _pointer(array: np.ndarray[Any, Any] | None, skip: int = 0) -> int | None:
+def _pointer(array: Array | None, skip: int = 0) -> int | None:
     return None if array is None else int(array.ctypes.data) + skip * int(array.itemsize)
 
 
-def _function(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> _Function | None:
+@lru_cache(maxsize=4096)
+def _function(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> Callable[..., None] | None:
     """Return the compiled kernel, or None where there is no compiler."""
-    if only_eager():
-        return None
-    source = _source(rule, dtype, gradient)
+    step, coast = (program(rule, kind, DTYPES[dtype]) for kind in ("step", "coast"))
     try:
-        function: _Function = getattr(library(source).library, emit.ROWS_ENTRY)
+        built = library(emit.rows_source(step, coast, DTYPES[gradient]))
     except build.BuildError:
         return None
     whole, pointer = ctypes.c_longlong, ctypes.c_void_p
-    function.restype = None  # type: ignore[attr-defined]
-    function.argtypes = [  # type: ignore[attr-defined]
-        whole, whole, pointer, pointer, whole, whole, ctypes.c_int, whole,
-        *[pointer] * (6 + 1 + len(rule.slot_names)),
-    ]  # fmt: skip
-    return function
-
-
-@lru_cache(maxsize=4096)
-def _source(rule: Rule, dtype: torch.dtype, gradient: torch.dtype) -> str:
-    step, coast = (program(rule, kind, DTYPES[dtype]) for kind in ("step", "coast"))
-    return emit.rows_source(step, coast, DTYPES[gradient])
+    pointers = [pointer] * (7 + len(rule.slot_names))
+    return built.function(
+        emit.ROWS_ENTRY, whole, whole, pointer, pointer, whole, whole, ctypes.c_int, whole, *pointers
+    )

@@ -16,24 +16,14 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from adamserve.errors import InvalidArgument
-from adamserve.optim.adagrad import AdaGrad
-from adamserve.optim.adam import Adam
-from adamserve.optim.adamax import AdaMax
+from adamserve.optim.adam import Adam, AdaMax
 from adamserve.optim.base import Rule
-from adamserve.optim.momentum import SGD, Nesterov
-from adamserve.optim.rmsprop import RMSProp
-from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
+from adamserve.optim.momentum import SGD, Nesterov, TorchSGD
+from adamserve.optim.rmsprop import AdaGrad, RMSProp, TorchRMSprop
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-Group = Mapping[str, Any]
-"""One of an optimizer's `param_groups`."""
-
-
-def _same(slot: Tensor, rule: Rule) -> Tensor:
-    return slot.clone()
 
 
 def _square(slot: Tensor, rule: Rule) -> Tensor:
@@ -47,81 +37,60 @@ def _over_rate(slot: Tensor, rule: Rule) -> Tensor:
     return slot / -rule.lr
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Form:
     """A torch optimizer, and the rule that computes the same.
 
     Attributes:
         optimizer: the name of the class in torch.optim.
         rule: the rule's class.
-        constants: by torch's option, the rule's constant, or one for each part of a pair.
+        constants: by torch's option, the rule's constant. Torch's pair `betas` counts as two options.
         slots: by torch's state, the rule's slot. A slot that a rule does not have is passed over.
         change: makes torch's state of a slot.
-        computed: by constant that torch has no option for, the value that torch computes with, where that is not the
-            constant's default.
         refused: by constant, a value that torch does not take.
         extra: torch's options beside those that constants give.
-        counted: whether torch keeps the number of updates.
     """
 
     optimizer: str
     rule: type[Rule]
-    constants: Mapping[str, str | tuple[str, ...]]
+    constants: Mapping[str, str]
     slots: Mapping[str, str]
-    change: Callable[[Tensor, Rule], Tensor] = _same
-    computed: Mapping[str, Any] = field(default_factory=dict)
+    change: Callable[[Tensor, Rule], Tensor] = lambda slot, rule: slot.clone()
     refused: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
-    counted: bool = True
-
-    def rule_of(self, group: Group) -> Rule:
-        """Make the rule of a param group."""
-        constants = dict(self.computed)
-        for option, names in self.constants.items():
-            if isinstance(names, str):
-                constants[names] = group[option]
-            else:
-                constants.update(zip(names, group[option], strict=True))
-        return self.rule(**constants)
 
     def options(self, rule: Rule) -> dict[str, Any]:
         """Return a param group's options, as the optimizer's constructor takes them."""
-        options = dict(self.extra)
-        for option, names in self.constants.items():
-            options[option] = (
-                getattr(rule, names) if isinstance(names, str) else tuple(getattr(rule, x) for x in names)
-            )
-        return options
+        options = {option: getattr(rule, constant) for option, constant in self.constants.items()}
+        if "beta1" in options:
+            options["betas"] = options.pop("beta1"), options.pop("beta2")
+        return {**options, **self.extra}
 
     def state(self, rule: Rule, slots: Mapping[str, Tensor], t: int) -> dict[str, Tensor]:
         """Return a parameter's entry in an optimizer's state, in new tensors.
 
-        Args:
-            rule: the parameter's rule.
-            slots: its slots.
-            t: updates it has had. An optimizer without a count of its own takes the first gradient another way than
-                later ones: before it, the entry is empty.
+        `t` counts its updates. SGD keeps no count, and takes the first gradient another way than later ones: before it,
+        the entry is empty.
         """
         import torch
 
-        if not self.counted and not t:
+        if self.optimizer == "SGD" and not t:
             return {}
-        state = {"step": torch.tensor(float(t))} if self.counted else {}
+        state = {} if self.optimizer == "SGD" else {"step": torch.tensor(float(t))}
         kept = {name: slot for name, slot in self.slots.items() if slot in rule.slot_names}
         return state | {name: self.change(slots[slot], rule) for name, slot in kept.items()}
 
     def lost(self, rule: Rule) -> dict[str, Any]:
         """Return the constants, with their values, for which torch has no option."""
-        carried: set[str] = set()
-        for names in self.constants.values():
-            carried.update((names,) if isinstance(names, str) else names)
-        computed = {
-            f.name: self.computed.get(f.name, f.default) for f in fields(rule) if f.name not in carried
-        }
-        if getattr(rule, "eps", None) == 0.0:
-            computed.pop("eps_inside_sqrt", None)
-        lost = {name: getattr(rule, name) for name, x in computed.items() if getattr(rule, name) != x}
-        return lost | {name: x for name, x in self.refused.items() if getattr(rule, name) == x}
+        lost = {}
+        for f in fields(rule):
+            value = getattr(rule, f.name)
+            carried = f.name in self.constants.values() or value == _COMPUTED.get(f.name, f.default)
+            if f.name == "eps_inside_sqrt" and getattr(rule, "eps", None) == 0.0:
+                carried = True
+            if not carried or (f.name, value) in self.refused.items():
+                lost[f.name] = value
+        return lost
 
     def notes(self, rule: Rule) -> list[str]:
         """Say what torch does otherwise than the rule, if anything."""
@@ -132,87 +101,47 @@ class Form:
         return said
 
 
-_Constants = dict[str, str | tuple[str, ...]]
-_L2: _Constants = {"lr": "lr", "weight_decay": "l2"}
-_BETAS: _Constants = {"betas": ("beta1", "beta2"), "eps": "eps"}
+def _named(*same: str, **other: str) -> dict[str, str]:
+    """Constants by torch's options: those of the same name, and the others."""
+    return dict(zip(same, same, strict=True)) | other
+
+
+_ADAM = _named("lr", "beta1", "beta2", "eps", "amsgrad")
 _MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v", "max_exp_avg_sq": "v_max"}
-_OUTSIDE = {"eps_inside_sqrt": False}
+_SGD = _named("lr", "momentum", weight_decay="l2")
+_RMSPROP = _named("lr", "eps", weight_decay="l2", alpha="decay")
+_COMPUTED = {"eps_inside_sqrt": False}
+"""What torch computes with where it has no option, if that is not the constant's default."""
 
 FORMS: tuple[Form, ...] = (
+    Form("SGD", TorchSGD, _SGD | _named("dampening", "nesterov"), {"momentum_buffer": "momentum_buffer"}),
+    Form("Adam", Adam, _ADAM | {"weight_decay": "l2"}, _MOMENTS, refused={"beta2": 1.0}),
+    Form("AdamW", Adam, _ADAM | _named("weight_decay"), _MOMENTS, refused={"beta2": 1.0}),
     Form(
-        optimizer="SGD",
-        rule=TorchSGD,
-        constants=_L2 | {"momentum": "momentum", "dampening": "dampening", "nesterov": "nesterov"},
-        slots={"momentum_buffer": "momentum_buffer"},
-        counted=False,
+        "Adamax",
+        AdaMax,
+        _named("lr", "beta1", "beta2", "eps", weight_decay="l2"),
+        {"exp_avg": "m", "exp_inf": "u"},
     ),
+    Form("Adagrad", AdaGrad, _named("lr", "lr_decay", "eps", weight_decay="l2"), {"sum": "root"}, _square),
     Form(
-        optimizer="Adam",
-        rule=Adam,
-        constants=_L2 | _BETAS | {"amsgrad": "amsgrad"},
-        slots=_MOMENTS,
-        computed=_OUTSIDE,
-        refused={"beta2": 1.0},
-    ),
-    Form(
-        optimizer="AdamW",
-        rule=Adam,
-        constants=_BETAS | {"lr": "lr", "weight_decay": "weight_decay", "amsgrad": "amsgrad"},
-        slots=_MOMENTS,
-        computed=_OUTSIDE,
-        refused={"beta2": 1.0},
-    ),
-    Form(
-        optimizer="Adamax",
-        rule=AdaMax,
-        constants=_L2 | _BETAS,
-        slots={"exp_avg": "m", "exp_inf": "u"},
-    ),
-    Form(
-        optimizer="Adagrad",
-        rule=AdaGrad,
-        constants=_L2 | {"lr_decay": "lr_decay", "eps": "eps"},
-        slots={"sum": "root"},
-        change=_square,
-        computed=_OUTSIDE,
-    ),
-    Form(
-        optimizer="RMSprop",
-        rule=TorchRMSprop,
-        constants=_L2 | {"alpha": "decay", "eps": "eps", "momentum": "momentum", "centered": "centered"},
-        slots={
-            "square_avg": "square",
-            "grad_avg": "mean",
-            "momentum_buffer": "momentum_buffer",
-        },
+        "RMSprop",
+        TorchRMSprop,
+        _RMSPROP | _named("momentum", "centered"),
+        {"square_avg": "square", "grad_avg": "mean", "momentum_buffer": "momentum_buffer"},
     ),
     # The slides' own forms of two of them.
+    Form("SGD", SGD, _SGD, {"momentum_buffer": "velocity"}, _over_rate),
     Form(
-        optimizer="SGD",
-        rule=SGD,
-        constants=_L2 | {"momentum": "momentum"},
-        slots={"momentum_buffer": "velocity"},
-        change=_over_rate,
-        counted=False,
-    ),
-    Form(
-        optimizer="SGD",
-        rule=Nesterov,
-        constants=_L2 | {"momentum": "momentum"},
-        slots={"momentum_buffer": "velocity"},
-        change=_over_rate,
+        "SGD",
+        Nesterov,
+        _SGD,
+        {"momentum_buffer": "velocity"},
+        _over_rate,
         refused={"momentum": 0.0},
         extra={"nesterov": True},
-        counted=False,
     ),
-    Form(
-        optimizer="RMSprop",
-        rule=RMSProp,
-        constants=_L2 | {"alpha": "decay", "eps": "eps"},
-        slots={"square_avg": "root"},
-        change=_square,
-        computed=_OUTSIDE,
-    ),
+    Form("RMSprop", RMSProp, _RMSPROP, {"square_avg": "root"}, _square),
 )
 """The table. A torch optimizer's first row says which rule it becomes; a rule's first row that loses nothing, which
 optimizer."""
@@ -232,7 +161,7 @@ _NOTES = {
 """What users must know who go on without a constant that torch lacks; without any other one nobody should."""
 
 
-def rule_of(optimizer: type[torch.optim.Optimizer], group: Group) -> Rule:
+def rule_of(optimizer: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> Rule:
     """Make the rule that computes what a torch optimizer computes for a param group.
 
     Raises:
@@ -251,27 +180,26 @@ def rule_of(optimizer: type[torch.optim.Optimizer], group: Group) -> Rule:
     for option, only in _ONLY.items():
         if group.get(option, only) != only:
             raise InvalidArgument("cannot be reproduced", field=option, fix=f"leave it {only}")
-    return form.rule_of(group)
+    if "betas" in group:
+        group = {**group, **dict(zip(("beta1", "beta2"), group["betas"], strict=True))}
+    constants: dict[str, Any] = {f.name: _COMPUTED[f.name] for f in fields(form.rule) if f.name in _COMPUTED}
+    return form.rule(**constants, **{name: group[option] for option, name in form.constants.items()})
 
 
 def form_of(rules: Sequence[Rule]) -> Form:
-    """Find the torch optimizer that goes on with some parameters where their rules stopped.
-
-    Args:
-        rules: of one class; each becomes a param group.
+    """Find the torch optimizer that goes on where these rules of one class stopped. Each becomes a param group.
 
     Raises:
         InvalidArgument: torch has no such optimizer.
     """
     forms = [form for form in FORMS if all(type(rule) is form.rule for rule in rules)]
-    name, fix = type(rules[0]).__name__, "export the model alone (--model-only)"
-    if not forms:
-        raise InvalidArgument(f"torch has no {name}", field="rule", fix=fix)
-    lost = [{name: x for rule in rules for name, x in form.lost(rule).items()} for form in forms]
-    for form, constants in zip(forms, lost, strict=True):
-        if constants.keys() <= _NOTES.keys():
+    name, lacking = type(rules[0]).__name__, set()
+    for form in forms:
+        lost = {constant: x for rule in rules for constant, x in form.lost(rule).items()}
+        if lost.keys() <= _NOTES.keys():
             return form
-    wanted = " and ".join(
-        sorted({f"{name}={x}" for constants in lost for name, x in constants.items() if name not in _NOTES})
+        lacking |= {f"{constant}={x}" for constant, x in lost.items() if constant not in _NOTES}
+    wanted = f" with {' and '.join(sorted(lacking))}" if lacking else ""
+    raise InvalidArgument(
+        f"torch has no {name}{wanted}", field="rule", fix="export the model alone (--model-only)"
     )
-    raise InvalidArgument(f"torch has no {name} with {wanted}", field="rule", fix=fix)

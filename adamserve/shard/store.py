@@ -137,7 +137,7 @@ class Store:
         for dtype in dtypes:
             if (dtype, copied) not in self._prepared:
                 for rule in self._rules:
-                    optim.prepare(rule, torch.float32, [dtype], self.device, narrow=copied)
+                    optim.prepare(rule, torch.float32, [dtype], self.device, bfloat16=copied)
                 self._prepared.add((dtype, copied))
 
     # ---- reading
@@ -236,7 +236,7 @@ class Store:
                     part = gradient[piece.span.start - first : piece.span.stop - first]
                     at, t = piece.w.storage_offset(), piece.updates + 1
                     beside = None if copy is None else copy[at : at + len(part)]
-                    piece.rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=lr_scale, narrow=beside)
+                    piece.rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=lr_scale, bfloat16=beside)
                     self.probe.ran(piece.rule, t, lr, lr_scale)
                 piece.updates += 1
         self.probe.end()

@@ -86,9 +86,7 @@ def library() -> ctypes.CDLL | None:
         log.debug("tensors are coded by numpy: %s", error)
         return None
     for name, pointers in _SIGNATURES.items():
-        function = getattr(built.library, name)
-        function.restype = ctypes.c_uint32
-        function.argtypes = [ctypes.c_longlong, *[ctypes.c_void_p] * pointers]
+        built.function(name, ctypes.c_longlong, *[ctypes.c_void_p] * pointers, returns=ctypes.c_uint32)
     return built.library
 
 

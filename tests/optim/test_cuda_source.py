@@ -12,7 +12,7 @@ from adamserve.optim.engine import kernels
 from adamserve.optim.engine.emit import GRADIENT_TYPES, cuda_source
 from tests.optim.rules import RULES_UNDER_TEST
 
-KINDS: tuple[kernels.Kind, ...] = ("step", "narrow")
+KINDS: tuple[kernels.Kind, ...] = ("step", "bfloat16")
 NVCC = shutil.which("nvcc") or next((str(p) for p in Path("/usr/local").glob("cuda*/bin/nvcc")), None)
 
 

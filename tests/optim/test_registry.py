@@ -26,8 +26,6 @@ class Plain(optim.Rule):
     def slot_names(self) -> tuple[str, ...]:
         return ()
 
-    def _check(self) -> None: ...
-
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         return {"rate": rate}
 
@@ -106,7 +104,7 @@ class Half(optim.Rule):  # type: ignore[misc]  # that is the point
         (Open, "Open is not final"),
         (Bare, "Bare is no dataclass of its own"),
         (Required, "Required has no default for power"),
-        (Half, "Half lacks _check, _constants, _fades, _moves, _update, slot_names"),
+        (Half, "Half lacks _constants, _fades, _moves, _update, slot_names"),
         (dict, "<class 'dict'> is no rule"),
         (optim.Adam(), "is no rule"),
     ],

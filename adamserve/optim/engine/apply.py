@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from adamserve.optim.engine.threads import share
 
 _PARAMETERS = (torch.float32, torch.float64)
 _HALVES = (torch.bfloat16, torch.float16)
-_finite: dict[torch.dtype, Callable[[int, int], int] | None] = {}
 
 
 def init(rule: Rule, w: Tensor) -> dict[str, Tensor]:
@@ -36,7 +36,7 @@ def step_(
     t: int,
     lr: float | None,
     lr_scale: float,
-    narrow: Tensor | None,
+    bfloat16: Tensor | None,
 ) -> None:
     """See `Rule.step_`."""
     _check_parameter(w)
@@ -46,86 +46,75 @@ def step_(
         raise InvalidArgument(
             f"must be a whole number >= 1, got {t!r}", field="t", fix="t counts updates from 1"
         )
-    if lr is not None and not 0.0 <= lr < math.inf:
-        raise InvalidArgument(f"must be a finite number >= 0, got {lr!r}", field="lr")
-    if not 0.0 <= lr_scale < math.inf:
-        raise InvalidArgument(f"must be a finite number >= 0, got {lr_scale!r}", field="lr_scale")
+    for field, x in (("lr", lr), ("lr_scale", lr_scale)):
+        if x is not None and not 0.0 <= x < math.inf:
+            raise InvalidArgument(f"must be a finite number >= 0, got {x!r}", field=field)
     arrays = [w, g, *ordered]
     changed = {0: "w"} | dict.fromkeys(range(2, len(arrays)), "slots")
-    if narrow is not None:
-        if w.dtype is not torch.float32 or getattr(narrow, "dtype", None) is not torch.bfloat16:
-            raise InvalidArgument("must be a bfloat16 tensor, for a float32 parameter", field="narrow")
-        _check_like(w, narrow, "narrow", _HALVES)
-        changed[len(arrays)] = "narrow"
-        arrays.append(narrow)
+    if bfloat16 is not None:
+        if w.dtype is not torch.float32 or getattr(bfloat16, "dtype", None) is not torch.bfloat16:
+            raise InvalidArgument("must be a bfloat16 tensor, for a float32 parameter", field="bfloat16")
+        _check_like(w, bfloat16, "bfloat16", _HALVES)
+        changed[len(arrays)] = "bfloat16"
+        arrays.append(bfloat16)
     constants = list(rule._all_constants(t, rule.rate(t, lr) * lr_scale).values())
-    step = kernel(rule, "step" if narrow is None else "narrow", w.dtype, g.dtype, w.device)
+    step = kernel(rule, "step" if bfloat16 is None else "bfloat16", w.dtype, g.dtype, w.device)
     _apply(step.launch, arrays, constants, changed)
     if w.requires_grad:
         torch.autograd.graph.increment_version(w)
 
 
-def lookahead(rule: Rule, w: Tensor, slots: Mapping[str, Tensor], out: Tensor | None) -> Tensor:
+def lookahead(rule: Rule, w: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
     """See `Rule.lookahead`."""
     _check_parameter(w)
     ordered = _check_slots(rule, w, slots)
-    if out is not None:
-        _check_like(w, out, "out", ())
-        if w.numel() and any(out.data_ptr() == x.data_ptr() for x in (w, *ordered)):
-            raise InvalidArgument("must not be the parameter or one of its slots", field="out")
     if not rule.has_lookahead:
-        if out is None:
-            return w
-        with torch.no_grad():
-            return out.copy_(w)
-    point = torch.empty(w.shape, dtype=w.dtype, device=w.device) if out is None else out
+        return w
+    point = torch.empty(w.shape, dtype=w.dtype, device=w.device)
     look = kernel(rule, "look", w.dtype, w.dtype, w.device)
-    constants = list(rule._all_constants(1, rule.lr).values())
-    _apply(look.launch, [w, *ordered, point], constants, {1 + len(ordered): "out"})
+    _apply(look.launch, [w, *ordered, point], list(rule._all_constants(1, rule.lr).values()), {})
     return point
 
 
 def prepare(
     rule: Rule,
-    dtype: torch.dtype | str,
-    grad_dtypes: Iterable[torch.dtype | str] = (),
+    dtype: torch.dtype,
+    grad_dtypes: Iterable[torch.dtype] = (),
     device: torch.device | str = "cpu",
     *,
-    narrow: bool = False,
+    bfloat16: bool = False,
 ) -> KernelInfo:
     """Make a rule's kernels ready before the first push, so that it does not wait for a compiler.
 
     Args:
-        rule: the rule.
-        dtype: the parameters' dtype, float32 or float64 (also by name).
+        rule, dtype, device: of the parameters.
         grad_dtypes: the gradients' dtypes; empty means `dtype`.
-        device: where the parameters are.
-        narrow: `step_` will be asked for a narrow copy.
+        bfloat16: `step_` will be asked for a copy in bfloat16.
 
     Returns:
-        The executor, what was lost if it is not the best one, the seconds spent, and whether the cache had it all.
+        The executor, what was lost if it is not the best one, and whether the cache had it all.
 
     Raises:
         InvalidArgument: a dtype is not one that `step_` takes.
     """
-    real, where = _dtype(dtype, "dtype"), _device(device)
-    if real not in _PARAMETERS:
-        raise InvalidArgument(f"must be float32 or float64, got {real}", field="dtype")
-    gradients = [_dtype(d, "grad_dtypes") for d in grad_dtypes] or [real]
+    if dtype not in _PARAMETERS:
+        raise InvalidArgument(f"must be float32 or float64, got {dtype}", field="dtype")
+    try:
+        where = torch.empty(0, device=device).device  # with the index that "cuda" leaves out
+    except RuntimeError as error:
+        raise InvalidArgument(f"is not a torch device: {device!r}", field="device") from error
+    gradients = list(grad_dtypes) or [dtype]
     for gradient in gradients:
-        if gradient is not real and gradient not in _HALVES:
-            raise InvalidArgument(f"must be {real}, bfloat16 or float16, got {gradient}", field="grad_dtypes")
-    kind: Kind = "narrow" if narrow else "step"
-    infos = [kernel(rule, kind, real, gradient, where).info for gradient in gradients]
+        if gradient is not dtype and gradient not in _HALVES:
+            raise InvalidArgument(
+                f"must be {dtype}, bfloat16 or float16, got {gradient}", field="grad_dtypes"
+            )
+    kind: Kind = "bfloat16" if bfloat16 else "step"
+    infos = [kernel(rule, kind, dtype, gradient, where).info for gradient in gradients]
     if rule.has_lookahead:
-        infos.append(kernel(rule, "look", real, real, where).info)
-    worst = next((i for i in infos if i.executor == "eager"), infos[0])
-    return KernelInfo(
-        executor=worst.executor,
-        reason=worst.reason,
-        seconds=sum(i.seconds for i in infos),
-        cached=all(i.cached for i in infos),
-    )
+        infos.append(kernel(rule, "look", dtype, dtype, where).info)
+    worst = next((info for info in infos if info.executor == "eager"), infos[0])
+    return replace(worst, cached=all(info.cached for info in infos))
 
 
 def all_finite(t: Tensor) -> bool:
@@ -172,26 +161,22 @@ def _apply(
                 arrays[k].copy_(copies[k])
 
 
+@cache
 def _finite_test(dtype: torch.dtype) -> Callable[[int, int], int] | None:
     """The compiled test for a dtype, or None where there is no compiler."""
-    if dtype not in _finite:
-        function = None
-        if not kernels.only_eager():
-            with contextlib.suppress(build.BuildError):
-                function = getattr(
-                    library(build.text("adamserve.optim.engine", "finite.c")).library,
-                    f"finite_{DTYPES[dtype]}",
-                )
-                function.restype = ctypes.c_int
-                function.argtypes = [ctypes.c_longlong, ctypes.c_void_p]
-        _finite[dtype] = function
-    return _finite[dtype]
+    if kernels.only_eager():
+        return None
+    try:
+        built = library(build.text("adamserve.optim.engine", "finite.c"))
+    except build.BuildError:
+        return None
+    return built.function(f"finite_{DTYPES[dtype]}", ctypes.c_longlong, ctypes.c_void_p, returns=ctypes.c_int)
 
 
 def forget() -> None:
     """Drop everything that was built, so that the next call looks at the environment again."""
     kernels.forget()
-    _finite.clear()
+    _finite_test.cache_clear()
 
 
 def _check_parameter(w: Tensor) -> None:
@@ -229,21 +214,3 @@ def _check_slots(rule: Rule, w: Tensor, slots: Mapping[str, Tensor]) -> list[Ten
     for name, x in zip(names, ordered, strict=True):
         _check_like(w, x, f"slots[{name}]", ())
     return ordered
-
-
-def _dtype(d: torch.dtype | str, field: str) -> torch.dtype:
-    dtype = next((dtype for dtype, name in DTYPES.items() if d is dtype or d == name), None)
-    if dtype is None:
-        raise InvalidArgument(f"must be one of {', '.join(DTYPES.values())}, got {d!r}", field=field)
-    return dtype
-
-
-def _device(device: torch.device | str) -> torch.device:
-    """A device as tensors name it: "cuda" is the current one, with its index."""
-    try:
-        named = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidArgument(f"is not a torch device: {device!r}", field="device") from error
-    if named.type == "cuda" and named.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return named

@@ -17,10 +17,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any, cast
 
 # -ffp-contract=off keeps a*b+c two roundings, as everywhere else. -fno-trapping-math lets the unused side of a
 # select be computed, -fno-math-errno makes sqrt one instruction; neither changes a result.
@@ -48,6 +50,12 @@ class Built:
     library: ctypes.CDLL
     cached: bool
     reason: str
+
+    def function(self, name: str, *arguments: Any, returns: Any = None) -> Callable[..., Any]:
+        """Return a function of the library, with its C types."""
+        function = getattr(self.library, name)
+        function.argtypes, function.restype = arguments, returns
+        return cast("Callable[..., Any]", function)
 
 
 @cache
@@ -86,22 +94,26 @@ def build(source: str) -> Built:
     if command is None:
         named = os.environ.get("CC")
         raise BuildError(f"no C compiler: {'$CC=' + named if named else 'cc, gcc, clang'} not found on PATH")
-    name = hashlib.sha256(
-        "\0".join((source, _identity(command), *FLAGS, *NATIVE, _processor())).encode()
-    ).hexdigest()
+    real = Path(command[0]).resolve()
+    status = real.stat()
+    identity = f"{real} {status.st_size} {status.st_mtime_ns} {' '.join(command[1:])}"
+    name = hashlib.sha256("\0".join((source, identity, *FLAGS, *NATIVE, _processor())).encode()).hexdigest()
     try:
-        directory = _own(cache_directory())
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
-        return Built(_compile_apart(command, source), False, f"kernels are not kept: {error}")
-    path = directory / f"{name}.so"
-    if _intact(path):
-        with contextlib.suppress(OSError):
-            return Built(ctypes.CDLL(str(path)), True, "")
-    try:
+        path = _own(cache_directory()) / f"{name}.so"
+        if _intact(path):
+            with contextlib.suppress(OSError):
+                return Built(ctypes.CDLL(str(path)), True, "")
         _compile(command, source, path)
+        return Built(ctypes.CDLL(str(path)), False, "")
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
+        reason = f"kernels are not kept: {error}"
+    try:
+        with tempfile.TemporaryDirectory(prefix="adamserve-") as directory:
+            path = Path(directory) / "kernel.so"
+            _compile(command, source, path)
+            return Built(ctypes.CDLL(str(path)), False, reason)
     except OSError as error:
-        return Built(_compile_apart(command, source), False, f"kernels are not kept: {error}")
-    return Built(ctypes.CDLL(str(path)), False, "")
+        raise BuildError(f"cannot compile: {error}") from error
 
 
 def _own(directory: Path) -> Path:
@@ -119,22 +131,8 @@ def _own(directory: Path) -> Path:
 
 def _intact(path: Path) -> bool:
     """Whether the file ends in the hash of what precedes. A file cut short could crash the loader."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return False
+    content = path.read_bytes() if path.exists() else b""
     return len(content) > 32 and hashlib.sha256(content[:-32]).digest() == content[-32:]
-
-
-def _compile_apart(command: tuple[str, ...], source: str) -> ctypes.CDLL:
-    """Compile into a directory that is gone once the library is loaded."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="adamserve-") as directory:
-            path = Path(directory) / "kernel.so"
-            _compile(command, source, path)
-            return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BuildError(f"cannot compile: {error}") from error
 
 
 def _compile(command: tuple[str, ...], source: str, path: Path) -> None:
@@ -159,13 +157,6 @@ def _compile(command: tuple[str, ...], source: str, path: Path) -> None:
         content = output.read_bytes()
         output.write_bytes(content + hashlib.sha256(content).digest())
         output.replace(path)
-
-
-def _identity(command: tuple[str, ...]) -> str:
-    """What tells one compiler from another without running it."""
-    real = Path(command[0]).resolve()
-    status = real.stat()
-    return f"{real} {status.st_size} {status.st_mtime_ns} {' '.join(command[1:])}"
 
 
 @cache

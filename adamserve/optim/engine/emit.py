@@ -10,15 +10,24 @@ from __future__ import annotations
 import ctypes
 from string import Template
 
-from adamserve.optim.arith import Real
+from adamserve.optim.arith import Node, Real
 from adamserve.optim.engine.build import text
-from adamserve.optim.engine.trace import Node, Program
+from adamserve.optim.engine.trace import Program
 
 ENTRY = "adamserve_update"
 ROWS_ENTRY = "adamserve_rows"
 
 HALVES = ("bfloat16", "float16")
 GRADIENT_TYPES = {"float32": "float", "float64": "double"} | dict.fromkeys(HALVES, "unsigned short")
+
+_EXPRESSIONS = {
+    "sqrt": "sqrt{suffix}({0})",
+    "abs": "fabs{suffix}({0})",
+    "neg": "-{0}",
+    "where": "{0} ? {1} : {2}",
+    **dict.fromkeys("+-*/<>", "{0} {op} {1}"),
+}
+"""Operations as C writes them; the others are functions of numbers.h."""
 
 
 def c_source(program: Program, gradient: str) -> str:
@@ -32,10 +41,7 @@ def c_source(program: Program, gradient: str) -> str:
 def rows_source(step: Program, coast: Program, gradient: str) -> str:
     """Return the kernel of rows that missed updates, in C99: `void adamserve_rows(...)`. See rows.c for what it does.
 
-    Args:
-        step: an update with a gradient.
-        coast: an update without one, of the same constants.
-        gradient: the gradient's dtype.
+    `step` is an update with a gradient of that dtype, `coast` one without, of the same constants.
     """
     slots = coast.arrays
     decay = f"(real)constants[{step.constants.index('decay')}]"
@@ -68,7 +74,7 @@ def rows_source(step: Program, coast: Program, gradient: str) -> str:
 
 def cuda_source(program: Program, gradient: str) -> str:
     """Return the kernel in CUDA C: `adamserve_update(int n, double constants..., arrays...)`."""
-    used = _used(program)
+    used = used_constants(program)
     return _head(program.real) + _fill(
         "update.cu",
         name=ENTRY,
@@ -79,27 +85,9 @@ def cuda_source(program: Program, gradient: str) -> str:
     )
 
 
-def used_constants(program: Program) -> tuple[str, ...]:
-    """Name the constants that a CUDA kernel takes, in order: those that the arithmetic reads."""
-    return tuple(program.constants[k] for k in _used(program))
-
-
-def _used(program: Program) -> list[int]:
-    """Which constants some live node reads."""
-    live = _live(program)
-    names = {n.leaf for k, n in enumerate(program.nodes) if k in live and n.op == "constant"}
-    return [k for k, name in enumerate(program.constants) if name in names]
-
-
-def _live(program: Program) -> set[int]:
-    """The nodes that some store depends on."""
-    live, todo = set(), list(program.stores.values())
-    while todo:
-        k = todo.pop()
-        if k not in live:
-            live.add(k)
-            todo += program.nodes[k].args
-    return live
+def used_constants(program: Program) -> list[int]:
+    """Return which of a program's constants its arithmetic reads. A CUDA kernel takes these, in their order."""
+    return [k for k, name in enumerate(program.constants) if Node("constant", leaf=name) in program.nodes]
 
 
 def _fill(file: str, **parts: str) -> str:
@@ -119,7 +107,7 @@ def _head(r: Real) -> str:
 
 def _loop(head: str, program: Program, gradient: str, before_stores: str = "") -> str:
     """Write a program as a function over `n` elements, which returns `moved` where there are statements that set it."""
-    numbers = "".join(f"    const real c{k} = (real)constants[{k}];\n" for k in _used(program))
+    numbers = "".join(f"    const real c{k} = (real)constants[{k}];\n" for k in used_constants(program))
     return _fill(
         "loop.c",
         head=head,
@@ -134,7 +122,7 @@ def _parameters(program: Program, gradient: str) -> str:
     """The arrays as parameters; those that are only read are const."""
     parts = []
     for name in program.arrays:
-        c_type = {"g": GRADIENT_TYPES[gradient], "narrow": "unsigned short"}.get(name, "real")
+        c_type = {"g": GRADIENT_TYPES[gradient], "bfloat16": "unsigned short"}.get(name, "real")
         const = "" if name in program.stores else "const "
         parts.append(f"{const}{c_type} *a_{name}")
     return ", ".join(parts)
@@ -142,39 +130,26 @@ def _parameters(program: Program, gradient: str) -> str:
 
 def _body(program: Program, gradient: str, before_stores: str = "") -> str:
     """The loop's body: loads and assignments in order, then the stores."""
-    live = _live(program)
     lines = []
     for k, node in enumerate(program.nodes):
-        if k in live and node.op not in ("constant", "number"):
-            c_type = "int" if node.is_bool else "real"
+        if node.op not in ("constant", "number"):
+            c_type = "int" if node.op in ("<", ">") else "real"
             lines.append(f"        const {c_type} x{k} = {_expression(program, node, gradient)};\n")
     lines.append(before_stores)
     for name, k in program.stores.items():
         value = _operand(program, k)
-        lines.append(f"        a_{name}[i] = {f'narrow({value})' if name == 'narrow' else value};\n")
+        lines.append(f"        a_{name}[i] = {f'to_bfloat16({value})' if name == 'bfloat16' else value};\n")
     return "".join(lines)
 
 
 def _expression(program: Program, node: Node, gradient: str) -> str:
     """The right-hand side of one assignment."""
-    real, a = program.real, [_operand(program, k) for k in node.args]
-    single = real.c_type == "float"
-    match node.op:
-        case "load":
-            element = f"a_{node.leaf}[i]"
-            return f"widen_{gradient}({element})" if node.leaf == "g" and gradient in HALVES else element
-        case "sqrt":
-            return f"sqrt{'f' if single else ''}({a[0]})"
-        case "abs":
-            return f"fabs{'f' if single else ''}({a[0]})"
-        case "neg":
-            return f"-{a[0]}"
-        case "where":
-            return f"{a[0]} ? {a[1]} : {a[2]}"
-        case "pow2" | "exponent" | "mantissa" | "floor2" | "two_over2":
-            return f"{node.op}({a[0]})"
-        case _:
-            return f"{a[0]} {node.op} {a[1]}"
+    if node.op == "load":
+        element = f"a_{node.leaf}[i]"
+        return f"widen_{gradient}({element})" if node.leaf == "g" and gradient in HALVES else element
+    operands = [_operand(program, k) for k in node.args]
+    suffix = "f" if program.real.c_type == "float" else ""
+    return _EXPRESSIONS.get(node.op, "{op}({0})").format(*operands, op=node.op, suffix=suffix)
 
 
 def _operand(program: Program, k: int) -> str:

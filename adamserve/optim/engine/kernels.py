@@ -9,9 +9,9 @@ import ctypes
 import logging
 import os
 import threading
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Literal
 
 import torch
@@ -26,7 +26,6 @@ from adamserve.optim.engine.trace import Program, trace
 
 _log = logging.getLogger("adamserve.optim")
 
-Executor = Literal["compiled", "eager", "cuda"]
 EAGER_COST = "an update takes about 3 to 10 times as long; results are the same to the bit"
 _CUDA_LAUNCH = 1 << 30  # torch passes whole numbers to a kernel as 32-bit ints
 _CUDA_BLOCK = 256
@@ -43,13 +42,11 @@ class KernelInfo:
     Attributes:
         executor: "compiled" (C on the CPU), "cuda" (one fused kernel), or "eager" (torch operations).
         reason: what was lost and why; empty if nothing.
-        seconds: time spent making it ready.
         cached: whether nothing had to be compiled.
     """
 
-    executor: Executor
+    executor: Literal["compiled", "eager", "cuda"]
     reason: str
-    seconds: float
     cached: bool
 
 
@@ -58,74 +55,59 @@ class Kernel:
     """A program ready to run."""
 
     launch: Launch
-    program: Program
     info: KernelInfo
 
 
-Kind = Literal["step", "narrow", "look", "coast"]
-_Key = tuple[Rule, Kind, torch.dtype, torch.dtype, torch.device]
-_kernels: dict[_Key, Kernel] = {}
+Kind = Literal["step", "bfloat16", "look", "coast"]
 _libraries: dict[str, build.Built] = {}
 _lock = threading.Lock()
-_warned: set[str] = set()
 
 
 def kernel(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, device: torch.device) -> Kernel:
     """Return a rule's kernel, which the first call makes. Thread-safe."""
-    key = (rule, kind, dtype, gradient, device)
-    ready = _kernels.get(key)
-    if ready is None:
-        with _lock:
-            ready = _kernels.get(key)
-            if ready is None:
-                if len(_kernels) >= 4096:  # a search over constants makes many rules; they share libraries
-                    _kernels.clear()
-                ready = _kernels[key] = _make(rule, kind, dtype, gradient, device)
-    return ready
+    return _make(rule, kind, dtype, gradient, device)
 
 
 def forget() -> None:
     """Drop all kernels, so that the next call chooses again (after a change of environment)."""
-    with _lock:
-        _kernels.clear()
-        _libraries.clear()
-        _warned.clear()
+    _make.cache_clear()
+    _libraries.clear()
+    _warn.cache_clear()
 
 
 def program(rule: Rule, kind: Kind, real_name: str) -> Program:
-    """Trace a rule's step (also one that writes a narrow copy), its step without a gradient, or its look-ahead."""
+    """Trace a rule's step (also one that writes a bfloat16 copy), its step without a gradient, or its look-ahead."""
     slots = rule.slot_names
     function, arrays = {
         "step": (rule._step, ("w", "g", *slots)),
-        "narrow": (rule._narrow_step, ("w", "g", *slots, "narrow")),
-        "coast": (rule._coast_step, ("w", *slots)),
-        "look": (rule._look, ("w", *slots, "out")),
+        "bfloat16": (rule._step_with_copy, ("w", "g", *slots, "bfloat16")),
+        "coast": (rule._step, ("w", *slots)),
+        "look": (lambda op, x, c: {"out": rule._point(x["w"], x, c)}, ("w", *slots, "out")),
     }[kind]
     return trace(function, REALS[real_name], arrays, tuple(rule._all_constants(1, rule.lr)))
 
 
+@lru_cache(maxsize=4096)  # a search over constants makes many rules; they share libraries
 def _make(rule: Rule, kind: Kind, dtype: torch.dtype, gradient: torch.dtype, device: torch.device) -> Kernel:
-    start = time.perf_counter()
+    """Make the best kernel that can be had."""
     traced = program(rule, kind, DTYPES[dtype])
-    launch, executor, reason, cached = _choose(traced, DTYPES[gradient], device)
-    info = KernelInfo(executor=executor, reason=reason, seconds=time.perf_counter() - start, cached=cached)
-    _log.debug("%s %s %s/%s on %s: %s", type(rule).__name__, kind, dtype, gradient, device, info)
-    return Kernel(launch, traced, info)
-
-
-def _choose(traced: Program, gradient: str, device: torch.device) -> tuple[Launch, Executor, str, bool]:
-    """Return the best executor that can be had: its launcher, its name, what was lost, and whether it was cached."""
-    if only_eager():
-        return eager.launcher(traced), "eager", f"ADAMSERVE_KERNELS=eager: {EAGER_COST}", True
     try:
-        if device.type != "cpu":
-            return _cuda(traced, gradient, device), "cuda", "", False
-        built = library(emit.c_source(traced, gradient))
-        return _compiled(built.library, traced), "compiled", built.reason, built.cached
+        if only_eager():
+            raise build.BuildError("ADAMSERVE_KERNELS=eager")
+        if device.type == "cpu":
+            built = library(emit.c_source(traced, DTYPES[gradient]))
+            launch = _compiled(built, traced)
+            info = KernelInfo(executor="compiled", reason=built.reason, cached=built.cached)
+        else:
+            launch = _cuda(traced, DTYPES[gradient], device)
+            info = KernelInfo(executor="cuda", reason="", cached=False)
     except build.BuildError as error:
-        reason = f"{error}: {EAGER_COST}"
-        _warn(reason)
-        return eager.launcher(traced), "eager", reason, True
+        launch = eager.launcher(traced)
+        info = KernelInfo(executor="eager", reason=f"{error}: {EAGER_COST}", cached=True)
+        if not only_eager():
+            _warn(info.reason)
+    _log.debug("%s %s %s/%s on %s: %s", type(rule).__name__, kind, dtype, gradient, device, info)
+    return Kernel(launch, info)
 
 
 def only_eager() -> bool:
@@ -135,27 +117,25 @@ def only_eager() -> bool:
 
 def library(source: str) -> build.Built:
     """Return the compiled library of a source, which a process loads once."""
-    loaded = _libraries.get(source)
-    if loaded is not None:
-        return build.Built(loaded.library, True, loaded.reason)
-    built = _libraries[source] = build.build(source)
-    if built.reason:
-        _warn(built.reason)
+    with _lock:
+        built = _libraries.get(source)
+        if built is None:
+            built = build.build(source)
+            if built.reason:
+                _warn(built.reason)
+            _libraries[source] = replace(built, cached=True)
     return built
 
 
+@cache
 def _warn(reason: str) -> None:
     """Log once a process and reason."""
-    if reason not in _warned:
-        _warned.add(reason)
-        _log.warning("%s", reason)
+    _log.warning("%s", reason)
 
 
-def _compiled(lib: ctypes.CDLL, traced: Program) -> Launch:
+def _compiled(built: build.Built, traced: Program) -> Launch:
     """The executor of a C function."""
-    function = getattr(lib, emit.ENTRY)
-    function.restype = None
-    function.argtypes = [ctypes.c_longlong, ctypes.c_void_p] + [ctypes.c_void_p] * len(traced.arrays)
+    function = built.function(emit.ENTRY, ctypes.c_longlong, *[ctypes.c_void_p] * (1 + len(traced.arrays)))
     numbers = ctypes.c_double * len(traced.constants)
 
     def launch(arrays: Sequence[Tensor], constants: Sequence[float]) -> None:
@@ -176,7 +156,7 @@ def _compiled(lib: ctypes.CDLL, traced: Program) -> Launch:
 
 def _cuda(traced: Program, gradient: str, device: torch.device) -> Launch:
     """The executor of a CUDA kernel, compiled for the device at run time (NVRTC through torch)."""
-    used = [traced.constants.index(name) for name in emit.used_constants(traced)]
+    used = emit.used_constants(traced)
     try:
         with torch.cuda.device(device):
             function = torch.cuda._compile_kernel(  # type: ignore[no-untyped-call,unused-ignore]

@@ -33,7 +33,7 @@ FN float widen_float16(unsigned short h) {
 }
 
 /* To bfloat16, to nearest even; NaN becomes the quiet one. */
-FN unsigned short narrow(float x) {
+FN unsigned short to_bfloat16(float x) {
     union { unsigned int i; float f; } u;
     u.f = x;
     return x != x ? 0x7fc0u : (unsigned short)((u.i + 0x7fffu + ((u.i >> 16) & 1u)) >> 16);

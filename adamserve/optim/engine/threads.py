@@ -11,17 +11,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 
 from adamserve.errors import InvalidArgument
 
 ALONE = 65_536
 """Elements below which the caller's thread does all the work."""
 
-_PARTS = 8  # parts for each thread
+_PARTS = 8  # for each thread
 _ALIGN = 64  # elements; a cache line or more in every dtype, so that no two threads write one line
 
 _count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_pool: ThreadPoolExecutor | None = None
 
 
 def set_threads(n: int) -> None:
@@ -32,17 +32,11 @@ def set_threads(n: int) -> None:
     Raises:
         InvalidArgument: `n` is not a whole number from 1.
     """
-    global _count, _pool
+    global _count
     if not isinstance(n, int) or isinstance(n, bool) or not n >= 1:
         raise InvalidArgument(f"must be a whole number >= 1, got {n!r}", field="n")
-    old, _pool, _count = _pool, None, n
-    if old is not None:
-        old.shutdown(wait=False)
-
-
-def get_threads() -> int:
-    """Return how many threads an update of a large tensor uses."""
-    return _count
+    _count = n
+    _pool.cache_clear()
 
 
 def share(n: int, part: Callable[[int, int], object]) -> None:
@@ -69,25 +63,16 @@ def share(n: int, part: Callable[[int, int], object]) -> None:
 
     helpers: list[Future[None]] = []
     with suppress(RuntimeError):  # the interpreter is shutting down: no new threads
-        helpers += [_threads().submit(work) for _ in range(_count - 1)]
+        helpers += [_pool().submit(work) for _ in range(_count - 1)]
     work()
     for helper in helpers:
         helper.result()
 
 
-def _threads() -> ThreadPoolExecutor:
-    """The pool, made on first use."""
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max(1, _count - 1), thread_name_prefix="adamserve-optim")
-    return _pool
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, _count - 1), thread_name_prefix="adamserve-optim")
 
 
-def _forget() -> None:
-    """Drop the pool in a forked child, which has none of its parent's threads."""
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)

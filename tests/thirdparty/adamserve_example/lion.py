@@ -8,7 +8,7 @@ from typing import final
 
 from adamserve.optim import Rule
 from adamserve.optim.arith import Ops, Value, Values
-from adamserve.optim.base import check_number
+from adamserve.optim.base import number
 
 
 @final
@@ -24,18 +24,11 @@ class Lion(Rule):
     Source: Chen et al. 2023, https://arxiv.org/abs/2302.06675.
     """
 
+    slot_names = ("m",)
+
     lr: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.99
-
-    @property
-    def slot_names(self) -> tuple[str, ...]:
-        """The momentum."""
-        return ("m",)
-
-    def _check(self) -> None:
-        check_number(self, "beta1", at_least=0.0, below=1.0)
-        check_number(self, "beta2", at_least=0.0, below=1.0)
+    beta1: float = number(0.9, below=1.0)
+    beta2: float = number(0.99, below=1.0)
 
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         return {
