@@ -11,9 +11,9 @@ from adamserve import optim
 from adamserve.client.credentials import Credentials
 from adamserve.cluster.config import ServiceConfig
 from adamserve.cluster.controller import Controller
-from adamserve.cluster.exporting import node_address
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.ray_placement import RayPlacement
+from adamserve.cluster.ray_runtime import node_address
 from adamserve.edge.control_service import open_control
 from adamserve.edge.shard_edge import ShardEdge
 from adamserve.observe import logs

@@ -26,11 +26,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from adamserve.cluster.actors import ControllerActor
 from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig, listening
 from adamserve.cluster.controller import Controller
-from adamserve.cluster.exporting import node_address
 from adamserve.cluster.placement import Answer, Given
 from adamserve.cluster.pool import Pool
 from adamserve.cluster.ray_calls import own_error
-from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected, free_cpus
+from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected, free_cpus, node_address
 from adamserve.cluster.running import RunningService
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
