@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from adamserve import checkpoint, optim
 from adamserve.cluster.jobs import Job, JobTable
-from adamserve.cluster.placement import ShardHandle
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.shards import Shards
 from adamserve.errors import NotFound, Unavailable
@@ -18,6 +17,12 @@ from adamserve.job import JobConfig
 from adamserve.observe.logs import fields
 
 log = logging.getLogger("adamserve.service")
+
+SHARED = (
+    *("tensors", "rule", "consistency", "extra", "tensor_rules", "sparse"),
+    *("checkpoint_every_s", "checkpoints_kept"),
+)
+"""What a manifest tells of a job under the same name."""
 
 
 class Checkpointer:
@@ -27,11 +32,10 @@ class Checkpointer:
         writing: held meanwhile; before the table's `opening`.
     """
 
-    def __init__(self, table: JobTable, shards: Shards, now: Callable[[], float]) -> None:
+    def __init__(self, table: JobTable, shards: Shards) -> None:
         self.writing = threading.Lock()
         self._table = table
         self._shards = shards
-        self._now = now
 
     def write(self, name: str) -> int:
         """Write a checkpoint of a job, while pushes go on.
@@ -47,7 +51,7 @@ class Checkpointer:
         job = self._table.get(name)
         if job.folder is None:
             return 0
-        began = self._now()
+        began = self._table.now()
         with self._table.lock:
             job.tried_at = began
         with self.writing:
@@ -57,35 +61,27 @@ class Checkpointer:
             folder.mkdir(parents=True)
             try:
                 handles = self._shards.handles
-                entries = self._shards.ask(
-                    lambda handle: handle.call(ShardProcess.write, name, folder), "the shards to be written"
-                )
+                entries = self._shards.ask("the shards to be written", ShardProcess.write, name, folder)
                 # Nothing is restored between this look and the manifest: a later restore from this checkpoint would
                 # undo the updates made since.
                 with self._table.opening:
-                    self._check(job, handles, entries)
+                    self._check_held(job)
+                    incarnations = [entry.stamp.incarnation for entry in entries]
+                    if self._shards.handles != handles or incarnations != job.incarnations:
+                        raise Unavailable("a shard was restored meanwhile", fix="try again")
                     checkpoint.write_manifest(folder, manifest_of(job.config, number, entries))
             except Exception:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             with self._table.lock:
                 job.checkpoint = number
-                job.written_at = self._now()
+                job.written_at = self._table.now()
                 job.checkpoint_seconds = job.written_at - began
                 job.written_clocks = tuple(entry.stamp.clock for entry in entries)
             seconds = round(job.checkpoint_seconds, 3)
             log.info("checkpoint was written", extra=fields(job=name, checkpoint=number, seconds=seconds))
             checkpoint.prune(job.folder, keep=job.config.checkpoints_kept)
             return number
-
-    def _check(
-        self, job: Job, handles: Sequence[ShardHandle], entries: Sequence[checkpoint.ShardEntry]
-    ) -> None:
-        """Whether what was written is still of the job's present shards."""
-        self._check_held(job)
-        incarnations = [entry.stamp.incarnation for entry in entries]
-        if self._shards.handles != handles or incarnations != job.incarnations:
-            raise Unavailable("a shard was restored meanwhile", fix="try again")
 
     def _check_held(self, job: Job) -> None:
         if not self._table.holds(job):
@@ -96,32 +92,15 @@ def manifest_of(
     config: JobConfig, number: int, entries: Sequence[checkpoint.ShardEntry]
 ) -> checkpoint.Manifest:
     """What completes a checkpoint."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    shared = {name: getattr(config, name) for name in SHARED}
     return checkpoint.Manifest(
-        number=number,
-        job=config.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tensors=config.tensors,
-        rule=config.rule,
-        consistency=config.consistency,
-        shards=tuple(entries),
-        extra=config.extra,
-        tensor_rules=config.tensor_rules,
-        sparse=config.sparse,
-        checkpoint_every_s=config.checkpoint_every_s,
-        checkpoints_kept=config.checkpoints_kept,
+        number=number, job=config.name, created=created, shards=tuple(entries), **shared
     )
 
 
 def config_of(manifest: checkpoint.Manifest) -> JobConfig:
     """The job that a checkpoint is of, its rule with options that came later."""
-    return JobConfig(
-        name=manifest.job,
-        tensors=manifest.tensors,
-        rule=optim.to_dict(optim.from_dict(manifest.rule)),
-        consistency=manifest.consistency,
-        checkpoint_every_s=manifest.checkpoint_every_s,
-        checkpoints_kept=manifest.checkpoints_kept,
-        extra=manifest.extra,
-        tensor_rules=manifest.tensor_rules,
-        sparse=manifest.sparse,
-    )
+    rule = optim.to_dict(optim.from_dict(manifest.rule))
+    shared = {name: getattr(manifest, name) for name in SHARED}
+    return JobConfig(name=manifest.job, **{**shared, "rule": rule})

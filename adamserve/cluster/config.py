@@ -17,7 +17,7 @@ CALL_TIMEOUT_S = 120.0
 """Longest that opening, restoring or writing a shard may take."""
 
 SHARD_CPUS = 0.1
-"""CPUs that Ray reserves for a shard where nobody says otherwise."""
+"""CPUs that Ray reserves for a shard; above 0, for Ray spreads only what needs something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,6 @@ class ServiceConfig:
         name: of the controller's actor in Ray; the shards' begin with it.
         shards: shard processes.
         gpus_per_shard: GPUs (or a fraction) that Ray reserves for each; above 0 the buffers live on CUDA.
-        cpus_per_shard: CPUs that Ray reserves for each; above 0, for Ray spreads only what needs something.
         threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
         checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot
             be restored. On several nodes it is a folder that all of them share.
@@ -77,7 +76,6 @@ class ServiceConfig:
     name: str = "adamserve"
     shards: int = 1
     gpus_per_shard: float = 0.0
-    cpus_per_shard: float = SHARD_CPUS
     threads_per_shard: int = 0
     checkpoint_dir: Path | None = None
     host: str = "127.0.0.1"
@@ -92,6 +90,6 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         if not self.shards >= 1:
             raise InvalidArgument(f"must be at least 1, got {self.shards}", field="shards")
-        for name in ("gpus_per_shard", "cpus_per_shard", "threads_per_shard"):
+        for name in ("gpus_per_shard", "threads_per_shard"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)

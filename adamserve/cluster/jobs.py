@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adamserve import optim
-from adamserve.cluster.healing import Standing
 from adamserve.errors import InvalidArgument, LimitExceeded, NotFound
 from adamserve.job import JobConfig
 from adamserve.observe.state import JobState, Rollback
@@ -111,18 +110,10 @@ class Job:
         clocks = zip(self.seen, self.written_clocks, strict=True)
         return max((max(0, seen.stamp.clock - at) for seen, at in clocks if seen is not None), default=None)
 
-    def standing(self) -> Standing:
-        """What `healing.plan` looks at."""
-        return Standing(
-            job=self.config.name,
-            failed=bool(self.failed),
-            kept=self.folder is not None,
-            lost=frozenset(self.lost),
-            late_at=self.late_at,
-            moved=tuple(shard.stamp.clock for shard in self.statistics) != self.written_clocks,
-            every_s=self.config.checkpoint_every_s,
-            tried_at=max(self.written_at, self.tried_at),
-        )
+    @property
+    def moved(self) -> bool:
+        """Whether some shard has another clock than in the newest checkpoint."""
+        return tuple(shard.stamp.clock for shard in self.statistics) != self.written_clocks
 
     def note(self, rollback: Rollback) -> None:
         """A shard holds the job again."""
@@ -132,6 +123,29 @@ class Job:
         self.restored[rollback.shard] = rollback.clock_after
         self.lost.discard(rollback.shard)
         self.rollbacks.append(rollback)
+
+    def report(self, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
+        """Note training losses, and the latest value of each of some other numbers.
+
+        Raises:
+            InvalidArgument: one of them is not finite; the others are noted.
+            LimitExceeded: the job would have more than `NUMBERS_KEPT` other numbers, and none is noted.
+        """
+        refused: InvalidArgument | None = None
+        for loss in losses:
+            try:
+                self.account.add(*loss)
+            except InvalidArgument as error:
+                refused = refused or error
+        if len(self.numbers.keys() | numbers.keys()) > NUMBERS_KEPT:
+            raise LimitExceeded(f"a job has at most {NUMBERS_KEPT}", field="numbers")
+        for key, number in numbers.items():
+            if math.isfinite(number):
+                self.numbers[key] = number
+            else:
+                refused = refused or InvalidArgument(f"must be finite, got {number!r}", field=key)
+        if refused is not None:
+            raise refused
 
 
 def state_of(job: Job, dead: Mapping[int, str], now: float) -> JobState:
@@ -166,17 +180,15 @@ def state_of(job: Job, dead: Mapping[int, str], now: float) -> JobState:
 class JobTable:
     """The jobs of a service, by name.
 
-    Args:
-        now: the clock that intervals are measured by, in seconds.
-
     Attributes:
+        now: the clock that intervals are measured by, in seconds.
         lock: guards the jobs, and who the shards are. Held for moments.
         opening: held while shards open or drop jobs, which may take long, and while a checkpoint is committed. Taken
             before `lock`.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
+        self.now = now
         self.lock = threading.RLock()
         self.opening = threading.Lock()
         self._jobs: dict[str, Job] = {}
@@ -222,7 +234,7 @@ class JobTable:
     def see(self, statistics: Sequence[Mapping[str, ShardStatistics] | None]) -> None:
         """Note what every shard told of its jobs, all asked at once; None for one that did not answer."""
         with self.lock:
-            now = self._now()
+            now = self.now()
             for job in self._jobs.values():
                 for index, told in enumerate(statistics):
                     if told is not None and job.config.name in told:
@@ -234,37 +246,7 @@ class JobTable:
                     recent = [mark for mark in job.marks if mark[0] >= now - RATE_S]
                     job.marks = (*recent, (now, min(clocks)))
 
-    def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
-        """Note training losses, and the latest value of each of some other numbers.
-
-        Raises:
-            InvalidArgument: one of them is not finite; the others are noted.
-            LimitExceeded: the job would have more than `NUMBERS_KEPT` other numbers, and none is noted.
-        """
-        refused: InvalidArgument | None = None
-        with self.lock:
-            job = self.get(name)
-            for loss in losses:
-                try:
-                    job.account.add(*loss)
-                except InvalidArgument as error:
-                    refused = refused or error
-            if len(job.numbers.keys() | numbers.keys()) > NUMBERS_KEPT:
-                raise LimitExceeded(f"a job has at most {NUMBERS_KEPT}", field="numbers")
-            for key, number in numbers.items():
-                if math.isfinite(number):
-                    job.numbers[key] = number
-                else:
-                    refused = refused or InvalidArgument(f"must be finite, got {number!r}", field=key)
-        if refused is not None:
-            raise refused
-
-    def give_up(self, job: Job, reason: str) -> None:
-        """Note that a job cannot go on."""
-        with self.lock:
-            job.failed = reason
-
     def states(self, dead: Mapping[int, str]) -> list[JobState]:
         """How every job stands, by name."""
         with self.lock:
-            return [state_of(self._jobs[name], dead, self._now()) for name in sorted(self._jobs)]
+            return [state_of(self._jobs[name], dead, self.now()) for name in sorted(self._jobs)]

@@ -110,11 +110,6 @@ def check_address(address: str) -> None:
         ) from None
 
 
-def free_cpus() -> int:
-    """CPUs that the connected cluster has to give."""
-    return int(ray.available_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-
-
 def node_address(host: str | None) -> str:
     """Where a process of a service at `host` listens: the loopback of its node, or the node's own address."""
     return host if host is not None and is_loopback(host) else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
