@@ -168,22 +168,10 @@ class Service(RunningService):
         self.serve()
 
     @classmethod
-    def start(
-        cls,
-        *,
-        shards: int = 1,
-        checkpoint_dir: Path | None = None,
-        security: Security | None = None,
-        metrics_host: str | None = None,
-        **placing: Any,
-    ) -> Self:
+    def start(cls, *, metrics_host: str | None = None, **options: Any) -> Self:
         """As `adamserve.cluster.service.Service.start`; what is about Ray and its nodes is passed over."""
-        return cls(
-            shards=shards,
-            checkpoint_dir=checkpoint_dir,
-            security=security,
-            metrics=metrics_host is not None,
-        )
+        ours = {name: options[name] for name in ("shards", "checkpoint_dir", "security") if name in options}
+        return cls(metrics=metrics_host is not None, **ours)
 
     def start_worker(self, make: Callable[[], Made], *, gpus: float = 0.0) -> LocalProcess[Made]:
         """As `RunningService.start_worker`."""

@@ -54,23 +54,12 @@ def listening(host: str | None, *, alone: bool, insecure: bool) -> Listening:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceConfig:
-    """How a service runs.
+    """How a service runs; attributes that are not told of here are as for `Service.start`.
 
     Attributes:
         name: of the controller's actor in Ray; the shards' begin with it.
-        shards: shard processes.
-        gpus_per_shard: GPUs (or a fraction) that Ray reserves for each; above 0 the buffers live on CUDA.
-        threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
-        checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot
-            be restored. On several nodes it is a folder that all of them share.
-        host, port: where ControlService listens; 0 takes any free port.
         shard_host: where shards listen; None for each node's own address.
-        shard_ports: on which ports; None for any free ones.
-        security: who may call, and how.
         secret: what the service's own processes show when they call. It travels through Ray only.
-        metrics_host: where each shard serves its metrics, on any free port: a loopback address, or any other for its
-            node's own; None serves none.
-        log: how the controller's and the shards' processes log; None leaves that to them.
     """
 
     name: str = "adamserve"

@@ -19,8 +19,7 @@ from typing import Any
 
 from adamserve import checkpoint, optim
 from adamserve.client.credentials import Credentials
-from adamserve.cluster import trash
-from adamserve.cluster.checkpointer import Checkpointer, config_of
+from adamserve.cluster import checkpointer, trash
 from adamserve.cluster.config import LOOPBACK
 from adamserve.cluster.healing import Action
 from adamserve.cluster.jobs import Job, JobTable
@@ -90,8 +89,7 @@ class Controller:
         self._calls = Calls()
         self._table = JobTable(now)
         self._shards = Shards(place, shards, self._table)
-        self._checkpointer = Checkpointer(self._table, self._shards)
-        self._watch = Watch(self._table, self._shards, self._checkpointer)
+        self._watch = Watch(self._table, self._shards)
         try:
             self._endpoint = open_control(self, security, host, port, self._calls, advertise=advertise)
         except Exception:
@@ -169,7 +167,7 @@ class Controller:
         except Exception:  # what some have opened would stay with them
             self._shards.drop(config.name)
             raise
-        self._table.add(Job.opened(config, folder, stamps, checkpoint=0, now=self._table.now()))
+        self._table.add(Job(config, folder, stamps, written_at=self._table.now()))
         log.info("job was created", extra=fields(job=config.name, shards=len(stamps)))
 
     def resume(self, name: str, changes: Mapping[str, Any] | None = None) -> Topology:
@@ -196,16 +194,17 @@ class Controller:
             if trash.is_marked(folder):
                 raise NotFound(f"job {name!r} was deleted", field="job")
             newest, manifest = checkpoint.newest(folder, on_skip=log_skipped)
-            config = replace(config_of(manifest), **(changes or {}))
+            config = replace(checkpointer.config_of(manifest), **(changes or {}))
             incarnation = checkpoint.new_incarnation(
                 folder, 1 + max(entry.stamp.incarnation for entry in manifest.shards)
             )
             stamps = self._shards.ask(
                 "the shards to restore the job", ShardProcess.open, config, incarnation, folder=newest
             )
-            number = manifest.number
-            self._table.add(Job.opened(config, folder, stamps, checkpoint=number, now=self._table.now()))
-        log.info("job was taken up", extra=fields(job=name, checkpoint=number, incarnation=incarnation))
+            self._table.add(Job(config, folder, stamps, manifest.number, self._table.now()))
+        log.info(
+            "job was taken up", extra=fields(job=name, checkpoint=manifest.number, incarnation=incarnation)
+        )
         return self.topology(name)
 
     def delete(self, name: str, *, purge: bool = False) -> bool:
@@ -230,7 +229,7 @@ class Controller:
                 there = True
             self._table.remove(name)
             self._shards.drop(name)
-        with self._checkpointer.writing:  # a checkpoint that is being written may be this job's
+        with self._table.writing:  # a checkpoint that is being written may be this job's
             if folder is not None and trash.is_marked(folder):
                 trash.finish(folder)
                 there = True
@@ -247,11 +246,11 @@ class Controller:
         """Where a job's shards are now."""
         with self._table.lock:
             job = self._table.get(name)
-            places = zip(self._shards.infos, job.incarnations, job.restored, strict=True)
-            return Topology(
-                job.config,
-                tuple(Place(info.endpoint, info.direct, number, clock) for info, number, clock in places),
-            )
+            places = [
+                Place(info.endpoint, info.direct, stamp.incarnation, stamp.clock)
+                for info, stamp in zip(self._shards.infos, job.began, strict=True)
+            ]
+            return Topology(job.config, tuple(places))
 
     def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
         """As `Job.report`."""
@@ -259,8 +258,8 @@ class Controller:
             self._table.get(name).report(losses, numbers)
 
     def checkpoint(self, name: str) -> int:
-        """As `Checkpointer.write`."""
-        return self._checkpointer.write(name)
+        """As `checkpointer.write`."""
+        return checkpointer.write(self._table, self._shards, name)
 
     def status(self) -> list[JobState]:
         """Every job, as last seen."""

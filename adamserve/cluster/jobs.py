@@ -47,7 +47,7 @@ class Job:
     Attributes:
         config: what it is.
         folder: where its checkpoints are; None where none are kept.
-        incarnations, restored: of each shard, and the clock at which it began.
+        began: the incarnation of each shard, and the clock at which it began.
         seen: what each shard told last.
         checkpoint, checkpoint_seconds: number of the newest checkpoint (0: none), and how long it took.
         written_at, written_clocks: when it was written, and what it holds.
@@ -62,13 +62,12 @@ class Job:
 
     config: JobConfig
     folder: Path | None
-    incarnations: list[int]
-    restored: list[int]
-    seen: list[ShardStatistics | None]
+    began: list[Stamp]
     checkpoint: int = 0
-    checkpoint_seconds: float | None = None
     written_at: float = 0.0
-    written_clocks: tuple[int, ...] = ()
+    seen: list[ShardStatistics | None] = field(init=False)
+    checkpoint_seconds: float | None = None
+    written_clocks: tuple[int, ...] = field(init=False)
     tried_at: float = 0.0
     lost: set[int] = field(default_factory=set)
     late_at: float = 0.0
@@ -80,22 +79,9 @@ class Job:
     rollbacks: list[Rollback] = field(default_factory=list)
     past: list[Event] = field(default_factory=list)
 
-    @classmethod
-    def opened(
-        cls, config: JobConfig, folder: Path | None, stamps: Sequence[Stamp], *, checkpoint: int, now: float
-    ) -> Job:
-        """A job that its shards have just opened at these stamps."""
-        clocks = [stamp.clock for stamp in stamps]
-        return cls(
-            config=config,
-            folder=folder,
-            incarnations=[stamp.incarnation for stamp in stamps],
-            restored=clocks,
-            seen=[None] * len(stamps),
-            checkpoint=checkpoint,
-            written_at=now,
-            written_clocks=tuple(clocks),
-        )
+    def __post_init__(self) -> None:
+        self.seen = [None] * len(self.began)
+        self.written_clocks = tuple(stamp.clock for stamp in self.began)
 
     @property
     def statistics(self) -> tuple[ShardStatistics, ...]:
@@ -119,8 +105,7 @@ class Job:
         """A shard holds the job again."""
         seen = self.seen[rollback.shard]
         self.past = [*self.past, *(seen.events if seen is not None else ())][-EVENTS_KEPT:]
-        self.incarnations[rollback.shard] = rollback.incarnation
-        self.restored[rollback.shard] = rollback.clock_after
+        self.began[rollback.shard] = Stamp(rollback.incarnation, rollback.clock_after)
         self.lost.discard(rollback.shard)
         self.rollbacks.append(rollback)
 
@@ -185,12 +170,14 @@ class JobTable:
         lock: guards the jobs, and who the shards are. Held for moments.
         opening: held while shards open or drop jobs, which may take long, and while a checkpoint is committed. Taken
             before `lock`.
+        writing: held while a checkpoint is written. Taken before `opening`.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self.lock = threading.RLock()
         self.opening = threading.Lock()
+        self.writing = threading.Lock()
         self._jobs: dict[str, Job] = {}
 
     def __iter__(self) -> Iterator[Job]:
@@ -201,9 +188,10 @@ class JobTable:
     def __contains__(self, name: str) -> bool:
         return name in self._jobs
 
-    def holds(self, job: Job) -> bool:
-        """Whether it is this job still: not deleted, nor another one of its name."""
-        return self._jobs.get(job.config.name) is job
+    def check_held(self, job: Job) -> None:
+        """Raise `NotFound` unless it is this job still: not deleted, nor another one of its name."""
+        if self._jobs.get(job.config.name) is not job:
+            raise NotFound(f"job {job.config.name!r} was deleted meanwhile", field="job")
 
     def get(self, name: str) -> Job:
         """A job.

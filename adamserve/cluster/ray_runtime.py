@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import ray
 
@@ -41,23 +42,15 @@ def connected(
         InvalidArgument: the address cannot be read.
         Unavailable: nothing answers there.
     """
+    init = partial(ray.init, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     with same_signals():
         if address is None:
-            ray.init(
-                address="local",  # without it Ray joins whatever cluster was started last on this machine
-                namespace=NAMESPACE,
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            # Without "local" Ray joins whatever cluster was started last on this machine.
+            init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False)
         else:
             check_address(address)
             try:
-                ray.init(
-                    address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
-                )
+                init(address=address)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise Unavailable(
                     f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}",

@@ -122,21 +122,25 @@ def follow(
     deadline = time.monotonic() + timeout_s
     log: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
     threading.Thread(target=_tail, args=(client, submission_id, log), daemon=True).start()
-    shown = 0
-    while (text := _next(log, min(QUIET_S, deadline - time.monotonic()))) is not None:
+    shown, text = 0, _next(log, deadline)
+    while True:
         if isinstance(text, Exception):
             show(f"(the log breaks off here: {text})\n")
-            continue
-        show(text)
-        shown += len(text)
-        if not text and state(client, submission_id).exit_code is not None:
+        elif text:
+            show(text)
+            shown += len(text)
+        elif (job := state(client, submission_id)).exit_code is not None:
             break
         if time.monotonic() >= deadline:
-            raise _late(submission_id, timeout_s)
-    while (job := state(client, submission_id)).exit_code is None:
-        if time.monotonic() >= deadline:
-            raise _late(submission_id, timeout_s)
-        time.sleep(POLL_S)
+            raise Unavailable(
+                f"{submission_id} has not ended after {timeout_s:g} s, and goes on",
+                field="timeout_s",
+                fix=f"wait longer, or end it: ray job stop {submission_id}",
+            )
+        if text is None:
+            time.sleep(POLL_S)
+        else:
+            text = _next(log, deadline)
     # What a short job wrote last may have come after Ray's last look at its log.
     with suppress(Unavailable):
         whole = _ask(lambda: client.get_job_logs(submission_id), client.get_address(), ANSWER_S)
@@ -161,20 +165,12 @@ def _tail(
     log.put(None)
 
 
-def _next(log: queue.SimpleQueue[str | Exception | None], wait_s: float) -> str | Exception | None:
+def _next(log: queue.SimpleQueue[str | Exception | None], deadline: float) -> str | Exception | None:
     """What comes next, "" if none comes in time, None at its end."""
     try:
-        return log.get(timeout=max(wait_s, 0))
+        return log.get(timeout=max(0.0, min(QUIET_S, deadline - time.monotonic())))
     except queue.Empty:
         return ""
-
-
-def _late(submission_id: str, timeout_s: float) -> Unavailable:
-    return Unavailable(
-        f"{submission_id} has not ended after {timeout_s:g} s, and goes on",
-        field="timeout_s",
-        fix=f"wait longer, or end it: ray job stop {submission_id}",
-    )
 
 
 def _ask(call: Callable[[], T], address: str, answer_s: float) -> T:

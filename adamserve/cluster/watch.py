@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from adamserve import checkpoint
-from adamserve.cluster.checkpointer import Checkpointer
+from adamserve.cluster import checkpointer
 from adamserve.cluster.config import CALL_TIMEOUT_S
 from adamserve.cluster.healing import Action, GiveUp, Replace, Restore, Write, plan
 from adamserve.cluster.jobs import Job, JobTable
@@ -27,10 +27,9 @@ log = logging.getLogger("adamserve.service")
 class Watch:
     """Looks at the shards again and again: brings dead ones back, and writes the checkpoints that are due."""
 
-    def __init__(self, table: JobTable, shards: Shards, checkpointer: Checkpointer) -> None:
+    def __init__(self, table: JobTable, shards: Shards) -> None:
         self._table = table
         self._shards = shards
-        self._checkpointer = checkpointer
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -77,7 +76,7 @@ class Watch:
                     job, handle = self._table.get(name), self._shards.handles[shard]
                     self._note(job, self._restore(job, shard, handle, self._table.now(), reason))
             case Write(name):
-                self._checkpointer.write(name)
+                checkpointer.write(self._table, self._shards, name)
 
     def _attempt(self, act: Callable[[], object], what: str) -> None:
         """The watcher must outlive whatever goes wrong once: log it and go on."""
@@ -126,7 +125,7 @@ class Watch:
             return None
         try:
             newest, manifest = checkpoint.newest(folder, on_skip=log_skipped)
-            incarnation = checkpoint.new_incarnation(folder, job.incarnations[index] + 1)
+            incarnation = checkpoint.new_incarnation(folder, job.began[index].incarnation + 1)
             opening = handle.call(ShardProcess.open, job.config, incarnation, folder=newest)
             [stamp] = answers([opening], "a shard to be restored")
         except NotFound as error:

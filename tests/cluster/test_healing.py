@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,9 @@ def job(
         checkpoint_every_s=every_s,
     )
     folder = Path(name) if kept else None
-    job = Job.opened(config, folder, [], checkpoint=1, now=NOW - 31.0)
-    return replace(job, written_clocks=(7,) if moved else (), **fields)
+    job = Job(config, folder, [], written_at=NOW - 31.0, **fields)
+    job.written_clocks = (7,) if moved else ()
+    return job
 
 
 CASES: Mapping[str, tuple[Mapping[int, str], list[Job], list[Action]]] = {
