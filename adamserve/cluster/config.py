@@ -22,13 +22,11 @@ SHARD_CPUS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where a service's processes listen, and whom they answer.
+    """Where a service's processes listen, and whom they answer, with the reason.
 
     Attributes:
-        host: of ControlService, on the driver's node; None for that node's own address.
-        shard_host: of each shard; None for its node's own address.
+        host, shard_host: of ControlService and of each shard; None for their nodes' own addresses.
         closed: a call needs a token or the service's secret even where users have no tokens.
-        reason: why, in words.
     """
 
     host: str | None

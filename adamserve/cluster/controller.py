@@ -89,14 +89,12 @@ class Controller:
         self._calls = Calls()
         self._table = JobTable(now)
         self._shards = Shards(place, shards, self._table)
-        self._watch = Watch(self._table, self._shards)
         try:
             self._endpoint = open_control(self, security, host, port, self._calls, advertise=advertise)
         except Exception:
             self._shards.kill()
             raise
-        if watch_every_s is not None:
-            self._watch.start(watch_every_s)
+        self._watch = Watch(self._table, self._shards, watch_every_s)
 
     # ---- jobs
 

@@ -174,13 +174,10 @@ class ShardProcess:
         """How the shard of each job stands."""
         return {job: host.statistics() for job, host in list(self._hosts.items())}
 
-    def info(self) -> ProcessInfo:
-        """Who this process is."""
-        return self._info
-
-    def serve(self) -> None:
-        """Say at the endpoint that the shard is ready."""
+    def serve(self) -> ProcessInfo:
+        """Say at the endpoint that the shard is ready; returns who this process is."""
         self._endpoint.serve()
+        return self._info
 
     def drain(self, grace_s: float) -> None:
         """Take no new calls, and let the running ones end within `grace_s` seconds."""

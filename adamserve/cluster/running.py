@@ -55,7 +55,9 @@ class RunningService(ABC):
         try:
             return self._controller.call(method, *args, **options).result(timeout_s)
         except TimeoutError:
-            raise Unavailable(f"the controller has not answered for {timeout_s} s", fix="try again") from None
+            raise Unavailable(
+                f"the controller has not answered for {CALL_TIMEOUT_S:.0f} s", fix="try again"
+            ) from None
         except ProcessGone as error:
             raise Unavailable(
                 f"the service is not there: {error.problem}", fix="see the service's log"
@@ -63,9 +65,9 @@ class RunningService(ABC):
 
     @abstractmethod
     def start_worker(self, make: Callable[[], Made], *, gpus: float = 0.0) -> Handle[Made]:
-        """Start a process, with a core and so many GPUs; returns before there is room for it.
+        """Start a process that `make`, which is pickled, gives its object; with a core and so many GPUs.
 
-        It ends with the service. `make`, which is pickled, makes its object.
+        It returns before there is room for the process, which ends with this one at the latest.
         """
 
     @abstractmethod

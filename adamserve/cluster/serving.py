@@ -112,19 +112,16 @@ def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
         with serving(config) as (ready, observe):
             on_ready(ready)
             log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))
-            while not stopping.wait(OBSERVE_EVERY_S):
-                _attempt(observe)
-            _attempt(observe)  # what has happened since is told too
+            stopped = False
+            while not stopped:
+                stopped = stopping.wait(OBSERVE_EVERY_S)  # what has happened by then is told too
+                try:
+                    observe()
+                except Unavailable as error:
+                    # A controller that is slow to answer is no reason to stop: its metrics stay as they were.
+                    log.warning("%s", error)
             log.info("stopping", extra=fields(grace_s=config.grace_s))
     log.info("stopped")
-
-
-def _attempt(observe: Callable[[], object]) -> None:
-    """A controller that is slow to answer is no reason to stop serving: its metrics stay as they were."""
-    try:
-        observe()
-    except Unavailable as error:
-        log.warning("%s", error)
 
 
 @contextmanager

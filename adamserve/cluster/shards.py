@@ -46,8 +46,7 @@ class Shards:
         try:
             for index in range(count):
                 self.handles = (*self.handles, place(index))
-            self.infos = tuple(self.ask("the shards to start", ShardProcess.info))
-            self.ask("the shards to serve", ShardProcess.serve)
+            self.infos = tuple(self.ask("the shards to start", ShardProcess.serve))
         except Exception:
             self.kill()
             raise

@@ -25,28 +25,29 @@ log = logging.getLogger("adamserve.service")
 
 
 class Watch:
-    """Looks at the shards again and again: brings dead ones back, and writes the checkpoints that are due."""
+    """Looks at the shards again and again: brings dead ones back, and writes the checkpoints that are due.
 
-    def __init__(self, table: JobTable, shards: Shards) -> None:
+    A thread of its own calls `step` every so many seconds; None leaves that to others.
+    """
+
+    def __init__(self, table: JobTable, shards: Shards, every_s: float | None) -> None:
         self._table = table
         self._shards = shards
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(
+            target=self._run, args=(every_s,), name="adamserve-watch", daemon=True
+        )
+        if every_s is not None:
+            self._thread.start()
 
-    def start(self, every_s: float) -> None:
-        """Call `step` from a thread of its own."""
-
-        def run() -> None:
-            while not self._stopping.wait(every_s):
-                self.step()
-
-        self._thread = threading.Thread(target=run, name="adamserve-watch", daemon=True)
-        self._thread.start()
+    def _run(self, every_s: float) -> None:
+        while not self._stopping.wait(every_s):
+            self.step()
 
     def stop(self) -> None:
         """End that thread, after the step under way."""
         self._stopping.set()
-        if self._thread is not None:
+        if self._thread.is_alive():
             self._thread.join(timeout=CALL_TIMEOUT_S)
 
     def step(self) -> list[Action]:
@@ -100,8 +101,7 @@ class Watch:
             try:
                 jobs = list(self._table)
                 rollbacks = [(job, self._restore(job, index, handle, began, reason)) for job in jobs]
-                [info] = answers([handle.call(ShardProcess.info)], "a shard to start")
-                answers([handle.call(ShardProcess.serve)], "a shard to serve")
+                [info] = answers([handle.call(ShardProcess.serve)], "a shard to start")
             except Exception:
                 handle.kill()
                 raise
