@@ -78,11 +78,10 @@ class RayHandle(Generic[Made]):
 
 
 def _own(error: BaseException) -> BaseException:
-    """Our own error in place of Ray's; an object's constructor or method may have raised it."""
-    if isinstance(error, RayActorError) and error.args and isinstance(error.args[0], RayTaskError):
-        error = error.args[0]
-    if isinstance(error, RayTaskError):
-        return error.cause if isinstance(error.cause, AdamServeError) else error
+    """Our own error in place of Ray's; the object's constructor may have raised it, or the method."""
+    task = error.args[0] if isinstance(error, RayActorError) and error.args else error
+    if isinstance(task, RayTaskError) and isinstance(task.cause, AdamServeError):
+        return task.cause
     first_line = str(error).split("\n")[0]
     if isinstance(error, ActorUnavailableError):
         return Unavailable(f"a process cannot be reached: {first_line}")

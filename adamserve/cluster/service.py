@@ -41,11 +41,11 @@ class Service(RunningService):
     As a context manager it is drained and stopped at the end, unless it was only attached to; then Ray is left.
     """
 
-    def __init__(self, controller: Any, *, owned: bool, grace_s: float = 0.0) -> None:
+    def __init__(self, controller: Any, leave: ExitStack, *, owned: bool, grace_s: float = 0.0) -> None:
         super().__init__(RayHandle(controller))
         self._stopped = not owned
         self._grace_s = grace_s
-        self._leave = ExitStack()
+        self._leave = leave.pop_all()  # from here on it is this service's to leave Ray
 
     @classmethod
     def start(
@@ -115,9 +115,7 @@ class Service(RunningService):
             if not ray.is_initialized():
                 stack.enter_context(connected(address, num_cpus=num_cpus, num_gpus=num_gpus))
             controller = launch(_secured(config, security or Security(), host, insecure=insecure))
-            service = cls(controller, owned=True, grace_s=grace_s)
-            service._leave = stack.pop_all()
-            return service
+            return cls(controller, stack, owned=True, grace_s=grace_s)
 
     @classmethod
     def attach(cls, name: str = "adamserve", address: str = "auto") -> Self:
@@ -138,9 +136,7 @@ class Service(RunningService):
                 controller = ray.get_actor(name, namespace=NAMESPACE)
             except ValueError:
                 raise NotFound(f"the cluster runs no service {name!r}", field="name") from None
-            service = cls(controller, owned=False)
-            service._leave = stack.pop_all()
-            return service
+            return cls(controller, stack, owned=False)
 
     def start_worker(self, make: Callable[[], Made], *, gpus: float = 0.0) -> Handle[Made]:
         """As `RunningService.start_worker`: Ray places it, spread over the nodes."""

@@ -93,7 +93,7 @@ def submit(client: JobSubmissionClient, entrypoint: str) -> str:
     deadline = time.monotonic() + START_S
     while True:
         try:
-            return _ask(lambda: client.submit_job(entrypoint=entrypoint), client.get_address(), ANSWER_S)
+            return _ask(lambda: client.submit_job(entrypoint=entrypoint), client.get_address())
         except Unavailable as error:
             if STARTING not in error.problem or time.monotonic() >= deadline:
                 raise
@@ -102,7 +102,7 @@ def submit(client: JobSubmissionClient, entrypoint: str) -> str:
 
 def state(client: JobSubmissionClient, submission_id: str) -> Job:
     """How a job stands now."""
-    info = _ask(lambda: client.get_job_info(submission_id), client.get_address(), ANSWER_S)
+    info = _ask(lambda: client.get_job_info(submission_id), client.get_address())
     code: int | None = None
     if info.status.is_terminal():
         code = 0 if info.status == JobStatus.SUCCEEDED else max(info.driver_exit_code or 1, 1)
@@ -143,7 +143,7 @@ def follow(
             text = _next(log, deadline)
     # What a short job wrote last may have come after Ray's last look at its log.
     with suppress(Unavailable):
-        whole = _ask(lambda: client.get_job_logs(submission_id), client.get_address(), ANSWER_S)
+        whole = _ask(lambda: client.get_job_logs(submission_id), client.get_address())
         if len(whole) > shown:
             show(whole[shown:])
     return job
@@ -173,7 +173,7 @@ def _next(log: queue.SimpleQueue[str | Exception | None], deadline: float) -> st
         return ""
 
 
-def _ask(call: Callable[[], T], address: str, answer_s: float) -> T:
+def _ask(call: Callable[[], T], address: str, answer_s: float = ANSWER_S) -> T:
     """A call's answer, or an error of ours."""
     answer: Future[T] = Future()
 
@@ -193,20 +193,13 @@ def _ask(call: Callable[[], T], address: str, answer_s: float) -> T:
             fix="set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
         ) from None
     except TimeoutError:
-        raise _unavailable(address, f"no answer within {answer_s:g} s") from None
+        problem = f"no answer within {answer_s:g} s"
     except ConnectionError:
-        raise _unavailable(address, "nothing answers there") from None
+        problem = "nothing answers there"
     except (RuntimeError, ValueError, OSError, LookupError) as error:
-        raise _unavailable(address, _first_line(error)) from None
-
-
-def _unavailable(address: str, problem: str) -> Unavailable:
-    return Unavailable(
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    raise Unavailable(
         f"Ray's job server at {address}: {problem}",
         field="address",
         fix="it listens where the head's dashboard does (ray start --head --dashboard-host), on port 8265",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
