@@ -36,13 +36,7 @@ class Listening:
 
 
 def listening(host: str | None, *, alone: bool, insecure: bool) -> Listening:
-    """Decide where to listen.
-
-    Args:
-        host: what was asked for; None for whatever serves the cluster.
-        alone: the cluster has one node.
-        insecure: take calls without a token from anywhere.
-    """
+    """Decide where to listen, asked for `host` (None: whatever serves the cluster), on one node if `alone`."""
     if alone and (host is None or is_loopback(host)):
         host = host or LOOPBACK
         return Listening(host, host, False, "the cluster is one node, so loopback reaches everything")

@@ -50,9 +50,7 @@ class Controller:
 
     Args:
         place: starts the shards' processes.
-        shards: how many.
-        checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot be
-            restored. On several nodes it is a folder that all of them share.
+        checkpoint_dir: as for `Service.start`; without it a shard that dies cannot be restored.
         security: who may call ControlService, and how.
         credentials: those of the service's own processes.
         host, port, advertise: where ControlService listens, as for `open_control`.
@@ -106,8 +104,7 @@ class Controller:
         """Start a job. Idempotent; how often checkpoints are written and how many are kept are the last call's.
 
         Args:
-            config: the job.
-            initial: each shard's spans by tensor, or a reference to them that the placement follows.
+            initial: each shard's spans by tensor, or a reference to them that its handle follows.
 
         Returns:
             Whether this call started it; of several at once, one does.
@@ -169,14 +166,10 @@ class Controller:
         log.info("job was created", extra=fields(job=config.name, shards=len(stamps)))
 
     def resume(self, name: str, changes: Mapping[str, Any] | None = None) -> Topology:
-        """Take up a job from its newest checkpoint that verifies, onto this service's shards. Idempotent.
+        """Take up a job from its newest checkpoint that verifies; returns where its shards are. Idempotent.
 
         Args:
-            name: the job's.
             changes: options of its `JobConfig` in place of those in the checkpoint.
-
-        Returns:
-            Where the job's shards are.
 
         Raises:
             NotFound: there is no checkpoint of that job that verifies.
@@ -206,14 +199,9 @@ class Controller:
         return self.topology(name)
 
     def delete(self, name: str, *, purge: bool = False) -> bool:
-        """Delete a job. Its name can be used again afterwards. Idempotent.
+        """Delete a job; returns whether there was one. Its name can be used again afterwards. Idempotent.
 
-        Args:
-            name: the job's.
-            purge: remove its checkpoints; without it they go to the folder `.trash`.
-
-        Returns:
-            Whether there was one.
+        Its checkpoints are removed where `purge`; otherwise they go to the folder `.trash`.
 
         Raises:
             CheckpointError: the disk refuses. The job is as it was if its tombstone could not be written; otherwise it

@@ -48,13 +48,7 @@ Action = GiveUp | Replace | Restore | Write
 
 
 def plan(now: float, dead: Mapping[int, str], jobs: Iterable[Job]) -> list[Action]:
-    """Decide what to do, in this order.
-
-    Args:
-        now: the controller's clock, in seconds, as for the times of `jobs`.
-        dead: shards whose process is gone, and why.
-        jobs: the service's.
-    """
+    """Decide what to do, in this order; `dead` are the shards whose process is gone, and why."""
     alive = {job.config.name: job for job in jobs if not job.failed}
     hopeless = {
         name: min(gone) for name, job in alive.items() if job.folder is None and (gone := {*dead, *job.lost})

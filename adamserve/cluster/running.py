@@ -27,9 +27,6 @@ class RunningService(ABC):
 
     Its methods raise `Unavailable` where the controller is dead or does not answer.
 
-    Args:
-        controller: the process that holds the service's controller.
-
     Attributes:
         target: host:port of ControlService, for `adamserve.connect`.
         credentials: those of the service's own workers. Hand them on through Ray only.

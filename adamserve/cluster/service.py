@@ -119,11 +119,7 @@ class Service(RunningService):
 
     @classmethod
     def attach(cls, name: str = "adamserve", address: str = "auto") -> Self:
-        """Use a service that runs already.
-
-        Args:
-            name: the service's.
-            address: of its Ray cluster, as for `start`; ignored where this process is connected to one.
+        """Use a service that runs already, on the Ray cluster at `address`, as for `start`.
 
         Raises:
             NotFound: the cluster has no such service.

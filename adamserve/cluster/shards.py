@@ -24,10 +24,7 @@ LOOK_S = 5.0
 class Shards:
     """The processes of one service. Thread-safe.
 
-    Args:
-        place: starts them.
-        count: how many.
-        table: told how they stand; its lock guards who they are, so that both can be looked at in one moment.
+    `table` is told how they stand; its lock guards who they are, so that both can be looked at in one moment.
 
     Attributes (each is replaced as a whole):
         handles: in shard order; those of dead processes too.

@@ -53,11 +53,8 @@ class Watch:
     def step(self) -> list[Action]:
         """Look at every shard, and do what has to be done: heal the dead, write the checkpoints that are due.
 
-        One thread at a time calls this, so that a shard is restored once. What goes wrong is logged, and tried again
-        by a later call.
-
-        Returns:
-            What was tried.
+        Returns what was tried. One thread at a time calls this, so that a shard is restored once. What goes wrong is
+        logged, and tried again by a later call.
         """
         self._attempt(self._shards.look, "looking at the shards")
         with self._table.lock:
