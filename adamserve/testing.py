@@ -20,24 +20,28 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, Self
+from typing import Any, Concatenate, Generic, Self, TypeVar
 
 from adamserve.cluster.controller import Controller
 from adamserve.cluster.placement import Answer, Given, ProcessGone
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.running import RunningService
-from adamserve.edge.control_service import open_control
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import ShardEdge
-from adamserve.observe.rpc_counts import Calls
 
-__all__ = ["LocalPlacement", "LocalShard", "ManualClock", "Service"]
+__all__ = ["ManualClock", "Service"]
 
 HOST = "127.0.0.1"
 
 WATCH_EVERY_S = 0.05
 """How often the shards are looked at; a killed one is noticed within about this time."""
+
+THREADS = 32
+"""Calls that a process answers at once."""
+
+Made = TypeVar("Made")
 
 
 class ManualClock:
@@ -55,41 +59,49 @@ class ManualClock:
         self._seconds += seconds
 
 
-class LocalShard:
-    """A shard process that is a few threads of this one (`adamserve.cluster.placement.ShardHandle`)."""
+class LocalProcess(Generic[Made]):
+    """A process that is a few threads of this one (`adamserve.cluster.placement.Handle`).
 
-    def __init__(self, process: ShardProcess, index: int) -> None:
-        self._process = process
-        self._index = index
+    Args:
+        name: for errors and threads.
+        make: makes its object.
+        end: ends what goes on in the object when the process is killed.
+    """
+
+    def __init__(
+        self, name: str, make: Callable[[], Made], end: Callable[[Made], object] = lambda made: None
+    ) -> None:
+        self._name = name
+        self._end = end
         self._dead = False
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix=f"adamserve-shard-{index}")
+        self._pool = ThreadPoolExecutor(thread_name_prefix=f"adamserve-{name}", max_workers=THREADS)
+        self._made = self._pool.submit(make)
 
     def kill(self) -> None:
-        """End it as a crash would: its connections end, its state is gone, and no call of it is answered any more."""
+        """End it as a crash would: no call of it is answered any more, though those under way go on to their ends."""
         with self._lock:
             if self._dead:
                 return
             self._dead = True
             self._pool.shutdown(wait=False)
-        self._process.cut()
+        if self._made.exception() is None:
+            self._end(self._made.result())
 
     def call(
         self,
-        method: Callable[Concatenate[ShardProcess, Given], Answer],
+        method: Callable[Concatenate[Made, Given], Answer],
         *args: Given.args,
         **options: Given.kwargs,
     ) -> Future[Answer]:
-        """As `ShardHandle.call`."""
+        """As `Handle.call`."""
 
         def answer() -> Answer:
             try:
-                result = method(self._process, *args, **options)
-            except Exception:
-                self._check_alive()
-                raise
-            self._check_alive()
-            return result
+                return method(self._made.result(), *args, **options)
+            finally:
+                if self._dead:
+                    raise self._gone()
 
         with self._lock:
             if not self._dead:
@@ -98,89 +110,8 @@ class LocalShard:
         refused.set_exception(self._gone())
         return refused
 
-    def _check_alive(self) -> None:
-        if self._dead:
-            raise self._gone()
-
     def _gone(self) -> ProcessGone:
-        return ProcessGone(f"shard {self._index} was killed")
-
-
-class LocalWorker:
-    """A worker process that is a few threads of this one (`adamserve.cluster.pool.WorkerHandle`)."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._control = ThreadPoolExecutor(max_workers=2, thread_name_prefix="adamserve-worker-control")
-        self._work = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adamserve-worker")
-        self._made = self._control.submit(make)
-
-    def call(self, method: str, *args: Any) -> Future[Any]:
-        """Call a method that is soon done."""
-        return self._control.submit(lambda: getattr(self._made.result(), method)(*args))
-
-    def work(self, method: str, *args: Any) -> Future[Any]:
-        """Call a method that takes long, while others can be called."""
-        return self._work.submit(lambda: getattr(self._made.result(), method)(*args))
-
-    def end(self) -> None:
-        """Take no more calls; those under way go on to their ends."""
-        self._control.shutdown(wait=False)
-        self._work.shutdown(wait=False)
-
-
-class LocalPool:
-    """Starts workers in this process (`adamserve.cluster.pool.Pool`)."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        self._started: list[LocalWorker] = []
-
-    def start(self) -> LocalWorker:
-        """Start a worker."""
-        self._started.append(LocalWorker(self._make))
-        return self._started[-1]
-
-    def share(self, value: Any) -> Any:
-        """Every worker sees the same value."""
-        return value
-
-    def end(self) -> None:
-        """End its workers."""
-        for worker in self._started:
-            worker.end()
-
-
-class LocalPlacement:
-    """Starts shards in this process (`adamserve.cluster.placement.Placement`).
-
-    Args:
-        shards: how many the service has.
-        security: how their endpoints listen.
-        metrics: whether each serves its metrics.
-    """
-
-    def __init__(self, shards: int, security: Security, *, metrics: bool = False) -> None:
-        self._shards = shards
-        self._edge = ShardEdge(security)
-        self._metrics = metrics
-        self._started: dict[int, LocalShard] = {}
-
-    def start(self, index: int) -> LocalShard:
-        """Start a shard."""
-        process = ShardProcess(
-            index,
-            self._shards,
-            host=HOST,
-            edge=self._edge,
-            node="local",
-            metrics_host=HOST if self._metrics else None,
-        )
-        self._started[index] = LocalShard(process, index)
-        return self._started[index]
-
-    def kill(self, index: int) -> None:
-        """End the process of a shard; the one that replaces it is another."""
-        self._started[index].kill()
+        return ProcessGone(f"{self._name} was killed")
 
 
 class Service(RunningService):
@@ -213,80 +144,55 @@ class Service(RunningService):
     ) -> None:
         security, secret = security or Security(), secrets.token_urlsafe()
         security = replace(security, tokens=security.tokens.beside(secret, required=closed))
-        self.credentials = security.credentials(secret)
-        self.shards = shards
-        self._placement = LocalPlacement(shards, security, metrics=metrics)
-        self._pools: list[LocalPool] = []
-        self._calls = Calls()
-        self.controller = Controller(
-            self._placement,
-            shards=shards,
-            checkpoint_dir=checkpoint_dir,
-            watch_every_s=watch_every_s,
-            now=now,
-        )
-        try:
-            self._endpoint = open_control(self.controller, security, HOST, 0, self._calls)
-        except Exception:
-            self.controller.stop()
-            raise
-        self.target = self._endpoint.address
-        self._endpoint.serve()
+        edge, metrics_host = ShardEdge(security), HOST if metrics else None
+        self._processes: dict[int, LocalProcess[ShardProcess]] = {}
+        self._workers: list[LocalProcess[Any]] = []
 
-    @classmethod
-    def start(
-        cls,
-        *,
-        shards: int = 1,
-        checkpoint_dir: Path | None = None,
-        security: Security | None = None,
-        metrics_host: str | None = None,
-        **placing: Any,
-    ) -> Self:
-        """As `adamserve.cluster.service.Service.start`; what is about Ray and its nodes is passed over."""
-        return cls(
+        def place(index: int) -> LocalProcess[ShardProcess]:
+            make = partial(
+                ShardProcess, index, shards, host=HOST, edge=edge, node="local", metrics_host=metrics_host
+            )
+            self._processes[index] = LocalProcess(f"shard {index}", make, ShardProcess.cut)
+            return self._processes[index]
+
+        self.controller = Controller(
+            place,
             shards=shards,
             checkpoint_dir=checkpoint_dir,
             security=security,
-            metrics=metrics_host is not None,
+            credentials=security.credentials(secret),
+            watch_every_s=watch_every_s,
+            now=now,
         )
+        super().__init__(LocalProcess("the controller", lambda: self.controller))
+        self.serve()
 
-    def serve(self) -> None:
-        """Nothing to do: it serves from the start."""
+    @classmethod
+    def start(cls, *, metrics_host: str | None = None, **options: Any) -> Self:
+        """As `adamserve.cluster.service.Service.start`; what is about Ray and its nodes is passed over."""
+        ours = {name: options[name] for name in ("shards", "checkpoint_dir", "security") if name in options}
+        return cls(metrics=metrics_host is not None, **ours)
 
-    def workers(self, make: Callable[[], Any], *, gpus: float = 0.0) -> LocalPool:
-        """Where workers are started, each a few threads of this process."""
-        self._pools.append(LocalPool(make))
-        return self._pools[-1]
+    def start_worker(self, make: Callable[[], Made], *, gpus: float = 0.0) -> LocalProcess[Made]:
+        """As `RunningService.start_worker`."""
+        worker = LocalProcess("worker", make)
+        self._workers.append(worker)
+        return worker
+
+    def share(self, value: Any) -> Any:
+        """Every process here sees the same value."""
+        return value
 
     def free_cpus(self) -> int:
         """This machine's."""
         return os.cpu_count() or 1
 
-    def calls(self) -> Calls:
-        """As `RunningService.calls`."""
-        return self._calls
-
     def kill(self, shard: int) -> None:
-        """End a shard as a crash would."""
-        self._placement.kill(shard)
-
-    def drain(self, grace_s: float = 0.0) -> None:
-        """As `RunningService.drain`."""
-        self._endpoint.drain(grace_s)
-        self.controller.drain(grace_s)
+        """End a shard as a crash would; the process that replaces it is another."""
+        self._processes[shard].kill()
 
     def stop(self) -> None:
         """As `RunningService.stop`."""
-        for pool in self._pools:
-            pool.end()
-        self._endpoint.cut()
-        self.controller.stop()
-
-    def _ask(
-        self,
-        method: Callable[Concatenate[Controller, Given], Answer],
-        *args: Given.args,
-        **options: Given.kwargs,
-    ) -> Answer:
-        return method(self.controller, *args, **options)
+        for worker in self._workers:
+            worker.kill()
+        super().stop()

@@ -41,8 +41,7 @@ def row(packages: str = "", *, lazily: str = "", siblings: str = "", eager_below
 
 
 CLUSTER = "adamserve.cluster " + " ".join(
-    f"adamserve.cluster.{name}"
-    for name in ("actors", "exporting", "ray_calls", "ray_placement", "ray_runtime", "service")
+    f"adamserve.cluster.{name}" for name in ("actors", "ray_runtime", "service")
 )
 
 LAYERS: tuple[dict[str, Row], ...] = (
@@ -97,12 +96,8 @@ LAYERS: tuple[dict[str, Row], ...] = (
         "adamserve.cluster": row("numpy", lazily="packaging torch"),
         # Ray's shells; what they are around knows nothing of it.
         "adamserve.cluster.actors": row("ray", siblings=CLUSTER),
-        "adamserve.cluster.exporting": row("prometheus_client ray", siblings="adamserve.cluster"),
-        "adamserve.cluster.pool": row("ray", siblings=CLUSTER),
-        "adamserve.cluster.ray_calls": row("ray", siblings="adamserve.cluster"),
-        "adamserve.cluster.ray_placement": row("ray", siblings=CLUSTER),
         "adamserve.cluster.ray_runtime": row("ray", siblings=CLUSTER),
-        "adamserve.cluster.service": row("ray", siblings=CLUSTER + " adamserve.cluster.pool"),
+        "adamserve.cluster.service": row("ray", siblings=CLUSTER),
         "adamserve.cluster.serving": row(siblings=CLUSTER),
         "adamserve.cluster.submit": row("ray", siblings="adamserve.cluster"),
     },

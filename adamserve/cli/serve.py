@@ -62,6 +62,7 @@ def serve(
 ) -> None:
     """Serve jobs over gRPC until SIGTERM or Ctrl-C; then drain, write checkpoints and exit with 0."""
     import json
+    from dataclasses import asdict
 
     from adamserve.observe.logs import LogConfig
 
@@ -95,5 +96,5 @@ def serve(
     )
     run(
         config,
-        lambda ready: print(json.dumps(ready.as_dict()) if format == "json" else str(ready), flush=True),
+        lambda ready: print(json.dumps(asdict(ready)) if format == "json" else str(ready), flush=True),
     )

@@ -4,93 +4,73 @@ from __future__ import annotations
 
 import logging
 import shutil
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from adamserve import checkpoint, optim
-from adamserve.cluster.jobs import Job, JobTable
-from adamserve.cluster.placement import ShardHandle
+from adamserve.cluster.jobs import JobTable
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.shards import Shards
-from adamserve.errors import NotFound, Unavailable
+from adamserve.errors import Unavailable
 from adamserve.job import JobConfig
 from adamserve.observe.logs import fields
 
 log = logging.getLogger("adamserve.service")
 
+SHARED = (
+    *("tensors", "rule", "consistency", "extra", "tensor_rules", "sparse"),
+    *("checkpoint_every_s", "checkpoints_kept"),
+)
+"""What a manifest tells of a job under the same name."""
 
-class Checkpointer:
-    """Writes one checkpoint at a time. Thread-safe.
 
-    Attributes:
-        writing: held meanwhile; before the table's `opening`.
+def write(table: JobTable, shards: Shards, name: str) -> int:
+    """Write a checkpoint of a job, while pushes go on; one at a time.
+
+    Returns:
+        Its number; 0 where the service keeps none.
+
+    Raises:
+        NotFound: there is no such job, or it was deleted meanwhile.
+        CheckpointError: the disk refuses.
+        Unavailable: a shard died, or was restored meanwhile. In all these cases no file is left.
     """
-
-    def __init__(self, table: JobTable, shards: Shards, now: Callable[[], float]) -> None:
-        self.writing = threading.Lock()
-        self._table = table
-        self._shards = shards
-        self._now = now
-
-    def write(self, name: str) -> int:
-        """Write a checkpoint of a job, while pushes go on.
-
-        Returns:
-            Its number; 0 where the service keeps none.
-
-        Raises:
-            NotFound: there is no such job, or it was deleted meanwhile.
-            CheckpointError: the disk refuses.
-            Unavailable: a shard died, or was restored meanwhile. In all these cases no file is left.
-        """
-        job = self._table.get(name)
-        if job.folder is None:
-            return 0
-        began = self._now()
-        with self._table.lock:
-            job.tried_at = began
-        with self.writing:
-            self._check_held(job)
-            number = checkpoint.next_number(job.folder)
-            folder = job.folder / f"{number:08d}"
-            folder.mkdir(parents=True)
-            try:
-                handles = self._shards.handles
-                entries = self._shards.ask(
-                    lambda handle: handle.call(ShardProcess.write, name, folder), "the shards to be written"
-                )
-                # Nothing is restored between this look and the manifest: a later restore from this checkpoint would
-                # undo the updates made since.
-                with self._table.opening:
-                    self._check(job, handles, entries)
-                    checkpoint.write_manifest(folder, manifest_of(job.config, number, entries))
-            except Exception:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-            with self._table.lock:
-                job.checkpoint = number
-                job.written_at = self._now()
-                job.checkpoint_seconds = job.written_at - began
-                job.written_clocks = tuple(entry.stamp.clock for entry in entries)
-            seconds = round(job.checkpoint_seconds, 3)
-            log.info("checkpoint was written", extra=fields(job=name, checkpoint=number, seconds=seconds))
-            checkpoint.prune(job.folder, keep=job.config.checkpoints_kept)
-            return number
-
-    def _check(
-        self, job: Job, handles: Sequence[ShardHandle], entries: Sequence[checkpoint.ShardEntry]
-    ) -> None:
-        """Whether what was written is still of the job's present shards."""
-        self._check_held(job)
-        incarnations = [entry.stamp.incarnation for entry in entries]
-        if self._shards.handles != handles or incarnations != job.incarnations:
-            raise Unavailable("a shard was restored meanwhile", fix="try again")
-
-    def _check_held(self, job: Job) -> None:
-        if not self._table.holds(job):
-            raise NotFound(f"job {job.config.name!r} was deleted meanwhile", field="job")
+    job = table.get(name)
+    if job.folder is None:
+        return 0
+    began = table.now()
+    with table.lock:
+        job.tried_at = began
+    with table.writing:
+        table.check_held(job)
+        number = checkpoint.next_number(job.folder)
+        folder = job.folder / f"{number:08d}"
+        folder.mkdir(parents=True)
+        try:
+            handles = shards.handles
+            entries = shards.ask("the shards to be written", ShardProcess.write, name, folder)
+            # Nothing is restored between this look and the manifest: a later restore from this checkpoint would
+            # undo the updates made since.
+            with table.opening:
+                table.check_held(job)
+                written = [entry.stamp.incarnation for entry in entries]
+                present = [stamp.incarnation for stamp in job.began]
+                if shards.handles != handles or written != present:
+                    raise Unavailable("a shard was restored meanwhile", fix="try again")
+                checkpoint.write_manifest(folder, manifest_of(job.config, number, entries))
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        with table.lock:
+            job.checkpoint = number
+            job.written_at = table.now()
+            job.checkpoint_seconds = job.written_at - began
+            job.written_clocks = tuple(entry.stamp.clock for entry in entries)
+        seconds = round(job.checkpoint_seconds, 3)
+        log.info("checkpoint was written", extra=fields(job=name, checkpoint=number, seconds=seconds))
+        checkpoint.prune(job.folder, keep=job.config.checkpoints_kept)
+        return number
 
 
 def manifest_of(

@@ -17,18 +17,16 @@ CALL_TIMEOUT_S = 120.0
 """Longest that opening, restoring or writing a shard may take."""
 
 SHARD_CPUS = 0.1
-"""CPUs that Ray reserves for a shard where nobody says otherwise."""
+"""CPUs that Ray reserves for a shard; above 0, for Ray spreads only what needs something."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where a service's processes listen, and whom they answer.
+    """Where a service's processes listen, and whom they answer, with the reason.
 
     Attributes:
-        host: of ControlService, on the driver's node; None for that node's own address.
-        shard_host: of each shard; None for its node's own address.
+        host, shard_host: of ControlService and of each shard; None for their nodes' own addresses.
         closed: a call needs a token or the service's secret even where users have no tokens.
-        reason: why, in words.
     """
 
     host: str | None
@@ -38,13 +36,7 @@ class Listening:
 
 
 def listening(host: str | None, *, alone: bool, insecure: bool) -> Listening:
-    """Decide where to listen.
-
-    Args:
-        host: what was asked for; None for whatever serves the cluster.
-        alone: the cluster has one node.
-        insecure: take calls without a token from anywhere.
-    """
+    """Decide where to listen, asked for `host` (None: whatever serves the cluster), on one node if `alone`."""
     if alone and (host is None or is_loopback(host)):
         host = host or LOOPBACK
         return Listening(host, host, False, "the cluster is one node, so loopback reaches everything")
@@ -54,30 +46,17 @@ def listening(host: str | None, *, alone: bool, insecure: bool) -> Listening:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceConfig:
-    """How a service runs.
+    """How a service runs; attributes that are not told of here are as for `Service.start`.
 
     Attributes:
         name: of the controller's actor in Ray; the shards' begin with it.
-        shards: shard processes.
-        gpus_per_shard: GPUs (or a fraction) that Ray reserves for each; above 0 the buffers live on CUDA.
-        cpus_per_shard: CPUs that Ray reserves for each; above 0, for Ray spreads only what needs something.
-        threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
-        checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot
-            be restored. On several nodes it is a folder that all of them share.
-        host, port: where ControlService listens; 0 takes any free port.
         shard_host: where shards listen; None for each node's own address.
-        shard_ports: on which ports; None for any free ones.
-        security: who may call, and how.
         secret: what the service's own processes show when they call. It travels through Ray only.
-        metrics_host: where each shard serves its metrics, on any free port: a loopback address, or any other for its
-            node's own; None serves none.
-        log: how the controller's and the shards' processes log; None leaves that to them.
     """
 
     name: str = "adamserve"
     shards: int = 1
     gpus_per_shard: float = 0.0
-    cpus_per_shard: float = SHARD_CPUS
     threads_per_shard: int = 0
     checkpoint_dir: Path | None = None
     host: str = "127.0.0.1"
@@ -92,6 +71,6 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         if not self.shards >= 1:
             raise InvalidArgument(f"must be at least 1, got {self.shards}", field="shards")
-        for name in ("gpus_per_shard", "cpus_per_shard", "threads_per_shard"):
+        for name in ("gpus_per_shard", "threads_per_shard"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)

@@ -1,10 +1,10 @@
 """The controller: places the shards, watches them, restores one that died, and keeps the jobs and their checkpoints.
 
-It holds no parameters. Pushers ask it where the shards are, and ask again when one does not answer. A shard that is
-restored starts a new incarnation, so that nothing pulled before the restart is applied after it.
+It holds no parameters. Pushers ask its ControlService where the shards are, and ask again when one does not answer. A
+shard that is restored starts a new incarnation, so that nothing pulled before the restart is applied after it.
 
-This is the facade. What it knows is in `jobs` and `shards`, what it decides in `healing`, and how it acts in
-`lifecycle`, `healer` and `checkpointer`; `watch` brings these together.
+Jobs come and go here. What is known of them is in `jobs`, who the shards are in `shards`, what `healing` decides is
+done by `watch`, and `checkpointer` writes. Plain Python, with or without Ray.
 """
 
 from __future__ import annotations
@@ -12,21 +12,31 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adamserve.cluster.checkpointer import Checkpointer
+from adamserve import checkpoint, optim
+from adamserve.client.credentials import Credentials
+from adamserve.cluster import checkpointer, trash
+from adamserve.cluster.config import LOOPBACK
 from adamserve.cluster.healing import Action
-from adamserve.cluster.jobs import JobTable
-from adamserve.cluster.lifecycle import Lifecycle, finish_deletions, initial_parts
+from adamserve.cluster.jobs import Job, JobTable
 from adamserve.cluster.placement import Placement
 from adamserve.cluster.process import ProcessInfo, ShardProcess
-from adamserve.cluster.shards import Shards
-from adamserve.cluster.watch import Watch
-from adamserve.job import JobConfig, Place, Topology
+from adamserve.cluster.shards import Shards, answers
+from adamserve.cluster.watch import Watch, log_skipped
+from adamserve.edge.control_service import open_control
+from adamserve.edge.security import Security
+from adamserve.errors import CheckpointError, Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.job import JobConfig, Place, Topology, check_name
+from adamserve.observe.logs import fields
+from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
+from adamserve.shard import sparse
+from adamserve.shard.geometry import partition
 from adamserve.values import Array
 
 log = logging.getLogger("adamserve.service")
@@ -39,81 +49,203 @@ class Controller:
     """Places, watches and heals the shards of one service, and keeps its jobs. Thread-safe.
 
     Args:
-        placement: starts the shards' processes.
-        shards: how many.
-        checkpoint_dir: where checkpoints go, one folder a job; None keeps none, and a shard that dies cannot be
-            restored. On several nodes it is a folder that all of them share.
+        place: starts the shards' processes.
+        checkpoint_dir: as for `Service.start`; without it a shard that dies cannot be restored.
+        security: who may call ControlService, and how.
+        credentials: those of the service's own processes.
+        host, port, advertise: where ControlService listens, as for `open_control`.
         watch_every_s: how often a thread of its own calls `step`; None leaves that to the caller.
         now: the clock that intervals are measured by, in seconds.
 
     Raises:
-        Unavailable: the shards did not start.
+        Unavailable: the shards did not start, or the port cannot be bound.
     """
 
     def __init__(
         self,
-        placement: Placement,
+        place: Placement,
         *,
-        shards: int = 1,
-        checkpoint_dir: Path | None = None,
+        shards: int,
+        checkpoint_dir: Path | None,
+        security: Security,
+        credentials: Credentials,
+        host: str = LOOPBACK,
+        port: int = 0,
+        advertise: str = "",
         watch_every_s: float | None = WATCH_EVERY_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        if checkpoint_dir is not None:
-            finish_deletions(checkpoint_dir)
+        self._root = checkpoint_dir
+        for folder in trash.unfinished(checkpoint_dir) if checkpoint_dir is not None else ():
+            try:
+                trash.finish(folder)
+            except CheckpointError as error:  # left for another time
+                log.error("deleting a job failed: %s", error)
+            else:
+                log.info("job was deleted", extra=fields(job=folder.name))
+        self._credentials = credentials
+        self._calls = Calls()
         self._table = JobTable(now)
-        self._shards = Shards(placement, shards, self._table.lock)
-        self._checkpointer = Checkpointer(self._table, self._shards, now)
-        self._lifecycle = Lifecycle(self._table, self._shards, self._checkpointer, checkpoint_dir, now)
-        self._watch = Watch(self._table, self._shards, self._checkpointer, now)
-        if watch_every_s is not None:
-            self._watch.start(watch_every_s)
+        self._shards = Shards(place, shards, self._table)
+        try:
+            self._endpoint = open_control(self, security, host, port, self._calls, advertise=advertise)
+        except Exception:
+            self._shards.kill()
+            raise
+        self._watch = Watch(self._table, self._shards, watch_every_s)
 
     # ---- jobs
 
     def create(self, config: JobConfig, parameters: Mapping[str, Array]) -> bool:
-        """Start a job from its initial parameters; as `Lifecycle.begin`."""
-        return self.begin(config, initial_parts(config, parameters, len(self._shards)))
+        """As `begin`, from the whole parameters."""
+        return self.begin(config, initial_parts(config, parameters, len(self._shards.handles)))
 
     def begin(self, config: JobConfig, initial: Sequence[Any]) -> bool:
-        """As `Lifecycle.begin`."""
-        return self._lifecycle.begin(config, initial)
+        """Start a job. Idempotent; how often checkpoints are written and how many are kept are the last call's.
+
+        Args:
+            initial: each shard's spans by tensor, or a reference to them that its handle follows.
+
+        Returns:
+            Whether this call started it; of several at once, one does.
+
+        Raises:
+            Conflict: a job of that name exists with another configuration, here or in the folder for checkpoints.
+        """
+        with self._table.opening:
+            begun = not self.known(config)
+            if begun:
+                self._open(config, initial)
+        if self._table.get(config.name).checkpoint == 0:  # also where writing the first one failed before
+            self.checkpoint(config.name)
+        return begun
 
     def known(self, config: JobConfig) -> bool:
-        """As `Lifecycle.known`."""
-        return self._lifecycle.known(config)
+        """Whether a job is there already; how its checkpoints are kept is then as in `config`.
+
+        Raises:
+            Conflict: it is there with another configuration.
+        """
+        with self._table.lock:
+            if config.name not in self._table:
+                return False
+            job = self._table.get(config.name)
+            kept = replace(
+                job.config,
+                checkpoint_every_s=config.checkpoint_every_s,
+                checkpoints_kept=config.checkpoints_kept,
+            )
+            if config != kept:
+                raise Conflict(
+                    f"job {config.name!r} exists with another configuration",
+                    field="job",
+                    fix="choose another name",
+                )
+            job.config = config
+            return True
+
+    def _open(self, config: JobConfig, initial: Sequence[Any]) -> None:
+        optim.rules_of(config.rule, config.tensor_rules)
+        folder = self._folder(config.name)
+        if folder is not None and trash.is_marked(folder):
+            raise Unavailable(f"job {config.name!r} is being deleted", field="job", fix="try again")
+        if folder is not None and any(info.complete for info in checkpoint.list_checkpoints(folder)):
+            raise Conflict(
+                f"{folder} already holds checkpoints of job {config.name!r}",
+                field="checkpoint_dir",
+                fix="resume the job, or give another folder",
+            )
+        parts = zip(self._shards.handles, initial, strict=True)
+        try:
+            opening = [handle.call(ShardProcess.open, config, 1, part) for handle, part in parts]
+            stamps = answers(opening, "the shards to open the job")
+        except Exception:  # what some have opened would stay with them
+            self._shards.drop(config.name)
+            raise
+        self._table.add(Job(config, folder, stamps, written_at=self._table.now()))
+        log.info("job was created", extra=fields(job=config.name, shards=len(stamps)))
 
     def resume(self, name: str, changes: Mapping[str, Any] | None = None) -> Topology:
-        """As `Lifecycle.resume`; returns where the job's shards are."""
-        self._lifecycle.resume(name, changes)
+        """Take up a job from its newest checkpoint that verifies; returns where its shards are. Idempotent.
+
+        Args:
+            changes: options of its `JobConfig` in place of those in the checkpoint.
+
+        Raises:
+            NotFound: there is no checkpoint of that job that verifies.
+        """
+        with self._table.opening:
+            if name in self._table:
+                return self.topology(name)
+            folder = self._folder(name)
+            if folder is None:
+                raise InvalidArgument(
+                    "the service keeps no checkpoints", field="checkpoint_dir", fix="give a folder"
+                )
+            if trash.is_marked(folder):
+                raise NotFound(f"job {name!r} was deleted", field="job")
+            newest, manifest = checkpoint.newest(folder, on_skip=log_skipped)
+            config = replace(checkpointer.config_of(manifest), **(changes or {}))
+            incarnation = checkpoint.new_incarnation(
+                folder, 1 + max(entry.stamp.incarnation for entry in manifest.shards)
+            )
+            stamps = self._shards.ask(
+                "the shards to restore the job", ShardProcess.open, config, incarnation, folder=newest
+            )
+            self._table.add(Job(config, folder, stamps, manifest.number, self._table.now()))
+        log.info(
+            "job was taken up", extra=fields(job=name, checkpoint=manifest.number, incarnation=incarnation)
+        )
         return self.topology(name)
 
     def delete(self, name: str, *, purge: bool = False) -> bool:
-        """As `Lifecycle.delete`."""
-        return self._lifecycle.delete(name, purge=purge)
+        """Delete a job; returns whether there was one. Its name can be used again afterwards. Idempotent.
+
+        Its checkpoints are removed where `purge`; otherwise they go to the folder `.trash`.
+
+        Raises:
+            CheckpointError: the disk refuses. The job is as it was if its tombstone could not be written; otherwise it
+                is gone, and its folder will be put away when this is called again, or the service is started again.
+        """
+        folder = self._folder(name)
+        with self._table.opening:
+            there = name in self._table
+            if folder is not None and folder.is_dir() and not trash.is_marked(folder):
+                trash.mark(folder, purge=purge)
+                there = True
+            self._table.remove(name)
+            self._shards.drop(name)
+        with self._table.writing:  # a checkpoint that is being written may be this job's
+            if folder is not None and trash.is_marked(folder):
+                trash.finish(folder)
+                there = True
+        if there:
+            log.info("job was deleted", extra=fields(job=name, purge=purge))
+        return there
+
+    def _folder(self, name: str) -> Path | None:
+        """Where a job's checkpoints are; None where none are kept."""
+        check_name(name)
+        return self._root / name if self._root is not None else None
 
     def topology(self, name: str) -> Topology:
         """Where a job's shards are now."""
         with self._table.lock:
             job = self._table.get(name)
-            places = zip(self._shards.infos, job.incarnations, job.restored, strict=True)
-            return Topology(
-                job.config,
-                tuple(Place(info.endpoint, info.direct, number, clock) for info, number, clock in places),
-            )
+            places = [
+                Place(info.endpoint, info.direct, stamp.incarnation, stamp.clock)
+                for info, stamp in zip(self._shards.infos, job.began, strict=True)
+            ]
+            return Topology(job.config, tuple(places))
 
-    def report(
-        self,
-        name: str,
-        losses: Sequence[Loss],
-        numbers: Mapping[str, float],
-    ) -> None:
-        """As `JobTable.report`."""
-        self._table.report(name, losses, numbers)
+    def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
+        """As `Job.report`."""
+        with self._table.lock:
+            self._table.get(name).report(losses, numbers)
 
     def checkpoint(self, name: str) -> int:
-        """As `Checkpointer.write`."""
-        return self._checkpointer.write(name)
+        """As `checkpointer.write`."""
+        return checkpointer.write(self._table, self._shards, name)
 
     def status(self) -> list[JobState]:
         """Every job, as last seen."""
@@ -121,14 +253,22 @@ class Controller:
 
     def status_now(self) -> list[JobState]:
         """Every job, after asking every shard."""
-        self._shards.look(self._table.see)
+        self._shards.look()
         return self.status()
 
-    def folder(self, name: str) -> Path | None:
-        """As `Lifecycle.folder`."""
-        return self._lifecycle.folder(name)
+    # ---- processes
 
-    # ---- shards
+    def target(self) -> str:
+        """host:port of ControlService."""
+        return self._endpoint.address
+
+    def credentials(self) -> Credentials:
+        """Those of the service's own processes."""
+        return self._credentials
+
+    def calls(self) -> Calls:
+        """Counts of ControlService's calls."""
+        return self._calls
 
     def processes(self) -> list[ProcessInfo]:
         """Who each shard's process is."""
@@ -144,34 +284,44 @@ class Controller:
         """As `Watch.step`."""
         return self._watch.step()
 
-    def drain(self, grace_s: float) -> None:
-        """Let the shards' calls end, and write a last checkpoint of every job.
+    def serve(self) -> None:
+        """Say at ControlService that the service is ready."""
+        self._endpoint.serve()
+
+    def drain(self, grace_s: float = 0.0) -> None:
+        """Let running calls end within `grace_s` seconds, and write a last checkpoint of every job.
 
         Raises:
             AdamServeError: what went wrong first; everything else was tried all the same.
         """
+        self._endpoint.drain(grace_s)
+        acts: list[Callable[[], object]] = [
+            partial(self._shards.ask, "the shards to drain", ShardProcess.drain, grace_s),
+            *(partial(self.checkpoint, job.config.name) for job in self._table),
+        ]
         errors: list[Exception] = []
-
-        def tried(act: Callable[[], object]) -> None:
+        for act in acts:
             try:
                 act()
             except Exception as error:
                 log.error("while draining: %s", error)
                 errors.append(error)
-
-        tried(
-            partial(
-                self._shards.ask,
-                lambda handle: handle.call(ShardProcess.drain, grace_s),
-                "the shards to drain",
-            )
-        )
-        for job in self._table:
-            tried(partial(self.checkpoint, job.config.name))
         if errors:
             raise errors[0]
 
     def stop(self) -> None:
-        """Stop watching and end the shards; a job's last checkpoint is the caller's to ask for."""
+        """End everything at once; without `drain` first, updates since the last checkpoint are lost."""
+        self._endpoint.cut()
         self._watch.stop()
         self._shards.kill()
+
+
+def initial_parts(
+    config: JobConfig, parameters: Mapping[str, Array], num_shards: int
+) -> list[dict[str, Array]]:
+    """Each shard's spans of the initial parameters, 1-D views."""
+    parts = partition(config.tensors, num_shards)
+    kept = {spec.name: sparse.to_places(spec, parameters[spec.name]) for spec in config.tensors}
+    return [
+        {span.tensor: kept[span.tensor][span.start : span.stop] for span in spans} for spans in parts.shards
+    ]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -35,7 +36,10 @@ class Severity(IntEnum):
     error = 2
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+OK, WARNING, ERROR = Severity
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What was looked at, how it is, and what to do about it ("" where all is well)."""
 
@@ -49,8 +53,8 @@ def python(version: tuple[int, int]) -> Finding:
     """The interpreter."""
     text = f"{version[0]}.{version[1]}"
     if version >= (3, 11):
-        return Finding(check="Python", severity=Severity.ok, found=text)
-    return Finding(check="Python", severity=Severity.error, found=text, fix="use 3.11 or later")
+        return Finding("Python", OK, text)
+    return Finding("Python", ERROR, text, "use 3.11 or later")
 
 
 def packages(required: Iterable[str], installed: Callable[[str], str | None]) -> Iterator[Finding]:
@@ -70,56 +74,44 @@ def packages(required: Iterable[str], installed: Callable[[str], str | None]) ->
         found = installed(requirement.name)
         fix = f"pip install '{requirement.name}{requirement.specifier}'"
         if found is None:
-            yield Finding(check=requirement.name, severity=Severity.error, found="not installed", fix=fix)
+            yield Finding(requirement.name, ERROR, "not installed", fix)
         elif not requirement.specifier.contains(found, prereleases=True):
-            yield Finding(check=requirement.name, severity=Severity.error, found=found, fix=fix)
+            yield Finding(requirement.name, ERROR, found, fix)
         else:
-            yield Finding(check=requirement.name, severity=Severity.ok, found=found)
+            yield Finding(requirement.name, OK, found)
 
 
 def compiler(which: Callable[[str], str | None]) -> Finding:
     """A C compiler, for the rules' kernels."""
     path = next((found for name in ("cc", "gcc", "clang") if (found := which(name))), None)
     if path:
-        return Finding(check="C compiler", severity=Severity.ok, found=path)
+        return Finding("C compiler", OK, path)
     return Finding(
-        check="C compiler",
-        severity=Severity.warning,
-        found="none: updates take 3 to 10 times as long, with the same numbers",
-        fix="apt-get install gcc",
+        "C compiler",
+        WARNING,
+        "none: updates take 3 to 10 times as long, with the same numbers",
+        "apt-get install gcc",
     )
 
 
 def ray_token(environ: Mapping[str, str]) -> Finding:
     """Ray's token authentication: a cluster's nodes and drivers have to share one, and nobody else may read it."""
-    mode = environ.get("RAY_AUTH_MODE", "")
+    finding, mode = partial(Finding, "Ray token"), environ.get("RAY_AUTH_MODE", "")
     if mode.lower() not in ("", "disabled", "token"):
-        return Finding(
-            check="Ray token",
-            severity=Severity.error,
-            found=f"RAY_AUTH_MODE={mode} is nothing that Ray knows",
-            fix="set it to token, or to disabled",
+        return finding(
+            ERROR, f"RAY_AUTH_MODE={mode} is nothing that Ray knows", "set it to token, or to disabled"
         )
     if mode.lower() != "token":
-        return Finding(check="Ray token", severity=Severity.ok, found=f"RAY_AUTH_MODE={mode or 'not set'}")
+        return finding(OK, f"RAY_AUTH_MODE={mode or 'not set'}")
     if environ.get("RAY_AUTH_TOKEN"):
-        return Finding(check="Ray token", severity=Severity.ok, found="RAY_AUTH_MODE=token, with a token")
+        return finding(OK, "RAY_AUTH_MODE=token, with a token")
     path = Path(environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not path.is_file() or not path.stat().st_size:
-        return Finding(
-            check="Ray token",
-            severity=Severity.error,
-            found=f"RAY_AUTH_MODE=token, but there is no token in RAY_AUTH_TOKEN or in {path}",
-            fix="set RAY_AUTH_TOKEN to the cluster's token",
-        )
+        none = f"RAY_AUTH_MODE=token, but there is no token in RAY_AUTH_TOKEN or in {path}"
+        return finding(ERROR, none, "set RAY_AUTH_TOKEN to the cluster's token")
     if path.stat().st_mode & 0o077:
-        return Finding(
-            check="Ray token",
-            severity=Severity.warning,
-            found=f"others may read {path}",
-            fix=f"chmod 600 {path}",
-        )
-    return Finding(check="Ray token", severity=Severity.ok, found=f"RAY_AUTH_MODE=token, from {path}")
+        return finding(WARNING, f"others may read {path}", f"chmod 600 {path}")
+    return finding(OK, f"RAY_AUTH_MODE=token, from {path}")
 
 
 def space(check: str, folder: Path, least: int, fix: str) -> Finding:
@@ -127,11 +119,9 @@ def space(check: str, folder: Path, least: int, fix: str) -> Finding:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return Finding(check=check, severity=Severity.error, found=f"{folder}: {error.strerror}", fix=fix)
+        return Finding(check, ERROR, f"{folder}: {error.strerror}", fix)
     found = f"{free / 2**30:.1f} GiB free in {folder.resolve()}"
-    if free >= least:
-        return Finding(check=check, severity=Severity.ok, found=found)
-    return Finding(check=check, severity=Severity.warning, found=found, fix=fix)
+    return Finding(check, OK, found) if free >= least else Finding(check, WARNING, found, fix)
 
 
 def clock(folder: Path) -> Finding:
@@ -144,10 +134,7 @@ def clock(folder: Path) -> Finding:
             after = time.time()
     except OSError as error:
         return Finding(
-            check="clock",
-            severity=Severity.error,
-            found=f"{folder} cannot be written: {error.strerror}",
-            fix="choose a folder that can be",
+            "clock", ERROR, f"{folder} cannot be written: {error.strerror}", "choose a folder that can be"
         )
     return skew(before, there, after)
 
@@ -156,12 +143,9 @@ def skew(before: float, there: float, after: float) -> Finding:
     """How far a time that was taken between two others is outside of them."""
     apart = max(before - there, there - after, 0.0)
     if apart <= SKEW_S:
-        return Finding(check="clock", severity=Severity.ok, found="agrees with the file system's")
+        return Finding("clock", OK, "agrees with the file system's")
     return Finding(
-        check="clock",
-        severity=Severity.warning,
-        found=f"{apart:.1f} s from the file system's",
-        fix="let NTP set both machines' clocks",
+        "clock", WARNING, f"{apart:.1f} s from the file system's", "let NTP set both machines' clocks"
     )
 
 
@@ -170,18 +154,18 @@ def gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Finding:
     try:
         import torch
     except ImportError:
-        return Finding(check="GPU", severity=Severity.ok, found="unknown without torch")
+        return Finding("GPU", OK, "unknown without torch")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding(check="GPU", severity=Severity.ok, found=", ".join(names))
+        return Finding("GPU", OK, ", ".join(names))
     if not driver.exists():
-        return Finding(check="GPU", severity=Severity.ok, found="none; shards keep their state on the CPU")
+        return Finding("GPU", OK, "none; shards keep their state on the CPU")
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
     return Finding(
-        check="GPU",
-        severity=Severity.warning,
-        found=f"there is NVIDIA's driver, but torch {torch.__version__}, {build}, finds no device",
-        fix="install the build of torch that fits the driver (pytorch.org says which)",
+        "GPU",
+        WARNING,
+        f"there is NVIDIA's driver, but torch {torch.__version__}, {build}, finds no device",
+        "install the build of torch that fits the driver (pytorch.org says which)",
     )
 
 
@@ -192,12 +176,12 @@ def port(number: int, host: str = "127.0.0.1") -> Finding:
         socket.create_server((host, number), family=family).close()
     except OSError as error:
         return Finding(
-            check=f"port {number}",
-            severity=Severity.warning,
-            found=f"cannot be listened on: {error.strerror}",
-            fix="choose another with --port or --metrics-port, or 0 for any",
+            f"port {number}",
+            WARNING,
+            f"cannot be listened on: {error.strerror}",
+            "choose another with --port or --metrics-port, or 0 for any",
         )
-    return Finding(check=f"port {number}", severity=Severity.ok, found="free")
+    return Finding(f"port {number}", OK, "free")
 
 
 def prometheus(url: str, now: Callable[[], float] = time.time) -> Iterator[Finding]:
@@ -210,30 +194,30 @@ def prometheus(url: str, now: Callable[[], float] = time.time) -> Iterator[Findi
             seen = json.load(answer)["data"]["result"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield Finding(
-            check="Prometheus",
-            severity=Severity.error,
-            found=f"{url}: {getattr(error, 'reason', error)}",
-            fix="is it running, and is the URL right?",
+            "Prometheus",
+            ERROR,
+            f"{url}: {getattr(error, 'reason', error)}",
+            "is it running, and is the URL right?",
         )
         return
-    yield Finding(check="Prometheus", severity=Severity.ok, found=found)
+    yield Finding("Prometheus", OK, found)
     apart = abs(parsedate_to_datetime(date).timestamp() - now()) if date else 0.0
     if apart > ANSWER_S + SKEW_S:
         yield Finding(
-            check="Prometheus' clock",
-            severity=Severity.warning,
-            found=f"{apart:.0f} s from this machine's",
-            fix="let NTP set both machines' clocks",
+            "Prometheus' clock",
+            WARNING,
+            f"{apart:.0f} s from this machine's",
+            "let NTP set both machines' clocks",
         )
     if seen:
         processes = int(seen[0]["value"][1])
-        yield Finding(check="Prometheus' targets", severity=Severity.ok, found=f"{processes} of adamserve")
+        yield Finding("Prometheus' targets", OK, f"{processes} of adamserve")
     else:
         yield Finding(
-            check="Prometheus' targets",
-            severity=Severity.warning,
-            found="none of adamserve answers it now",
-            fix="give it the scrape configuration in deploy/prometheus, and start a job",
+            "Prometheus' targets",
+            WARNING,
+            "none of adamserve answers it now",
+            "give it the scrape configuration in deploy/prometheus, and start a job",
         )
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adamserve import optim
-from adamserve.cluster.healing import Standing
 from adamserve.errors import InvalidArgument, LimitExceeded, NotFound
 from adamserve.job import JobConfig
 from adamserve.observe.state import JobState, Rollback
@@ -48,7 +47,7 @@ class Job:
     Attributes:
         config: what it is.
         folder: where its checkpoints are; None where none are kept.
-        incarnations, restored: of each shard, and the clock at which it began.
+        began: the incarnation of each shard, and the clock at which it began.
         seen: what each shard told last.
         checkpoint, checkpoint_seconds: number of the newest checkpoint (0: none), and how long it took.
         written_at, written_clocks: when it was written, and what it holds.
@@ -63,13 +62,12 @@ class Job:
 
     config: JobConfig
     folder: Path | None
-    incarnations: list[int]
-    restored: list[int]
-    seen: list[ShardStatistics | None]
+    began: list[Stamp]
     checkpoint: int = 0
-    checkpoint_seconds: float | None = None
     written_at: float = 0.0
-    written_clocks: tuple[int, ...] = ()
+    seen: list[ShardStatistics | None] = field(init=False)
+    checkpoint_seconds: float | None = None
+    written_clocks: tuple[int, ...] = field(init=False)
     tried_at: float = 0.0
     lost: set[int] = field(default_factory=set)
     late_at: float = 0.0
@@ -81,22 +79,9 @@ class Job:
     rollbacks: list[Rollback] = field(default_factory=list)
     past: list[Event] = field(default_factory=list)
 
-    @classmethod
-    def opened(
-        cls, config: JobConfig, folder: Path | None, stamps: Sequence[Stamp], *, checkpoint: int, now: float
-    ) -> Job:
-        """A job that its shards have just opened at these stamps."""
-        clocks = [stamp.clock for stamp in stamps]
-        return cls(
-            config=config,
-            folder=folder,
-            incarnations=[stamp.incarnation for stamp in stamps],
-            restored=clocks,
-            seen=[None] * len(stamps),
-            checkpoint=checkpoint,
-            written_at=now,
-            written_clocks=tuple(clocks),
-        )
+    def __post_init__(self) -> None:
+        self.seen = [None] * len(self.began)
+        self.written_clocks = tuple(stamp.clock for stamp in self.began)
 
     @property
     def statistics(self) -> tuple[ShardStatistics, ...]:
@@ -111,27 +96,41 @@ class Job:
         clocks = zip(self.seen, self.written_clocks, strict=True)
         return max((max(0, seen.stamp.clock - at) for seen, at in clocks if seen is not None), default=None)
 
-    def standing(self) -> Standing:
-        """What `healing.plan` looks at."""
-        return Standing(
-            job=self.config.name,
-            failed=bool(self.failed),
-            kept=self.folder is not None,
-            lost=frozenset(self.lost),
-            late_at=self.late_at,
-            moved=tuple(shard.stamp.clock for shard in self.statistics) != self.written_clocks,
-            every_s=self.config.checkpoint_every_s,
-            tried_at=max(self.written_at, self.tried_at),
-        )
+    @property
+    def moved(self) -> bool:
+        """Whether some shard has another clock than in the newest checkpoint."""
+        return tuple(shard.stamp.clock for shard in self.statistics) != self.written_clocks
 
     def note(self, rollback: Rollback) -> None:
         """A shard holds the job again."""
         seen = self.seen[rollback.shard]
         self.past = [*self.past, *(seen.events if seen is not None else ())][-EVENTS_KEPT:]
-        self.incarnations[rollback.shard] = rollback.incarnation
-        self.restored[rollback.shard] = rollback.clock_after
+        self.began[rollback.shard] = Stamp(rollback.incarnation, rollback.clock_after)
         self.lost.discard(rollback.shard)
         self.rollbacks.append(rollback)
+
+    def report(self, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
+        """Note training losses, and the latest value of each of some other numbers.
+
+        Raises:
+            InvalidArgument: one of them is not finite; the others are noted.
+            LimitExceeded: the job would have more than `NUMBERS_KEPT` other numbers, and none is noted.
+        """
+        refused: InvalidArgument | None = None
+        for loss in losses:
+            try:
+                self.account.add(*loss)
+            except InvalidArgument as error:
+                refused = refused or error
+        if len(self.numbers.keys() | numbers.keys()) > NUMBERS_KEPT:
+            raise LimitExceeded(f"a job has at most {NUMBERS_KEPT}", field="numbers")
+        for key, number in numbers.items():
+            if math.isfinite(number):
+                self.numbers[key] = number
+            else:
+                refused = refused or InvalidArgument(f"must be finite, got {number!r}", field=key)
+        if refused is not None:
+            raise refused
 
 
 def state_of(job: Job, dead: Mapping[int, str], now: float) -> JobState:
@@ -166,19 +165,19 @@ def state_of(job: Job, dead: Mapping[int, str], now: float) -> JobState:
 class JobTable:
     """The jobs of a service, by name.
 
-    Args:
-        now: the clock that intervals are measured by, in seconds.
-
     Attributes:
+        now: the clock that intervals are measured by, in seconds.
         lock: guards the jobs, and who the shards are. Held for moments.
         opening: held while shards open or drop jobs, which may take long, and while a checkpoint is committed. Taken
             before `lock`.
+        writing: held while a checkpoint is written. Taken before `opening`.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
+        self.now = now
         self.lock = threading.RLock()
         self.opening = threading.Lock()
+        self.writing = threading.Lock()
         self._jobs: dict[str, Job] = {}
 
     def __iter__(self) -> Iterator[Job]:
@@ -189,9 +188,10 @@ class JobTable:
     def __contains__(self, name: str) -> bool:
         return name in self._jobs
 
-    def holds(self, job: Job) -> bool:
-        """Whether it is this job still: not deleted, nor another one of its name."""
-        return self._jobs.get(job.config.name) is job
+    def check_held(self, job: Job) -> None:
+        """Raise `NotFound` unless it is this job still: not deleted, nor another one of its name."""
+        if self._jobs.get(job.config.name) is not job:
+            raise NotFound(f"job {job.config.name!r} was deleted meanwhile", field="job")
 
     def get(self, name: str) -> Job:
         """A job.
@@ -222,7 +222,7 @@ class JobTable:
     def see(self, statistics: Sequence[Mapping[str, ShardStatistics] | None]) -> None:
         """Note what every shard told of its jobs, all asked at once; None for one that did not answer."""
         with self.lock:
-            now = self._now()
+            now = self.now()
             for job in self._jobs.values():
                 for index, told in enumerate(statistics):
                     if told is not None and job.config.name in told:
@@ -234,37 +234,7 @@ class JobTable:
                     recent = [mark for mark in job.marks if mark[0] >= now - RATE_S]
                     job.marks = (*recent, (now, min(clocks)))
 
-    def report(self, name: str, losses: Sequence[Loss], numbers: Mapping[str, float]) -> None:
-        """Note training losses, and the latest value of each of some other numbers.
-
-        Raises:
-            InvalidArgument: one of them is not finite; the others are noted.
-            LimitExceeded: the job would have more than `NUMBERS_KEPT` other numbers, and none is noted.
-        """
-        refused: InvalidArgument | None = None
-        with self.lock:
-            job = self.get(name)
-            for loss in losses:
-                try:
-                    job.account.add(*loss)
-                except InvalidArgument as error:
-                    refused = refused or error
-            if len(job.numbers.keys() | numbers.keys()) > NUMBERS_KEPT:
-                raise LimitExceeded(f"a job has at most {NUMBERS_KEPT}", field="numbers")
-            for key, number in numbers.items():
-                if math.isfinite(number):
-                    job.numbers[key] = number
-                else:
-                    refused = refused or InvalidArgument(f"must be finite, got {number!r}", field=key)
-        if refused is not None:
-            raise refused
-
-    def give_up(self, job: Job, reason: str) -> None:
-        """Note that a job cannot go on."""
-        with self.lock:
-            job.failed = reason
-
     def states(self, dead: Mapping[int, str]) -> list[JobState]:
         """How every job stands, by name."""
         with self.lock:
-            return [state_of(self._jobs[name], dead, self._now()) for name in sorted(self._jobs)]
+            return [state_of(self._jobs[name], dead, self.now()) for name in sorted(self._jobs)]

@@ -24,17 +24,11 @@ def probe(
     node: str,
     within_s: float = WITHIN_S,
 ) -> None:
-    """Connect to ControlService and to both ports of every shard, all at once, and hang up.
-
-    Args:
-        target: host:port of ControlService.
-        shards: the service's processes.
-        credentials: how to connect.
-        node: this node, for the error.
-        within_s: longest that this may take.
+    """Connect to ControlService at `target` and to both ports of every shard, all at once, and hang up.
 
     Raises:
-        Unavailable: names this node, the process and its node, the port that cannot be reached, and the cause.
+        Unavailable: names `node`, which is this one, the process and its node, the port that cannot be reached, and
+            the cause.
     """
     deadline = time.monotonic() + within_s
     places: list[tuple[str, str, Credentials | None]] = [("the service", target, None)]

@@ -29,13 +29,10 @@ log = logging.getLogger("adamserve.shard")
 
 @dataclass(frozen=True, slots=True)
 class ProcessInfo:
-    """Who a shard's process is.
+    """Who a shard's process is: its pid on its node, and where it listens.
 
     Attributes:
-        pid: on its node.
-        node: name of the node that it runs on.
-        endpoint: host:port of its gRPC services.
-        direct: host:port for bare connections.
+        endpoint, direct: host:port of its gRPC services, and for bare connections.
         metrics: host:port of its metrics; empty where it serves none.
     """
 
@@ -50,8 +47,7 @@ class ShardProcess:
     """Shard `index` of every job of a service of `shards` shards. Thread-safe.
 
     Args:
-        host: address to listen on, of this node.
-        edge: how to listen.
+        host, edge: address of this node to listen on, and how.
         node: name of this node.
         device: where the buffers live, "cpu" or "cuda".
         metrics_host: address to serve this process's metrics on; None serves none.
@@ -174,13 +170,10 @@ class ShardProcess:
         """How the shard of each job stands."""
         return {job: host.statistics() for job, host in list(self._hosts.items())}
 
-    def info(self) -> ProcessInfo:
-        """Who this process is."""
-        return self._info
-
-    def serve(self) -> None:
-        """Say at the endpoint that the shard is ready."""
+    def serve(self) -> ProcessInfo:
+        """Say at the endpoint that the shard is ready; returns who this process is."""
         self._endpoint.serve()
+        return self._info
 
     def drain(self, grace_s: float) -> None:
         """Take no new calls, and let the running ones end within `grace_s` seconds."""

@@ -8,13 +8,18 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import ray
 
 from adamserve.errors import InvalidArgument, Unavailable
+from adamserve.job import is_loopback
 
 NAMESPACE = "adamserve"
 """Ray namespace of every named actor."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""They end a process in its own way."""
 
 PROBE_S = 5.0
 """How long a cluster's address may take to accept a connection."""
@@ -37,23 +42,15 @@ def connected(
         InvalidArgument: the address cannot be read.
         Unavailable: nothing answers there.
     """
-    with _same_signals():
+    init = partial(ray.init, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    with same_signals():
         if address is None:
-            ray.init(
-                address="local",  # without it Ray joins whatever cluster was started last on this machine
-                namespace=NAMESPACE,
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            # Without "local" Ray joins whatever cluster was started last on this machine.
+            init(address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False)
         else:
             check_address(address)
             try:
-                ray.init(
-                    address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
-                )
+                init(address=address)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise Unavailable(
                     f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}",
@@ -67,12 +64,12 @@ def connected(
 
 
 @contextmanager
-def _same_signals() -> Iterator[None]:
-    """Keep this process's own handlers: Ray's would end it at SIGTERM, whatever it still had to write."""
+def same_signals() -> Iterator[None]:
+    """Put this process's own handlers back: Ray's would end it at SIGTERM, whatever it still had to write."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
@@ -106,6 +103,6 @@ def check_address(address: str) -> None:
         ) from None
 
 
-def free_cpus() -> int:
-    """CPUs that the connected cluster has to give."""
-    return int(ray.available_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+def node_address(host: str | None) -> str:
+    """Where a process of a service at `host` listens: the loopback of its node, or the node's own address."""
+    return host if host is not None and is_loopback(host) else str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]

@@ -5,23 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Concatenate, Self
+from typing import Any, Concatenate, Self, TypeVar
 
 from adamserve.client.client import Client
-from adamserve.client.credentials import Credentials
-from adamserve.cluster.controller import Controller
-from adamserve.cluster.lifecycle import initial_parts
-from adamserve.cluster.placement import Answer, Given
+from adamserve.cluster.config import CALL_TIMEOUT_S
+from adamserve.cluster.controller import Controller, initial_parts
+from adamserve.cluster.placement import Answer, Given, Handle, ProcessGone
 from adamserve.cluster.process import ProcessInfo
+from adamserve.errors import Unavailable
 from adamserve.job import JobConfig, Topology
 from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
 from adamserve.values import Array
 
+Made = TypeVar("Made")
+
 
 class RunningService(ABC):
     """A service that runs. Thread-safe.
+
+    Its methods raise `Unavailable` where the controller is dead or does not answer.
 
     Attributes:
         target: host:port of ControlService, for `adamserve.connect`.
@@ -29,51 +33,70 @@ class RunningService(ABC):
         shards: how many it has.
     """
 
-    target: str
-    credentials: Credentials
-    shards: int
+    def __init__(self, controller: Handle[Controller]) -> None:
+        self._controller = controller
+        self._stopped = False
+        self.target = self._ask(Controller.target)
+        self.credentials = self._ask(Controller.credentials)
+        self.shards = len(self.processes())
 
-    @abstractmethod
     def _ask(
         self,
         method: Callable[Concatenate[Controller, Given], Answer],
         *args: Given.args,
         **options: Given.kwargs,
     ) -> Answer:
-        """Call a method of the controller.
+        """Call a method of the controller, and wait for its answer."""
+        # These take as long as the jobs are large; each wait within has a deadline of its own.
+        timeout_s = None if method in (Controller.resume, Controller.drain) else CALL_TIMEOUT_S
+        try:
+            return self._controller.call(method, *args, **options).result(timeout_s)
+        except TimeoutError:
+            raise Unavailable(
+                f"the controller has not answered for {CALL_TIMEOUT_S:.0f} s", fix="try again"
+            ) from None
+        except ProcessGone as error:
+            raise Unavailable(
+                f"the service is not there: {error.problem}", fix="see the service's log"
+            ) from None
 
-        Raises:
-            Unavailable: the controller is dead or does not answer.
-            AdamServeError: what the method raised.
+    @abstractmethod
+    def start_worker(self, make: Callable[[], Made], *, gpus: float = 0.0) -> Handle[Made]:
+        """Start a process that `make`, which is pickled, gives its object; with a core and so many GPUs.
+
+        It returns before there is room for the process, which ends with this one at the latest.
         """
 
     @abstractmethod
-    def serve(self) -> None:
-        """Say at ControlService that the service is ready."""
-
-    @abstractmethod
-    def calls(self) -> Calls:
-        """Counts of ControlService's calls."""
-
-    @abstractmethod
-    def workers(self, make: Callable[[], Any], *, gpus: float = 0.0) -> Any:
-        """A pool that starts workers: `make` makes each one's object, with a core and so many GPUs."""
+    def share(self, value: Any) -> Any:
+        """Keep a value where every process can read it, to be given to calls in its place."""
 
     @abstractmethod
     def free_cpus(self) -> int:
         """How many CPUs are left for workers."""
 
-    @abstractmethod
+    def serve(self) -> None:
+        """Say at ControlService that the service is ready."""
+        self._ask(Controller.serve)
+
+    def calls(self) -> Calls:
+        """Counts of ControlService's calls."""
+        return self._ask(Controller.calls)
+
     def drain(self, grace_s: float = 0.0) -> None:
         """Let running calls end within `grace_s` seconds, and write a last checkpoint of every job.
 
         Raises:
             AdamServeError: what went wrong first; everything else was tried all the same.
         """
+        self._ask(Controller.drain, grace_s)
 
-    @abstractmethod
     def stop(self) -> None:
         """End the service at once; without `drain` first, updates since the last checkpoint are lost. Idempotent."""
+        if not self._stopped:
+            self._stopped = True
+            self._ask(Controller.stop)
+            self._controller.kill()
 
     def client(self, job: str, **options: Any) -> Client:
         """A client of a job, as one of the service's own workers; options as for `adamserve.connect`."""
@@ -87,11 +110,7 @@ class RunningService(ABC):
             Conflict: a job of that name exists with another configuration.
         """
         parts = initial_parts(config, parameters, self.shards)
-        return self._ask(Controller.begin, config, [self._sent(part) for part in parts])
-
-    def _sent(self, part: Mapping[str, Array]) -> Any:
-        """A shard's initial parameters as its process gets them."""
-        return part
+        return self._ask(Controller.begin, config, [self.share(part) for part in parts])
 
     def resume(self, job: str, changes: Mapping[str, Any] | None = None) -> Topology:
         """Take up a job from its newest checkpoint; as long as its size takes.

@@ -4,8 +4,7 @@
         service.create(config, parameters)
         with service.client("job") as client: ...
 
-`adamserve serve`, training and the experiments all use this class. Every answer that a driver gets from the controller
-is fetched in `Service._ask`.
+`adamserve serve`, training and the experiments all use this class.
 """
 
 from __future__ import annotations
@@ -13,31 +12,25 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, Self
+from typing import Any, Self
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adamserve.cluster.actors import ControllerActor
-from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig, listening
-from adamserve.cluster.controller import Controller
-from adamserve.cluster.exporting import node_address
-from adamserve.cluster.placement import Answer, Given
-from adamserve.cluster.pool import Pool
-from adamserve.cluster.ray_calls import own_error
-from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected, free_cpus
+from adamserve.cluster.actors import ControllerActor, Made, RayHandle, WorkerActor, controller_of
+from adamserve.cluster.config import ServiceConfig, listening
+from adamserve.cluster.placement import Handle
+from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected, node_address
 from adamserve.cluster.running import RunningService
 from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
-from adamserve.errors import Conflict, InvalidArgument, NotFound, Unavailable
+from adamserve.errors import Conflict, InvalidArgument, NotFound
 from adamserve.observe.logs import LogConfig
-from adamserve.observe.rpc_counts import Calls
-from adamserve.values import Array
 
 log = logging.getLogger("adamserve.service")
 
@@ -49,13 +42,10 @@ class Service(RunningService):
     """
 
     def __init__(self, controller: Any, leave: ExitStack, *, owned: bool, grace_s: float = 0.0) -> None:
-        self._controller = controller
-        self._leave = leave
-        self._owned = owned
+        super().__init__(RayHandle(controller))
+        self._stopped = not owned
         self._grace_s = grace_s
-        self.target = self._ask_shell("target")
-        self.credentials = self._ask_shell("credentials")
-        self.shards = len(self.processes())
+        self._leave = leave.pop_all()  # from here on it is this service's to leave Ray
 
     @classmethod
     def start(
@@ -71,7 +61,6 @@ class Service(RunningService):
         port: int = 0,
         shard_ports: Ports | None = None,
         gpus_per_shard: float = 0.0,
-        cpus_per_shard: float = SHARD_CPUS,
         threads_per_shard: int = 0,
         metrics_host: str | None = None,
         num_cpus: int | None = None,
@@ -96,7 +85,7 @@ class Service(RunningService):
             insecure: take calls without a token from anywhere.
             host, port: where ControlService listens, on this node. None: where the shards do; 0: any free port.
             shard_ports: which ports shards listen on; None for any free ones.
-            gpus_per_shard, cpus_per_shard: what Ray reserves for each shard; GPUs above 0 put its buffers on CUDA.
+            gpus_per_shard: that Ray reserves for each (or a fraction); above 0 puts its buffers on CUDA.
             threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
             metrics_host: where each shard serves its metrics, on any free port: a loopback address, or any other for
                 its node's own; None serves none.
@@ -113,7 +102,6 @@ class Service(RunningService):
             name=name,
             shards=shards,
             gpus_per_shard=gpus_per_shard,
-            cpus_per_shard=cpus_per_shard,
             threads_per_shard=threads_per_shard,
             checkpoint_dir=checkpoint_dir.resolve() if checkpoint_dir is not None else None,
             port=port,
@@ -127,15 +115,11 @@ class Service(RunningService):
             if not ray.is_initialized():
                 stack.enter_context(connected(address, num_cpus=num_cpus, num_gpus=num_gpus))
             controller = launch(_secured(config, security or Security(), host, insecure=insecure))
-            return cls(controller, stack.pop_all(), owned=True, grace_s=grace_s)
+            return cls(controller, stack, owned=True, grace_s=grace_s)
 
     @classmethod
     def attach(cls, name: str = "adamserve", address: str = "auto") -> Self:
-        """Use a service that runs already.
-
-        Args:
-            name: the service's.
-            address: of its Ray cluster, as for `start`; ignored where this process is connected to one.
+        """Use a service that runs already, on the Ray cluster at `address`, as for `start`.
 
         Raises:
             NotFound: the cluster has no such service.
@@ -148,72 +132,38 @@ class Service(RunningService):
                 controller = ray.get_actor(name, namespace=NAMESPACE)
             except ValueError:
                 raise NotFound(f"the cluster runs no service {name!r}", field="name") from None
-            return cls(controller, stack.pop_all(), owned=False)
+            return cls(controller, stack, owned=False)
 
-    def serve(self) -> None:
-        """As `RunningService.serve`."""
-        self._ask_shell("serve")
+    def start_worker(self, make: Callable[[], Made], *, gpus: float = 0.0) -> Handle[Made]:
+        """As `RunningService.start_worker`: Ray places it, spread over the nodes."""
+        actor = WorkerActor.options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
+        return RayHandle(actor.remote(make))
 
-    def calls(self) -> Calls:
-        """As `RunningService.calls`."""
-        answer: Calls = self._ask_shell("calls")
-        return answer
-
-    def workers(self, make: Callable[[], Any], *, gpus: float = 0.0) -> Pool:
-        """As `RunningService.workers`: each is a process that Ray places."""
-        return Pool(make, gpus=gpus)
+    def share(self, value: Any) -> Any:
+        """As `RunningService.share`."""
+        return ray.put(value)
 
     def free_cpus(self) -> int:
         """As `RunningService.free_cpus`: those that Ray has left to give."""
-        return free_cpus()
-
-    def drain(self, grace_s: float = 0.0) -> None:
-        """As `RunningService.drain`."""
-        # Each of its waits has a deadline; how many there are depends on the jobs.
-        self._ask_shell("drain", grace_s, timeout_s=None)
+        return int(ray.available_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """End the service, and leave Ray."""
         with self._leave:
-            if self._owned:
-                self._owned = False
-                self._ask_shell("stop")
-                ray.kill(self._controller)
+            super().stop()
 
     def __exit__(self, *exc: object) -> None:
         try:
-            if self._owned:
+            if not self._stopped:
                 self.drain(self._grace_s)
         finally:
             self.stop()
 
-    def _ask(
-        self,
-        method: Callable[Concatenate[Controller, Given], Answer],
-        *args: Given.args,
-        **options: Given.kwargs,
-    ) -> Answer:
-        timeout_s = None if method is Controller.resume else CALL_TIMEOUT_S  # which takes as long as its size
-        answer: Answer = ask(self._controller.call.remote(method.__name__, *args, **options), timeout_s)
-        return answer
-
-    def _sent(self, part: Mapping[str, Array]) -> Any:
-        return ray.put(part)
-
-    def _ask_shell(self, method: str, *args: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
-        """Call a method of the `ServiceController` around it."""
-        return ask(getattr(self._controller, method).remote(*args), timeout_s)
-
 
 def launch(config: ServiceConfig) -> Any:
-    """Start a controller on the connected cluster, on this node; returns its handle once every shard is up.
+    """Start a controller on the connected cluster, on this node: an actor named in `NAMESPACE`.
 
-    It is a named actor in `NAMESPACE`; it and its shards end with this process, or by `stop`.
-
-    Raises:
-        Conflict: a service of that name runs on this cluster.
-        InvalidArgument: the cluster has fewer GPUs than the shards ask for.
-        Unavailable: the shards did not start.
+    It and its shards end with this process, or by `stop`.
     """
     gpus = config.gpus_per_shard * config.shards
     present = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
@@ -225,35 +175,11 @@ def launch(config: ServiceConfig) -> Any:
         )
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:
-        controller = ControllerActor.options(
-            name=config.name, namespace=NAMESPACE, scheduling_strategy=here
-        ).remote(config)
+        return ControllerActor.options(
+            name=config.name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here
+        ).remote(partial(controller_of, config))
     except ValueError as error:
         raise Conflict(str(error).splitlines()[0], field="name", fix="choose another name") from None
-    ask(controller.target.remote())
-    return controller
-
-
-def ask(ref: Any, timeout_s: float | None = CALL_TIMEOUT_S) -> Any:
-    """An answer from the controller.
-
-    Raises:
-        Unavailable: the controller is dead or does not answer.
-        AdamServeError: what it raised.
-    """
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except RayTaskError as error:
-        raise own_error(error) from None
-    except GetTimeoutError:
-        raise Unavailable(f"the controller has not answered for {timeout_s:.0f} s", fix="try again") from None
-    except RayActorError as error:
-        cause = getattr(error, "cause", None)  # where its constructor has failed
-        if isinstance(cause, RayTaskError):
-            raise own_error(cause) from None
-        raise Unavailable(
-            f"the service is not there: {str(error).strip().splitlines()[-1]}", fix="see the service's log"
-        ) from None
 
 
 def _secured(config: ServiceConfig, security: Security, host: str | None, *, insecure: bool) -> ServiceConfig:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from adamserve import checkpoint
 from adamserve.cluster.config import ServiceConfig
-from adamserve.cluster.exporting import node_address
-from adamserve.cluster.ray_runtime import connected
+from adamserve.cluster.ray_runtime import SIGNALS, connected, node_address, same_signals
 from adamserve.cluster.running import RunningService, StartService
 from adamserve.cluster.service import Service
 from adamserve.edge.security import Security, check_bind
 from adamserve.edge.shard_edge import Ports
-from adamserve.errors import (
-    CheckpointError,
-    InvalidArgument,
-    NotFound,
-    Unavailable,
-)
+from adamserve.errors import CheckpointError, InvalidArgument, NotFound, Unavailable
 from adamserve.observe.exporter import Reading
 from adamserve.observe.families import RPC_FAMILIES
 from adamserve.observe.logs import LogConfig, fields, set_up
@@ -91,10 +85,6 @@ class Ready:
     token: bool
     jobs: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
-
     def __str__(self) -> str:
         options = (', ca="ca.pem"' if self.tls else "") + (', token_file="token"' if self.token else "")
         lines = [
@@ -116,22 +106,22 @@ def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
     if config.log is not None:
         set_up(config.log)
     # While Ray starts, Ctrl-C still ends the process at once.
-    with connected(config.address), _signals(stopping), serving(config) as (ready, observe):
-        on_ready(ready)
-        log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))
-        while not stopping.wait(OBSERVE_EVERY_S):
-            _attempt(observe)
-        _attempt(observe)  # what has happened since is told too
-        log.info("stopping", extra=fields(grace_s=config.grace_s))
+    with connected(config.address), same_signals():
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: stopping.set())
+        with serving(config) as (ready, observe):
+            on_ready(ready)
+            log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))
+            stopped = False
+            while not stopped:
+                stopped = stopping.wait(OBSERVE_EVERY_S)  # what has happened by then is told too
+                try:
+                    observe()
+                except Unavailable as error:
+                    # A controller that is slow to answer is no reason to stop: its metrics stay as they were.
+                    log.warning("%s", error)
+            log.info("stopping", extra=fields(grace_s=config.grace_s))
     log.info("stopped")
-
-
-def _attempt(observe: Callable[[], object]) -> None:
-    """A controller that is slow to answer is no reason to stop serving: its metrics stay as they were."""
-    try:
-        observe()
-    except Unavailable as error:
-        log.warning("%s", error)
 
 
 @contextmanager
@@ -148,23 +138,9 @@ def serving(
         How to reach it, and a function that shows the metrics anew.
     """
     tokens = config.security.tokens
+    names = {each.name for each in dataclasses.fields(config)} - {"metrics_port", "sd_file"}
     with (
-        start(
-            name=config.name,
-            shards=config.shards,
-            address=config.address,
-            checkpoint_dir=config.checkpoint_dir,
-            security=config.security,
-            insecure=config.insecure,
-            host=config.host,
-            port=config.port,
-            shard_ports=config.shard_ports,
-            gpus_per_shard=config.gpus_per_shard,
-            threads_per_shard=config.threads_per_shard,
-            metrics_host=config.host,
-            grace_s=config.grace_s,
-            log=config.log,
-        ) as service,
+        start(metrics_host=config.host, **{name: getattr(config, name) for name in names}) as service,
         closing(
             Monitor(
                 config.host,
@@ -222,16 +198,3 @@ def _resume(service: RunningService, folder: Path | None) -> tuple[str, ...]:
         else:
             taken_up.append(name)
     return tuple(taken_up)
-
-
-@contextmanager
-def _signals(stopping: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set the event."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in kept:
-        signal.signal(number, lambda *_: stopping.set())
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, wait
-from typing import TypeVar
+from typing import Concatenate
 
-from adamserve.cluster.placement import Placement, ProcessGone, ShardHandle, gather
+from adamserve.cluster.config import CALL_TIMEOUT_S
+from adamserve.cluster.jobs import JobTable
+from adamserve.cluster.placement import Answer, Given, Handle, Placement, ProcessGone, gather
 from adamserve.cluster.process import ProcessInfo, ShardProcess
-from adamserve.errors import AdamServeError
+from adamserve.errors import AdamServeError, Unavailable
 from adamserve.observe.logs import fields
 from adamserve.shard.statistics import ShardStatistics
 
 log = logging.getLogger("adamserve.service")
-
-Answer = TypeVar("Answer")
 
 LOOK_S = 5.0
 """Longest that a look at how the shards stand waits for them; one that hangs is passed over."""
@@ -25,106 +24,99 @@ LOOK_S = 5.0
 class Shards:
     """The processes of one service. Thread-safe.
 
-    Args:
-        placement: starts them.
-        count: how many.
-        lock: guards who they are; the job table's, so that both can be looked at in one moment.
+    `table` is told how they stand; its lock guards who they are, so that both can be looked at in one moment.
+
+    Attributes (each is replaced as a whole):
+        handles: in shard order; those of dead processes too.
+        infos: who each process is, or was.
+        dead: the shards whose process is gone, and why.
 
     Raises:
         Unavailable: they did not start; those that did are ended.
     """
 
-    def __init__(self, placement: Placement, count: int, lock: threading.RLock) -> None:
-        self._placement = placement
-        self._lock = lock
-        self._dead: dict[int, str] = {}
-        self._handles: list[ShardHandle] = []
+    def __init__(self, place: Placement, count: int, table: JobTable) -> None:
+        self.place = place
+        self._table = table
+        self.dead: Mapping[int, str] = {}
+        self.handles: tuple[Handle[ShardProcess], ...] = ()
         try:
             for index in range(count):
-                self._handles.append(placement.start(index))
-            self._infos = gather(
-                [handle.call(ShardProcess.info) for handle in self._handles], "the shards to start"
-            )
-            gather([handle.call(ShardProcess.serve) for handle in self._handles], "the shards to serve")
+                self.handles = (*self.handles, place(index))
+            self.infos = tuple(self.ask("the shards to start", ShardProcess.serve))
         except Exception:
             self.kill()
             raise
 
-    def __len__(self) -> int:
-        return len(self._handles)
+    def ask(
+        self,
+        what: str,
+        method: Callable[Concatenate[ShardProcess, Given], Answer],
+        *args: Given.args,
+        **options: Given.kwargs,
+    ) -> list[Answer]:
+        """Call every shard at once, and wait for all; as `answers`."""
+        return answers([handle.call(method, *args, **options) for handle in self.handles], what)
 
-    @property
-    def handles(self) -> tuple[ShardHandle, ...]:
-        """In shard order; those of dead processes too."""
-        with self._lock:
-            return tuple(self._handles)
-
-    @property
-    def infos(self) -> tuple[ProcessInfo, ...]:
-        """Who each process is, or was."""
-        with self._lock:
-            return tuple(self._infos)
-
-    @property
-    def dead(self) -> Mapping[int, str]:
-        """The shards whose process is gone, and why."""
-        with self._lock:
-            return dict(self._dead)
-
-    def ask(self, call: Callable[[ShardHandle], Future[Answer]], what: str) -> list[Answer]:
-        """Call every shard at once, and wait for all; as `gather`."""
-        return gather([call(handle) for handle in self.handles], what)
-
-    def tell(self, call: Callable[[ShardHandle], Future[None]], what: str) -> None:
-        """As `ask`, but a shard that is dead or hangs is only logged."""
-        futures = [call(handle) for handle in self.handles]
+    def drop(self, job: str) -> None:
+        """Let every shard forget a job; one that is dead or hangs is only logged."""
+        futures = [handle.call(ShardProcess.drop, job) for handle in self.handles]
         wait(futures, timeout=LOOK_S)
         for index, future in enumerate(futures):
             error = future.exception() if future.done() else f"no answer in {LOOK_S:.0f} s"
             if error is not None:
-                log.warning("%s failed: %s", what, error, extra=fields(shard=index))
+                log.warning("dropping the job failed: %s", error, extra=fields(shard=index))
 
-    def look(self, note: Callable[[Sequence[Mapping[str, ShardStatistics] | None]], None]) -> None:
-        """Ask every shard how it stands, note which are dead, and hand `note` what the others told."""
+    def look(self) -> None:
+        """Ask every shard how it stands, and note which are dead, and what the others told."""
         handles = self.handles
         futures = [handle.call(ShardProcess.statistics) for handle in handles]
         wait(futures, timeout=LOOK_S)
-        with self._lock:
+        with self._table.lock:
             told = [
-                self._look(index, handle, future)
+                # Nothing of one that was replaced meanwhile.
+                self._told(index, future) if self.handles[index] is handle else None
                 for index, (handle, future) in enumerate(zip(handles, futures, strict=True))
             ]
-            note(told)
+            self._table.see(told)
 
-    def _look(
-        self, index: int, handle: ShardHandle, future: Future[Mapping[str, ShardStatistics]]
+    def _told(
+        self, index: int, future: Future[Mapping[str, ShardStatistics]]
     ) -> Mapping[str, ShardStatistics] | None:
-        """What a shard told; nothing of one that was replaced meanwhile."""
-        if self._handles[index] is not handle:
-            return None
         if not future.done():
             log.warning("shard has not answered for %.0f s", LOOK_S, extra=fields(shard=index))
             return None
         try:
             return future.result()
         except ProcessGone as error:
-            self._dead.setdefault(index, error.problem)
+            self.dead = {index: error.problem, **self.dead}
         except AdamServeError as error:  # it will soon be known whether it is dead
             log.warning("shard cannot be reached: %s", error, extra=fields(shard=index))
         return None
 
-    def start(self, index: int) -> ShardHandle:
-        """Start a process that may replace a dead one; see `replace`."""
-        return self._placement.start(index)
-
-    def replace(self, index: int, handle: ShardHandle, info: ProcessInfo) -> None:
+    def replace(self, index: int, handle: Handle[ShardProcess], info: ProcessInfo) -> None:
         """Put a process in the place of a dead one."""
-        with self._lock:
-            self._handles[index] = handle
-            self._infos[index] = info
-            self._dead.pop(index, None)
+        with self._table.lock:
+            self.handles = (*self.handles[:index], handle, *self.handles[index + 1 :])
+            self.infos = (*self.infos[:index], info, *self.infos[index + 1 :])
+            self.dead = {shard: reason for shard, reason in self.dead.items() if shard != index}
 
     def kill(self) -> None:
         """End every process."""
         for handle in self.handles:
             handle.kill()
+
+
+def answers(futures: Iterable[Future[Answer]], what: str) -> list[Answer]:
+    """Wait for the answers of shards that were all asked already.
+
+    Raises:
+        Unavailable: one died, or did not answer in time; `what` says what was waited for.
+        AdamServeError: what the first call that failed raised.
+    """
+    try:
+        return gather(list(futures))
+    except TimeoutError:
+        raise Unavailable(f"{CALL_TIMEOUT_S:.0f} s passed while waiting for {what}") from None
+    except ProcessGone as error:
+        raise Unavailable(f"a shard died while waiting for {what}", fix="try again") from error

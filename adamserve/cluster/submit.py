@@ -93,7 +93,7 @@ def submit(client: JobSubmissionClient, entrypoint: str) -> str:
     deadline = time.monotonic() + START_S
     while True:
         try:
-            return _ask(lambda: client.submit_job(entrypoint=entrypoint), client.get_address(), ANSWER_S)
+            return _ask(lambda: client.submit_job(entrypoint=entrypoint), client.get_address())
         except Unavailable as error:
             if STARTING not in error.problem or time.monotonic() >= deadline:
                 raise
@@ -102,7 +102,7 @@ def submit(client: JobSubmissionClient, entrypoint: str) -> str:
 
 def state(client: JobSubmissionClient, submission_id: str) -> Job:
     """How a job stands now."""
-    info = _ask(lambda: client.get_job_info(submission_id), client.get_address(), ANSWER_S)
+    info = _ask(lambda: client.get_job_info(submission_id), client.get_address())
     code: int | None = None
     if info.status.is_terminal():
         code = 0 if info.status == JobStatus.SUCCEEDED else max(info.driver_exit_code or 1, 1)
@@ -122,24 +122,28 @@ def follow(
     deadline = time.monotonic() + timeout_s
     log: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
     threading.Thread(target=_tail, args=(client, submission_id, log), daemon=True).start()
-    shown = 0
-    while (text := _next(log, min(QUIET_S, deadline - time.monotonic()))) is not None:
+    shown, text = 0, _next(log, deadline)
+    while True:
         if isinstance(text, Exception):
             show(f"(the log breaks off here: {text})\n")
-            continue
-        show(text)
-        shown += len(text)
-        if not text and state(client, submission_id).exit_code is not None:
+        elif text:
+            show(text)
+            shown += len(text)
+        elif (job := state(client, submission_id)).exit_code is not None:
             break
         if time.monotonic() >= deadline:
-            raise _late(submission_id, timeout_s)
-    while (job := state(client, submission_id)).exit_code is None:
-        if time.monotonic() >= deadline:
-            raise _late(submission_id, timeout_s)
-        time.sleep(POLL_S)
+            raise Unavailable(
+                f"{submission_id} has not ended after {timeout_s:g} s, and goes on",
+                field="timeout_s",
+                fix=f"wait longer, or end it: ray job stop {submission_id}",
+            )
+        if text is None:
+            time.sleep(POLL_S)
+        else:
+            text = _next(log, deadline)
     # What a short job wrote last may have come after Ray's last look at its log.
     with suppress(Unavailable):
-        whole = _ask(lambda: client.get_job_logs(submission_id), client.get_address(), ANSWER_S)
+        whole = _ask(lambda: client.get_job_logs(submission_id), client.get_address())
         if len(whole) > shown:
             show(whole[shown:])
     return job
@@ -161,23 +165,15 @@ def _tail(
     log.put(None)
 
 
-def _next(log: queue.SimpleQueue[str | Exception | None], wait_s: float) -> str | Exception | None:
+def _next(log: queue.SimpleQueue[str | Exception | None], deadline: float) -> str | Exception | None:
     """What comes next, "" if none comes in time, None at its end."""
     try:
-        return log.get(timeout=max(wait_s, 0))
+        return log.get(timeout=max(0.0, min(QUIET_S, deadline - time.monotonic())))
     except queue.Empty:
         return ""
 
 
-def _late(submission_id: str, timeout_s: float) -> Unavailable:
-    return Unavailable(
-        f"{submission_id} has not ended after {timeout_s:g} s, and goes on",
-        field="timeout_s",
-        fix=f"wait longer, or end it: ray job stop {submission_id}",
-    )
-
-
-def _ask(call: Callable[[], T], address: str, answer_s: float) -> T:
+def _ask(call: Callable[[], T], address: str, answer_s: float = ANSWER_S) -> T:
     """A call's answer, or an error of ours."""
     answer: Future[T] = Future()
 
@@ -197,20 +193,13 @@ def _ask(call: Callable[[], T], address: str, answer_s: float) -> T:
             fix="set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
         ) from None
     except TimeoutError:
-        raise _unavailable(address, f"no answer within {answer_s:g} s") from None
+        problem = f"no answer within {answer_s:g} s"
     except ConnectionError:
-        raise _unavailable(address, "nothing answers there") from None
+        problem = "nothing answers there"
     except (RuntimeError, ValueError, OSError, LookupError) as error:
-        raise _unavailable(address, _first_line(error)) from None
-
-
-def _unavailable(address: str, problem: str) -> Unavailable:
-    return Unavailable(
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    raise Unavailable(
         f"Ray's job server at {address}: {problem}",
         field="address",
         fix="it listens where the head's dashboard does (ray start --head --dashboard-host), on port 8265",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

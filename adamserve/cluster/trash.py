@@ -9,10 +9,10 @@ Each step is on disk before the next begins, so that a crash between two of them
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from pathlib import Path
 
+from adamserve.checkpoint.files import sync, write_text
 from adamserve.errors import CheckpointError
 
 TOMBSTONE = "deleted"
@@ -30,17 +30,7 @@ def mark(folder: Path, *, purge: bool) -> None:
     Raises:
         CheckpointError: the disk refuses; the job is as it was.
     """
-    path = folder / TOMBSTONE
-    beside = folder / f"{TOMBSTONE}.tmp"
-    try:
-        with beside.open("w") as file:
-            file.write(_PURGE if purge else "keep")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
-        _sync(folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot be written: {error.strerror or error}", field=str(path)) from error
+    write_text(folder / TOMBSTONE, _PURGE if purge else "keep")
 
 
 def is_marked(folder: Path) -> bool:
@@ -65,7 +55,13 @@ def finish(folder: Path) -> None:
         if folder.parent.name != TRASH:
             folder = _put_away(folder)
         if _purges(folder):
-            _purge(folder)
+            for entry in folder.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != TOMBSTONE:  # which goes last
+                    entry.unlink()
+            (folder / TOMBSTONE).unlink()
+            folder.rmdir()
     except OSError as error:
         raise CheckpointError(f"cannot be deleted: {error.strerror or error}", field=str(folder)) from error
 
@@ -75,32 +71,11 @@ def _put_away(folder: Path) -> Path:
     trash.mkdir(exist_ok=True)
     there = next(path for n in itertools.count(1) if not (path := trash / f"{folder.name}-{n}").exists())
     folder.rename(there)
-    _sync(trash)
-    _sync(folder.parent)
+    sync(trash)
+    sync(folder.parent)
     return there
 
 
 def _purges(folder: Path) -> bool:
     path = folder / TOMBSTONE
     return path.exists() and path.read_text() == _PURGE
-
-
-def _purge(folder: Path) -> None:
-    """Remove a folder; its tombstone goes last."""
-    for entry in folder.iterdir():
-        if entry.name == TOMBSTONE:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-    (folder / TOMBSTONE).unlink()
-    folder.rmdir()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

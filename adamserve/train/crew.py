@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from adamserve.cluster.placement import ProcessGone
-from adamserve.cluster.pool import WorkerHandle, gather
+from adamserve.cluster.placement import Answer, Handle, ProcessGone, gather
 from adamserve.cluster.running import RunningService
 from adamserve.errors import Unavailable
 from adamserve.observe.monitor import Monitor
@@ -65,9 +64,11 @@ class Crew:
         self._monitor = monitor
         self.restarts = 0
         threads = max(1, torch.get_num_threads() // config.workers)
-        self._pool = service.workers(partial(Worker, threads, config.log), gpus=config.gpus_per_worker)
-        self._task = self._pool.share(task)
-        self._workers: list[WorkerHandle] = [self._pool.start() for _ in range(config.workers)]
+        self._start: Callable[[], Handle[Worker]] = partial(
+            service.start_worker, partial(Worker, threads, config.log), gpus=config.gpus_per_worker
+        )
+        self._task = service.share(task)
+        self._workers = [self._start() for _ in range(config.workers)]
         self._started([self._take(rank) for rank in range(config.workers)])
 
     def work(self, log: Log, stop: threading.Event, look: Callable[[str], None]) -> bool:
@@ -85,10 +86,10 @@ class Crew:
             Unavailable: a worker died too often.
             AdamServeError: what a worker raised.
         """
-        self._started([worker.call("probe") for worker in self._workers])
-        self._started([worker.call("join") for worker in self._workers])
-        self._monitor.directory.put("worker", self._each("metrics"))
-        runs = {worker.work("run"): rank for rank, worker in enumerate(self._workers)}
+        self._started([worker.call(Worker.probe) for worker in self._workers])
+        self._started([worker.call(Worker.join) for worker in self._workers])
+        self._monitor.directory.put("worker", self._each(Worker.metrics))
+        runs = {worker.call(Worker.run): rank for rank, worker in enumerate(self._workers)}
         stopping = False
         note = ""
         while runs:
@@ -110,39 +111,39 @@ class Crew:
                     runs[self._replace(rank)] = rank
             log.add(self._reports())
             if self._bound.due():
-                self._bound.take(self._each("meter"))
+                self._bound.take(self._each(Worker.meter))
             look(note)
         log.add(self._reports())
         look(note)
         return stopping
 
     def _take(self, rank: int) -> Future[Any]:
-        return self._workers[rank].call("take", self._assignment, self._task, self._config.loop(rank))
+        return self._workers[rank].call(Worker.take, self._assignment, self._task, self._config.loop(rank))
 
     def _replace(self, rank: int) -> Future[Any]:
         """Start a dead worker again; it goes on after its last decided push."""
         self.restarts += 1
         if self.restarts > WORKER_RESTARTS:
             raise Unavailable(f"worker {rank} died, after {WORKER_RESTARTS} restarts", field=f"worker {rank}")
-        self._workers[rank] = self._pool.start()
+        self._workers[rank] = self._start()
         self._started([self._take(rank)])
-        self._started([self._workers[rank].call("join")])
-        self._monitor.directory.put("worker", self._each("metrics"))
-        return self._workers[rank].work("run")
+        self._started([self._workers[rank].call(Worker.join)])
+        self._monitor.directory.put("worker", self._each(Worker.metrics))
+        return self._workers[rank].call(Worker.run)
 
     def _stop_together(self) -> None:
         """Stop every worker after the step under way; in bsp all after the same one, so that no round is cut."""
-        begun = self._each("hold")
+        begun = self._each(Worker.hold)
         last = max(begun.values(), default=0)
         together = self._config.consistency.gathers
         for rank, step in begun.items():
-            self._workers[rank].call("stop_at", last if together else step)
+            self._workers[rank].call(Worker.stop_at, last if together else step)
 
     def _reports(self) -> list[Report]:
-        gathered = [report for reports in self._each("reports").values() for report in reports]
+        gathered = [report for reports in self._each(Worker.reports).values() for report in reports]
         return sorted(gathered, key=lambda report: report.at)
 
-    def _each(self, method: str) -> dict[int, Any]:
+    def _each(self, method: Callable[[Worker], Answer]) -> dict[int, Answer]:
         """Call every worker; the answers by rank, of those that live."""
         answers = {}
         for rank, answer in enumerate([worker.call(method) for worker in self._workers]):

@@ -24,7 +24,7 @@ import torch
 import adamserve
 from adamserve import optim
 from adamserve.cluster.config import SHARD_CPUS
-from adamserve.cluster.exporting import node_address
+from adamserve.cluster.ray_runtime import node_address
 from adamserve.cluster.running import RunningService, StartService
 from adamserve.cluster.service import Service
 from adamserve.errors import AdamServeError, Conflict

@@ -13,11 +13,12 @@ import torch
 
 from adamserve.client.client import Client
 from adamserve.client.credentials import Credentials
-from adamserve.cluster.exporting import expose, node_address
 from adamserve.cluster.probe import probe
 from adamserve.cluster.process import ProcessInfo
+from adamserve.cluster.ray_runtime import node_address
 from adamserve.errors import Unavailable
-from adamserve.observe.exporter import Reading
+from adamserve.job import host_port
+from adamserve.observe.exporter import Exporter, Reading
 from adamserve.observe.families import WORKER_FAMILIES, WorkerOfJob
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
@@ -98,9 +99,9 @@ class Worker:
         self._timed = Timed(self._client)
         self._watched = Watched(assignment.theorem) if assignment.theorem is not None else None
         if assignment.metrics_host is not None and not self._metrics:
-            _, self._metrics = expose(
-                assignment.metrics_host, "worker", [Reading(WORKER_FAMILIES, lambda: [self._of_job()])]
-            )
+            host = node_address(assignment.metrics_host)
+            exported = [Reading(WORKER_FAMILIES, lambda: [self._of_job()])]
+            self._metrics = host_port(host, Exporter(host, 0, process="worker", collect=exported).port)
         self._reports = []
         self._begun = 0
         self._held = False

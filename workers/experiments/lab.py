@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from adamserve import optim
-from adamserve.cluster.pool import gather
+from adamserve.cluster.placement import Handle, gather
 from adamserve.cluster.running import StartService
 from adamserve.cluster.service import Service
 from adamserve.errors import NotFinite
@@ -75,7 +75,7 @@ class Lab:
         self.progress = progress
         self._start = start
         self._open = ExitStack()
-        self._idle: list[Any] = []
+        self._idle: list[Handle[Worker]] = []
         self._data: dict[Data, Dataset] = {}
         self._shared: dict[tuple[Data, str, float, str], Any] = {}
         self._whole: dict[str, dict[str, Any]] = {}
@@ -94,7 +94,6 @@ class Lab:
         )
         self._open.callback(self.service.stop)
         self.service.serve()
-        self._pool = self.service.workers(partial(Worker, 1))
         # A cluster may have fewer than this machine, which gives Ray one for each of them.
         self._cores = max(1, min(os.cpu_count() or 1, self.service.free_cpus() - 1))
         return self
@@ -233,14 +232,14 @@ class Lab:
         self.drop(job)
         return [report for report in reports if isinstance(report, StepReport)]
 
-    def hire(self, workers: int) -> list[Any]:
+    def hire(self, workers: int) -> list[Handle[Worker]]:
         """So many workers, old ones first."""
         while len(self._idle) < workers:
-            self._idle.append(self._pool.start())
+            self._idle.append(self.service.start_worker(partial(Worker, 1)))
         hired, self._idle = self._idle[:workers], self._idle[workers:]
         return hired
 
-    def release(self, workers: Sequence[Any]) -> None:
+    def release(self, workers: Sequence[Handle[Worker]]) -> None:
         """Give workers back."""
         self._idle += workers
 
@@ -248,7 +247,7 @@ class Lab:
         """A trial's task where every worker can read it, once for all trials of that task."""
         key = (trial.data, trial.network, trial.l2, trial.dtype)
         if key not in self._shared:
-            self._shared[key] = self._pool.share(self.task(trial))
+            self._shared[key] = self.service.share(self.task(trial))
         return self._shared[key]
 
 
@@ -265,17 +264,17 @@ class _Run:
         parts = [loop_config(trial, rank) for rank in range(trial.workers)]
         gather(
             [
-                worker.call("take", assignment, task, part)
+                worker.call(Worker.take, assignment, task, part)
                 for worker, part in zip(self._workers, parts, strict=True)
             ],
             CALL_S,
         )
-        gather([worker.call("join") for worker in self._workers], CALL_S)
+        gather([worker.call(Worker.join) for worker in self._workers], CALL_S)
         self._steps: list[StepReport] = []
         self._diverged = False
         self._began = time.perf_counter()
         self._seconds = 0.0
-        self.pending = [worker.work("run") for worker in self._workers]
+        self.pending = [worker.call(Worker.run) for worker in self._workers]
 
     def look(self) -> None:
         """Take in what the workers report, and those that have ended."""
@@ -287,7 +286,7 @@ class _Run:
             if not isinstance(error, NotFinite):
                 raise error
             self._diverged = True
-            gather([worker.call("stop_at", 0) for worker in self._workers], CALL_S)
+            gather([worker.call(Worker.stop_at, 0) for worker in self._workers], CALL_S)
         self._seconds = time.perf_counter() - self._began
         self._take_reports()
 
@@ -316,7 +315,7 @@ class _Run:
         return f"{type(rule).__name__} lr {rule.lr:g} seed {self.trial.seed}: {where}"
 
     def _take_reports(self) -> None:
-        gathered: list[list[Report]] = gather([worker.call("reports") for worker in self._workers], CALL_S)
+        gathered = gather([worker.call(Worker.reports) for worker in self._workers], CALL_S)
         self._steps += [r for reports in gathered for r in reports if isinstance(r, StepReport)]
 
     def _regret(self) -> float:
