@@ -1,12 +1,11 @@
 """The networks of the Adam paper, in plain torch.
 
-A further network is one function that makes it, one that counts its parameters, one row in `NETWORKS`, and a recipe in
-`workers.task` that an entry point in pyproject.toml names.
+A further network is a function that makes it, a row in `NETWORKS`, and a recipe in `workers.task` that an entry point
+in pyproject.toml names.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adamserve.errors import InvalidArgument
+from adamserve.errors import InvalidArgument, unknown
 from workers.data.bags import Bags
 
 
@@ -43,7 +42,6 @@ class Network:
     Attributes:
         name: as `lookup` knows it.
         make: from the number of features and of classes; draws its weights from torch's generator.
-        parameters: how many parameters that gives.
         make_sparse: the same network for `Bags`, where there is one; it is told too whether gradients are by rows.
         loss: the mean loss of a batch, from the network's outputs and the labels.
         measure: the sum of a batch's losses, and how many examples are classified right, NaN where none is.
@@ -52,7 +50,6 @@ class Network:
 
     name: str
     make: Callable[[int, int], nn.Module]
-    parameters: Callable[[int, int], int]
     make_sparse: Callable[[int, int, bool], nn.Module] | None = None
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = functional.cross_entropy
     measure: Callable[[torch.Tensor, torch.Tensor], tuple[float, float]] = classified
@@ -89,23 +86,17 @@ def mlp(features: int, classes: int, *, hidden: int = 1000, dropout: float = 0.5
         dropout2=nn.Dropout(dropout),
         output=nn.Linear(hidden, classes),
     )
-    for layer in layers.values():
-        if isinstance(layer, nn.Linear):
+    return _started(nn.Sequential(layers))
+
+
+def _started(network: nn.Sequential) -> nn.Sequential:
+    """The network with its weights drawn as He et al. say, and biases 0."""
+    for layer in network:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-    return nn.Sequential(layers)
-
-
-def mlp_parameters(features: int, classes: int, hidden: int = 1000) -> int:
-    """Weights and biases of `mlp`."""
-    return (features + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * classes
-
-
-class _Image(nn.Module):
-    """Features as images of three channels."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.reshape(len(x), 3, 32, 32)
+    return network
 
 
 def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> nn.Module:
@@ -126,7 +117,10 @@ def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: flo
     """
     if features != 3 * 32 * 32:
         raise InvalidArgument(f"cnn takes 3072 features, got {features}", field="network", fix="use cifar10")
-    layers: list[tuple[str, nn.Module]] = [("image", _Image()), ("dropout0", nn.Dropout(input_dropout))]
+    layers: list[tuple[str, nn.Module]] = [
+        ("image", nn.Unflatten(1, (3, 32, 32))),
+        ("dropout0", nn.Dropout(input_dropout)),
+    ]
     channels = 3
     for stage, width in enumerate((64, 64, 128), start=1):
         layers += [
@@ -143,18 +137,7 @@ def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: flo
         ("dropout2", nn.Dropout(dropout)),
         ("output", nn.Linear(1000, classes)),
     ]
-    for _, layer in layers:
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(OrderedDict(layers))
-
-
-def cnn_parameters(features: int, classes: int) -> int:
-    """Weights and biases of `cnn`."""
-    convolutions = sum((inputs * 25 + 1) * outputs for inputs, outputs in ((3, 64), (64, 64), (64, 128)))
-    return convolutions + (128 * 9 + 1) * 1000 + (1000 + 1) * classes
+    return _started(nn.Sequential(OrderedDict(layers)))
 
 
 KEEP = 0.5
@@ -203,11 +186,6 @@ def penalty(model: nn.Module, l2: float) -> torch.Tensor:
     return 0.5 * l2 * torch.stack(squares).sum()
 
 
-def logreg_parameters(features: int, classes: int) -> int:
-    """Weights and biases of `Logistic`, and of `BagOfWords`."""
-    return (features + 1) * classes
-
-
 class VariationalAutoencoder(nn.Module):
     """A variational auto-encoder: 500 softplus units each way, 50 Gaussian latent variables, Bernoulli output.
 
@@ -244,25 +222,15 @@ class VariationalAutoencoder(nn.Module):
         return bound
 
 
-def vae(features: int, classes: int) -> nn.Module:
-    """The auto-encoder; it takes no notice of classes."""
-    return VariationalAutoencoder(features)
-
-
-def vae_parameters(features: int, classes: int, hidden: int = 500, latent: int = 50) -> int:
-    """Weights and biases of `vae`."""
-    return (
-        (features + 1) * hidden + 2 * (hidden + 1) * latent + (latent + 1) * hidden + (hidden + 1) * features
-    )
-
-
 NETWORKS: Mapping[str, Network] = {
     network.name: network
     for network in (
-        Network("mlp", mlp, mlp_parameters),
-        Network("cnn", cnn, cnn_parameters),
-        Network("logreg", Logistic, logreg_parameters, BagOfWords, convex=True),
-        Network("vae", vae, vae_parameters, loss=mean_loss, measure=summed),
+        Network("mlp", mlp),
+        Network("cnn", cnn),
+        Network("logreg", Logistic, BagOfWords, convex=True),
+        Network(
+            "vae", lambda features, classes: VariationalAutoencoder(features), loss=mean_loss, measure=summed
+        ),
     )
 }
 """Every network by name."""
@@ -274,11 +242,6 @@ def lookup(name: str) -> Network:
     Raises:
         InvalidArgument: there is none.
     """
-    network = NETWORKS.get(name)
-    if network is None:
-        near = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InvalidArgument(
-            f"there is no network {name!r}", field="network", fix=f"{hint}choose {' or '.join(NETWORKS)}"
-        )
-    return network
+    if name not in NETWORKS:
+        raise unknown("network", name, NETWORKS, field="network")
+    return NETWORKS[name]

@@ -1,21 +1,20 @@
 """Data sets by name: `digits`, `digits32` and `zipf` (embedded); `mnist`, `imdb` and `cifar10` (official files).
 
-A further data set is one module with a loader, and one row in `NAMES`. Importing this package loads numpy
-only.
+A further data set is a module with a loader, and a row in `NAMES`. Importing this package loads numpy only.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adamserve.errors import DataError, InvalidArgument
+from adamserve.errors import DataError, unknown
 from workers.data.bags import Bags
 
 Progress = Callable[[str], None]
@@ -105,7 +104,11 @@ class Dataset:
 
 
 def load(
-    name: str, data_dir: Path | None = None, *, whiten: bool = False, progress: Progress | None = None
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    whiten: bool = False,
+    progress: Progress = lambda message: None,
 ) -> Dataset:
     """Load a data set.
 
@@ -113,78 +116,38 @@ def load(
         name: one of `NAMES`.
         data_dir: folder with its official files; an embedded data set has none and leaves it unread.
         whiten: normalise contrast and whiten, fitted on the training set (`workers.data.whiten`).
-        progress: told about anything slow; nobody is told where it is None.
+        progress: told about anything slow.
 
     Raises:
         InvalidArgument: there is no data set of that name.
         DataError: its files are missing or damaged; names the file.
     """
-    data = lookup(name)(data_dir, progress or (lambda message: None))
+    data = lookup(name)(data_dir, progress=progress)
     if whiten:
         from workers.data.whiten import whitened
 
-        data = whitened(data, progress=progress or (lambda message: None))
+        data = whitened(data, progress=progress)
     return data
 
 
-def lookup(name: str) -> Callable[[Path | None, Progress], Dataset]:
-    """The loader of the data set of that name.
+def lookup(name: str) -> Callable[..., Dataset]:
+    """The loader of the data set of that name; it takes the folder, and `progress` by keyword.
 
     Raises:
         InvalidArgument: there is none.
     """
-    loader = NAMES.get(name)
-    if loader is None:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InvalidArgument(
-            f"there is no data set {name!r}", field="dataset", fix=f"{hint}choose {' or '.join(NAMES)}"
-        )
+    if name not in NAMES:
+        raise unknown("data set", name, NAMES, field="dataset")
+    loader: Callable[..., Dataset] = getattr(import_module(f"{__name__}.{NAMES[name]}"), f"load_{name}")
     return loader
 
 
-def _digits(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.digits import load_digits
-
-    return load_digits()
-
-
-def _digits32(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.digits import load_digits32
-
-    return load_digits32()
-
-
-def _mnist(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.mnist import load_mnist
-
-    return load_mnist(data_dir, progress=progress)
-
-
-def _imdb(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.imdb import load_imdb
-
-    return load_imdb(data_dir, progress=progress)
-
-
-def _cifar10(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.cifar import load_cifar10
-
-    return load_cifar10(data_dir, progress=progress)
-
-
-def _zipf(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.zipf import load_zipf
-
-    return load_zipf()
-
-
-NAMES: Mapping[str, Callable[[Path | None, Progress], Dataset]] = {
-    "digits": _digits,
-    "digits32": _digits32,
-    "mnist": _mnist,
-    "imdb": _imdb,
-    "cifar10": _cifar10,
-    "zipf": _zipf,
+NAMES: Mapping[str, str] = {
+    "digits": "digits",
+    "digits32": "digits",
+    "mnist": "mnist",
+    "imdb": "imdb",
+    "cifar10": "cifar",
+    "zipf": "zipf",
 }
-"""Every data set's loader."""
+"""Every data set's module here, which loads it by `load_NAME`."""

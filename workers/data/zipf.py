@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.data import Dataset
+from workers.data import Dataset, Progress
 from workers.data.bags import Bags
 
 WORDS, TRAIN, TEST = 2000, 4000, 1000
@@ -15,7 +17,7 @@ LENGTH = 80
 SEED = 20151018
 
 
-def load_zipf() -> Dataset:
+def load_zipf(data_dir: Path | None = None, *, progress: Progress = lambda message: None) -> Dataset:
     """A sparse classification problem that needs no files; the same at every call.
 
     Word k is drawn with probability proportional to 1/(k + 1). Each word has a weight, drawn once from a normal
