@@ -100,6 +100,10 @@ class Hindsight:
             gradient_norm=gradient_norm,
         )
 
+    def counts(self, batches: Sequence[Array]) -> Array:
+        """How often each training example occurs in the batches, given by their examples' numbers."""
+        return np.bincount(np.concatenate(batches), minlength=len(self._y))
+
     def losses(self, w: Array, batches: Iterable[Array]) -> Array:
         """L_t(W) of each mini-batch, given by its examples' numbers."""
         logits = self._logits(w, self._x)
@@ -120,8 +124,7 @@ class Hindsight:
         Raises:
             InvalidArgument: as `minimum`.
         """
-        counts = np.bincount(np.concatenate(batches), minlength=len(self._y))
-        found = self.minimum(counts)
+        found = self.minimum(self.counts(batches))
         total = float(np.sum(losses - self.losses(found.w, batches)))
         return Regret(len(losses), total, total / len(losses), found)
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
-from adamserve.errors import InvalidArgument
 from adamserve.values import Array
 
 
 class Stream(Protocol):
     """Losses L_1, L_2, ... of parameters of shape (elements,), in float64."""
-
-    @property
-    def elements(self) -> int: ...
 
     @property
     def start(self) -> Array:
@@ -32,30 +27,17 @@ class Stream(Protocol):
         """W*: where the sum of L_1 to L_steps is least."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Quadratic:
-    """L_t(w) = 1/2 sum_i a_i (w_i - c_ti)^2: noisy targets c_t around 1, curvatures a_i from 1 down to 1/`condition`.
+    """L_t(w) = 1/2 sum_i a_i (w_i - c_ti)^2: noisy targets c_t around 1 by `seed`, curvatures a_i from 1 to 1/100."""
 
-    Attributes:
-        elements: parameters.
-        condition: largest curvature over smallest.
-        seed: of the targets.
-    """
-
-    elements: int = 10
-    condition: float = 100.0
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.elements >= 1:
-            raise InvalidArgument(f"must be at least 1, got {self.elements}", field="elements")
-        if not 1 <= self.condition < float("inf"):
-            raise InvalidArgument(f"must be at least 1, got {self.condition}", field="condition")
+    curvatures: ClassVar[Array] = np.geomspace(1.0, 0.01, 10)
 
     @property
     def start(self) -> Array:
         """Zeros."""
-        return np.zeros(self.elements)
+        return np.zeros(len(self.curvatures))
 
     def loss(self, t: int, w: Array) -> float:
         """L_t(w)."""
@@ -71,17 +53,11 @@ class Quadratic:
         mean: Array = np.mean([self.target(t) for t in range(1, steps + 1)], axis=0)
         return mean
 
-    @property
-    def curvatures(self) -> Array:
-        """a."""
-        return np.geomspace(1.0, 1.0 / self.condition, self.elements)
-
     def target(self, t: int) -> Array:
         """c_t."""
-        return 1.0 + np.random.default_rng((self.seed, t)).standard_normal(self.elements)
+        return 1.0 + np.random.default_rng((self.seed, t)).standard_normal(len(self.curvatures))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Alternating:
     """L_t(w) = C w at every third step, from the first, and -w at the others, on the interval [-1, 1].
 
@@ -91,16 +67,10 @@ class Alternating:
     steps.
     """
 
-    C: float = 5.0
+    C = 5.0
 
-    def __post_init__(self) -> None:
-        if not 2 < self.C < float("inf"):
-            raise InvalidArgument(f"must be above 2, got {self.C}", field="C")
-
-    @property
-    def elements(self) -> int:
-        """One."""
-        return 1
+    limit = 2.0 * (C - 2.0) / 3.0
+    """The average regret of whoever stays at +1."""
 
     @property
     def start(self) -> Array:
@@ -118,12 +88,3 @@ class Alternating:
     def best(self, steps: int) -> Array:
         """-1, the end of the interval, at which the steep losses are least."""
         return np.array([-1.0])
-
-    @property
-    def limit(self) -> float:
-        """The average regret of whoever stays at +1."""
-        return 2.0 * (self.C - 2.0) / 3.0
-
-
-STREAMS: Mapping[str, type[Stream]] = {"quadratic": Quadratic, "online-convex": Alternating}
-"""Every stream by name."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from adamserve.shard.consistency import Consistency
 from workers.data import Dataset
@@ -47,14 +47,12 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """For the verdict, and to tell whether a folder holds the same."""
-        return {
-            "scale": str(self.scale),
-            "data": "files" if self.data else "stand-ins",
-            "seeds": self.seeds,
-            "shards": self.shards,
-            "workers": self.workers,
-            "consistency": str(self.consistency),
-        }
+        words = {"data": "files" if self.data else "stand-ins", "consistency": str(self.consistency)}
+        return {**vars(self), **words}
+
+    def choose(self, files: str, stand_in: str, *, examples: int | None = None, whiten: bool = False) -> Data:
+        """A data set with the files at hand, whitened if asked for, and its stand-in, never whitened, without."""
+        return Data(name=files if self.data else stand_in, examples=examples, whiten=whiten and self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,26 +89,24 @@ class Findings:
     figures: Sequence[str]
     tables: Mapping[str, Sequence[Sequence[str]]]
     what: Sequence[str]
-    differs: Sequence[str] = field(default_factory=tuple)
+    differs: Sequence[str] = ()
     used: Mapping[str, str] = field(default_factory=dict)
 
 
-class Experiment(Protocol):
-    """One of the paper's experiments."""
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One of the paper's experiments.
 
-    @property
-    def name(self) -> str:
-        """As the command line knows it."""
+    Attributes:
+        name, title: for the command line, and for people.
+        needs: what it trains on.
+        run: runs it, or what of it the folder's log does not hold yet, and draws its figures into the folder.
+    """
 
-    @property
-    def title(self) -> str:
-        """For people."""
-
-    def needs(self, settings: Settings) -> Data:
-        """What it trains on."""
-
-    def run(self, lab: Lab, settings: Settings, folder: Path) -> Findings:
-        """Run it, or what of it the folder's log does not hold yet, and draw its figures into the folder."""
+    name: str
+    title: str
+    needs: Callable[[Settings], Data]
+    run: Callable[[Lab, Settings, Path], Findings]
 
 
 OFFICIAL: Mapping[str, int] = {"mnist": 60_000, "imdb": 25_000, "cifar10": 50_000}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -48,6 +45,8 @@ Progress = Callable[[str], None]
 Observe = Callable[[Mapping[str, Array], Mapping[str, Gradient]], None]
 """Shown the parameters pulled and the gradients, before every push."""
 
+Variant = TypeVar("Variant", bound=Hashable)
+
 
 class Lab:
     """A service with workers, for trials. Data can be loaded before it is entered, which starts the service.
@@ -70,67 +69,31 @@ class Lab:
         start: StartService = Service.start,
     ) -> None:
         self._data_dir = data_dir
-        self._shards = shards
-        self._address = address
         self.progress = progress
-        self._start = start
-        self._open = ExitStack()
-        self._idle: list[Any] = []
-        self._data: dict[Data, Dataset] = {}
-        self._shared: dict[tuple[Data, str, float, str], Any] = {}
+        # Ray counts every worker as a core, and there may be more workers than cores.
+        self._start = partial(start, shards=shards, address=address, num_cpus=64, num_gpus=0)
         self._whole: dict[str, dict[str, Any]] = {}
-        self._hindsight: dict[tuple[Data, float], Hindsight] = {}
+        self._shared: dict[Hashable, Any] = {}
+        self._idle: list[Any] = []
         self._jobs = 0
-        self._cores = 1
+        self.data = cache(self._load)
+        self.hindsight = cache(lambda data, l2: Hindsight(self.data(data), l2))
 
     def __enter__(self) -> Self:
-        # Ray counts every worker as a core, and there may be more workers than cores.
-        self.service = self._start(
-            name=f"adamserve-lab-{os.getpid()}-{time.time_ns():x}",
-            shards=self._shards,
-            address=self._address,
-            num_cpus=64,
-            num_gpus=0,
-        )
-        self._open.callback(self.service.stop)
+        self.service = self._start(name=f"adamserve-lab-{os.getpid()}-{time.time_ns():x}")
         self.service.serve()
         self._pool = self.service.workers(partial(Worker, 1))
         # A cluster may have fewer than this machine, which gives Ray one for each of them.
         self._cores = max(1, min(os.cpu_count() or 1, self.service.free_cpus() - 1))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.close()
-
-    def data(self, wanted: Data) -> Dataset:
-        """The data set, loaded once."""
-        if wanted not in self._data:
-            folder = self._data_dir
-            if folder is not None and (folder / wanted.name).is_dir():
-                folder = folder / wanted.name
-            whole = load(wanted.name, folder, progress=self.progress)
-            data = whole.first(wanted.examples)
-            if wanted.name not in self._whole:
-                self._whole[wanted.name] = {"examples": len(whole.train_y), "sha256": whole.digest()}
-            if wanted.whiten:
-                from workers.data.whiten import whitened
-
-                data = whitened(data, progress=self.progress)
-            self._data[wanted] = data
-        return self._data[wanted]
+    def __exit__(self, *error: object) -> None:
+        self.service.stop()
 
     def whole(self, wanted: Data) -> Mapping[str, Any]:
         """What tells the data set that it is a part of from another of that name: `examples`, and `sha256` over all."""
         self.data(wanted)
         return self._whole[wanted.name]
-
-    def hindsight(self, wanted: Data, l2: float) -> Hindsight:
-        """The regret's other half for that data set."""
-        if (wanted, l2) not in self._hindsight:
-            self._hindsight[wanted, l2] = Hindsight(self.data(wanted), l2)
-        return self._hindsight[wanted, l2]
 
     def task(self, trial: Trial) -> NetworkTask:
         """What a trial trains."""
@@ -161,6 +124,14 @@ class Lab:
         """End a job."""
         self.service.delete(job, purge=True)
 
+    def run_variants(
+        self, variants: Mapping[Variant, Trial], seeds: int, log: Path, *, alone: bool = False
+    ) -> dict[Variant, list[Result]]:
+        """Run every variant with every seed; `log` and `alone` as for `run`."""
+        trials = [replace(trial, seed=seed) for trial in variants.values() for seed in range(seeds)]
+        results = iter(self.run(trials, log, alone=alone))
+        return {variant: [next(results) for _ in range(seeds)] for variant in variants}
+
     def run(self, trials: Sequence[Trial], log: Path, *, alone: bool = False) -> list[Result]:
         """Run those trials that the log does not hold yet, as many at a time as there are cores.
 
@@ -175,10 +146,9 @@ class Lab:
         Raises:
             AdamServeError: a trial failed in another way than by diverging.
         """
-        results = read_log(log)
+        results = {key: Result.read(fields) for key, fields in read_log(log).items()}
         waiting = [trial for trial in dict.fromkeys(trials) if trial.key() not in results]
-        done = len(set(trials)) - len(waiting)
-        total = done + len(waiting)
+        total = len(set(trials))
         running: list[_Run] = []
         while waiting or running:
             busy = sum(run.trial.workers for run in running)
@@ -191,14 +161,12 @@ class Lab:
                 if not run.pending:
                     running.remove(run)
                     result = results[run.trial.key()] = run.finish()
-                    entry = {"trial": json.loads(run.trial.key()), "result": without_nan(asdict(result))}
-                    append(log, entry)
-                    done += 1
-            now = "; ".join(run.line() for run in running)
-            self.progress(f"trial {min(done + 1, total)}/{total}  {now}")
+                    append(log, run.trial.key(), without_nan(asdict(result)))
+            at = total - len(waiting) - len(running) + 1
+            self.progress(f"trial {min(at, total)}/{total}  {'; '.join(run.line() for run in running)}")
         return [results[trial.key()] for trial in trials]
 
-    def drive(self, trial: Trial, steps: int, *, observe: Observe | None = None) -> list[StepReport]:
+    def drive(self, trial: Trial, steps: int, observe: Observe) -> list[StepReport]:
         """Train in this process, as the job's only worker; what comes in and goes out can be watched.
 
         Args:
@@ -209,8 +177,6 @@ class Lab:
         Returns:
             The steps' reports.
         """
-        job = self.open_job(trial)
-        task = self.task(trial)
         reports: list[Report] = []
 
         def keep(report: Report) -> None:
@@ -218,18 +184,11 @@ class Lab:
             if len(reports) % 100 == 0:
                 self.progress(f"{type(trial.rule).__name__} seed {trial.seed}: update {len(reports)}/{steps}")
 
-        config = replace(loop_config(trial, 0), max_steps=steps)
+        job, task = self.open_job(trial), self.task(trial)
+        model, config = initial_model(task, trial.seed), replace(loop_config(trial, 0), max_steps=steps)
         with self.service.client(job, pusher="worker-0") as client:
             client.join()
-            loop(
-                client,
-                task,
-                initial_model(task, trial.seed),
-                config,
-                report=keep,
-                stopped=lambda: False,
-                observe=observe,
-            )
+            loop(client, task, model, config, report=keep, stopped=lambda: False, observe=observe)
         self.drop(job)
         return [report for report in reports if isinstance(report, StepReport)]
 
@@ -251,6 +210,20 @@ class Lab:
             self._shared[key] = self._pool.share(self.task(trial))
         return self._shared[key]
 
+    def _load(self, wanted: Data) -> Dataset:
+        folder = self._data_dir
+        if folder is not None and (folder / wanted.name).is_dir():
+            folder = folder / wanted.name
+        whole = load(wanted.name, folder, progress=self.progress)
+        if wanted.name not in self._whole:
+            self._whole[wanted.name] = {"examples": len(whole.train_y), "sha256": whole.digest()}
+        data = whole.first(wanted.examples)
+        if wanted.whiten:
+            from workers.data.whiten import whitened
+
+            data = whitened(data, progress=self.progress)
+        return data
+
 
 class _Run:
     """A trial under way."""
@@ -262,15 +235,12 @@ class _Run:
         self._workers = lab.hire(trial.workers)
         service, task = lab.service, lab.shared(trial)
         assignment = Assignment(target=service.target, credentials=service.credentials, job=self._job)
-        parts = [loop_config(trial, rank) for rank in range(trial.workers)]
-        gather(
-            [
-                worker.call("take", assignment, task, part)
-                for worker, part in zip(self._workers, parts, strict=True)
-            ],
-            CALL_S,
-        )
-        gather([worker.call("join") for worker in self._workers], CALL_S)
+        calls = [
+            worker.call("take", assignment, task, loop_config(trial, rank))
+            for rank, worker in enumerate(self._workers)
+        ]
+        gather(calls, CALL_S)
+        self._call("join")
         self._steps: list[StepReport] = []
         self._diverged = False
         self._began = time.perf_counter()
@@ -287,26 +257,30 @@ class _Run:
             if not isinstance(error, NotFinite):
                 raise error
             self._diverged = True
-            gather([worker.call("stop_at", 0) for worker in self._workers], CALL_S)
+            self._call("stop_at", 0)
         self._seconds = time.perf_counter() - self._began
-        self._take_reports()
+        self._steps += [r for reports in self._call("reports") for r in reports if isinstance(r, StepReport)]
 
     def finish(self) -> Result:
         """The result; the workers are free again and the job is gone."""
-        self._take_reports()
         self._lab.release(self._workers)
         self._lab.drop(self._job)
-        latest = {step.rank: step.epoch for step in self._steps}
-        whole = math.floor(min(latest.values(), default=0.0)) if self._diverged else self.trial.epochs
+        trial, steps = self.trial, self._steps
+        latest = {step.rank: step.epoch for step in steps}
+        whole = math.floor(min(latest.values(), default=0.0)) if self._diverged else trial.epochs
         costs = []
-        for epoch in range(self.trial.epochs):
-            losses = [step.loss for step in self._steps if epoch < step.epoch <= epoch + 1]
+        for epoch in range(trial.epochs):
+            losses = [step.loss for step in steps if epoch < step.epoch <= epoch + 1]
             costs.append(float(np.mean(losses)) if epoch < whole else math.inf)
+        average_regret = None
+        if trial.regret and not self._diverged:
+            hindsight = self._lab.hindsight(trial.data, trial.l2)
+            average_regret = hindsight.regret_of(steps, loop_config(trial, 0).part).average
         return Result(
             costs=tuple(costs),
-            staleness=float(np.mean([step.staleness for step in self._steps] or [0])),
+            staleness=float(np.mean([step.staleness for step in steps] or [0])),
             seconds=self._seconds,
-            average_regret=self._regret() if self.trial.regret and not self._diverged else None,
+            average_regret=average_regret,
         )
 
     def line(self) -> str:
@@ -315,17 +289,9 @@ class _Run:
         where = f"epoch {last.epoch:.1f}/{self.trial.epochs} loss {last.loss:.4f}" if last else "starting"
         return f"{type(rule).__name__} lr {rule.lr:g} seed {self.trial.seed}: {where}"
 
-    def _take_reports(self) -> None:
-        gathered: list[list[Report]] = gather([worker.call("reports") for worker in self._workers], CALL_S)
-        self._steps += [r for reports in gathered for r in reports if isinstance(r, StepReport)]
-
-    def _regret(self) -> float:
-        trial = self.trial
-        return (
-            self._lab.hindsight(trial.data, trial.l2)
-            .regret_of(self._steps, loop_config(trial, 0).part)
-            .average
-        )
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Every worker's answer."""
+        return gather([worker.call(method, *arguments) for worker in self._workers], CALL_S)
 
 
 def loop_config(trial: Trial, rank: int) -> LoopConfig:

@@ -16,29 +16,51 @@ import adamserve
 from adamserve.cluster.running import StartService
 from adamserve.cluster.service import Service
 from adamserve.errors import Conflict, InvalidArgument
+from adamserve.shard.consistency import Consistency
 from adamserve.train.record import without_nan, write_json
 from workers.experiments import report
-from workers.experiments.base import Experiment, Findings, Settings
-from workers.experiments.catalogue import EXPERIMENTS
+from workers.experiments.adamax import ADAMAX
+from workers.experiments.base import SEEDS, Experiment, Findings, Scale, Settings
+from workers.experiments.comparison import CNN_CIFAR10, LOGREG_IMDB, LOGREG_MNIST, MLP_MNIST
+from workers.experiments.convex import REGRET
 from workers.experiments.lab import Lab
+from workers.experiments.vae import VAE_BIAS
+
+COMPARISONS = (LOGREG_MNIST, LOGREG_IMDB, MLP_MNIST, CNN_CIFAR10)
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (*(comparison.experiment for comparison in COMPARISONS), VAE_BIAS, ADAMAX, REGRET)
+}
+"""Every experiment by name, in the order in which they are run."""
 
 SETTINGS, DATA = "settings.json", "data.json"
 """Files of a reproduction's folder that say what was chosen, and by name which data sets were used."""
 
 
 def reproduce(
-    experiments: Sequence[Experiment],
-    settings: Settings,
+    names: Sequence[str],
     *,
+    scale: str,
+    seeds: int | None,
+    shards: int,
+    workers: int,
+    consistency: Consistency,
     data_dir: Path | None,
     out: Path,
     address: str | None,
     progress: Callable[[str], None],
     start: StartService = Service.start,
 ) -> list[dict[str, Any]]:
-    """Run the experiments, each into its folder below `out`.
+    """Run experiments, each into its folder below `out`.
 
     An experiment with a verdict is not run again; one that was cut short goes on with the trials that it lacks.
+
+    Args:
+        names: of `EXPERIMENTS`.
+        scale, seeds, shards, workers, consistency: as `Settings` has them; None stands for the scale's seeds.
+        data_dir, address, progress, start: as for a `Lab`.
+        out: folder to write.
 
     Returns:
         The verdicts, as in each folder's verdict.json. REPORT.html in `out` shows them.
@@ -47,23 +69,30 @@ def reproduce(
         Conflict: `out` holds experiments with other settings, or on other data.
         DataError: a data set's files are missing or damaged.
     """
+    settings = Settings(
+        scale=Scale(scale),
+        data=data_dir is not None,
+        seeds=SEEDS[Scale(scale)] if seeds is None else seeds,
+        shards=shards,
+        workers=workers,
+        consistency=consistency,
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidArgument(f"{out} cannot be made: {error.strerror}", field="out") from None
     _same(out / SETTINGS, settings.as_json(), "a reproduction")
-    verdicts: list[dict[str, Any]] = []
-    done = {e.name: _verdict(out / e.name) for e in experiments}
-
-    def told(experiment: Experiment) -> Callable[[str], None]:
-        place = f"{experiments.index(experiment) + 1}/{len(experiments)} {experiment.name}"
-        return lambda message: progress(f"{place}: {message}")
-
+    done = {name: _read(out / name / "verdict.json") for name in names}
     lab = Lab(data_dir=data_dir, shards=settings.shards, address=address, progress=progress, start=start)
+
+    def turn_to(name: str) -> Experiment:
+        place = f"{names.index(name) + 1}/{len(names)} {name}"
+        lab.progress = lambda message: progress(f"{place}: {message}")
+        return EXPERIMENTS[name]
+
     used: dict[str, Any] = {}
-    for experiment in experiments:  # files that are missing, or others, are said now, not after an hour
-        lab.progress = told(experiment)
-        needed = experiment.needs(settings)
+    for name in names:  # files that are missing, or others, are said now, not after an hour
+        needed = turn_to(name).needs(settings)
         used[needed.name] = lab.whole(needed)
         _same(out / DATA, {needed.name: used[needed.name]}, "trainings on other data,")
     for path, content in ((out / SETTINGS, settings.as_json()), (out / DATA, used)):
@@ -71,30 +100,28 @@ def reproduce(
             write_json(path, whole)
     if all(done.values()):
         _report(out)
-        return [found for found in done.values() if found]
+        return list(done.values())
     with lab:
-        for experiment in experiments:
-            found = done[experiment.name]
-            if found is None:
-                lab.progress = told(experiment)
-                folder = out / experiment.name
+        for name in names:
+            if not done[name]:
+                experiment, folder = turn_to(name), out / name
                 folder.mkdir(exist_ok=True)
                 began = time.perf_counter()
                 findings = experiment.run(lab, settings, folder)
-                found = _record(experiment, settings, findings, time.perf_counter() - began)
-                write_json(folder / "verdict.json", found)
-            verdicts.append(found)
+                done[name] = _record(experiment, settings, findings, time.perf_counter() - began)
+                write_json(folder / "verdict.json", done[name])
             _report(out)
-    return verdicts
+    return list(done.values())
 
 
 def _report(out: Path) -> None:
     """Show every experiment that the folder holds, of this call or an earlier one."""
-    found = (_verdict(out / name) for name in EXPERIMENTS)
+    found = (_read(out / name / "verdict.json") for name in EXPERIMENTS)
     report.write(out, [verdict for verdict in found if verdict])
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A file's JSON; empty where there is no file."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
@@ -112,23 +139,20 @@ def _same(path: Path, wanted: Mapping[str, Any], what: str) -> None:
 
 
 def _words(value: Any) -> str:
-    return (
-        ", ".join(f"{k} {str(v)[:12]}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-    )
-
-
-def _verdict(folder: Path) -> dict[str, Any] | None:
-    return _read(folder / "verdict.json") or None
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {str(v)[:12]}" for k, v in value.items())
+    return str(value)
 
 
 def _record(experiment: Experiment, settings: Settings, findings: Findings, seconds: float) -> dict[str, Any]:
+    fields = asdict(findings)
     record: dict[str, Any] = without_nan(
         {
             "experiment": experiment.name,
             "title": experiment.title,
-            "settings": {**settings.as_json(), **findings.used},
+            "settings": {**settings.as_json(), **fields.pop("used")},
             "held": all(claim.held for claim in findings.claims),
-            **{name: part for name, part in asdict(findings).items() if name != "used"},
+            **fields,
             "seconds": round(seconds, 1),
             "versions": {
                 "adamserve": adamserve.__version__,

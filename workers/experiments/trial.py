@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 from adamserve import optim
 from adamserve.shard import consistency
 from adamserve.shard.consistency import Async, Consistency
-
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +37,7 @@ class Trial:
 
     Attributes:
         network, data, l2, dtype: what is trained, and on what.
-        rule: the update rule.
-        batch, epochs, seed: as for a training run.
+        rule, batch, epochs, seed: as for a training run.
         workers, consistency: how many push, and when a push may be applied.
         regret: count the regret in hindsight.
     """
@@ -49,7 +47,7 @@ class Trial:
     rule: optim.Rule
     batch: int
     epochs: int
-    seed: int
+    seed: int = 0
     l2: float = 0.0
     dtype: str = "float32"
     workers: int = 1
@@ -83,6 +81,13 @@ class Result:
     seconds: float
     average_regret: float | None = None
 
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Self:
+        """The result that a log has these fields of."""
+        return cls(
+            **{**fields, "costs": tuple(math.inf if cost is None else cost for cost in fields["costs"])}
+        )
+
     @property
     def final(self) -> float:
         """The last epoch's cost."""
@@ -94,50 +99,27 @@ class Result:
         return math.isinf(self.final)
 
 
-def read_log(path: Path) -> dict[str, Result]:
-    """The results of a log by their trials' keys; a line that was cut short is passed over."""
+def mean(results: Sequence[Result], name: str) -> float:
+    """The mean of an attribute; infinite where it was not counted, as of a training that diverged."""
+    values = [getattr(result, name) for result in results]
+    return math.inf if None in values else sum(values) / len(values)
+
+
+def read_log(path: Path) -> dict[str, Any]:
+    """The results of a log by their keys, each as JSON; a line that was cut short is passed over."""
     results = {}
-    for entry in _entries(path):
-        found = entry["result"]
-        costs = tuple(math.inf if cost is None else cost for cost in found["costs"])
-        results[json.dumps(entry["trial"], sort_keys=True)] = Result(**{**found, "costs": costs})
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            key, result = json.loads(line).values()
+            results[json.dumps(key, sort_keys=True)] = result
     return results
 
 
-def kept(
-    path: Path, key: Mapping[str, Any], make: Callable[[], Made], read: Callable[[Mapping[str, Any]], Made]
-) -> Made:
-    """What a log holds for the key, or what is made now and added to it.
-
-    Args:
-        path: a file of one JSON object a line.
-        key: all that the result depends on.
-        make: makes it, a dataclass.
-        read: makes it of its fields again.
-    """
-    wanted = json.loads(json.dumps(key))
-    for entry in _entries(path):
-        if entry["key"] == wanted:
-            return read(entry["result"])
-    made = make()
-    append(path, {"key": wanted, "result": asdict(made)})  # type: ignore[call-overload] # it is a dataclass
-    return made
-
-
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log; one that was cut short is passed over."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
-
-
-def append(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add a line to a log, and make sure that it is on disk; a line that was cut short before it stays apart."""
+def append(path: Path, key: str, result: Any) -> None:
+    """Add a result to a log, and make sure that it is on disk; a line that was cut short before it stays apart."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
-        file.write("\n" * torn + json.dumps(entry) + "\n")
+        file.write("\n" * torn + json.dumps({"trial": json.loads(key), "result": result}) + "\n")
         file.flush()
         os.fsync(file.fileno())
