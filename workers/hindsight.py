@@ -66,9 +66,7 @@ class Hindsight:
         """Weights and biases together."""
         return self.shape[0] * (self.shape[1] + 1)
 
-    def minimum(
-        self, counts: Array | None = None, *, start: Array | None = None, gradient_norm: float = 1e-8
-    ) -> Minimum:
+    def minimum(self, counts: Array | None = None, *, start: Array | None = None) -> Minimum:
         """W* of the losses of all batches in which training example i occurs counts[i] times in all (None: once).
 
         Its value is the batches' mean loss at W*, as all batches have one size.
@@ -80,25 +78,14 @@ class Hindsight:
         weights = np.ones(len(chosen)) if counts is None else counts[chosen].astype(np.float64)
         x, y = (self._x, self._y) if len(chosen) == len(self._y) else (self._x[chosen], self._y[chosen])
         weights /= weights.sum()
-        rows = np.arange(len(y))
 
         def objective(w: Array) -> tuple[float, Array]:
-            logits = self._logits(w, x)
-            top = logits.max(axis=1, keepdims=True)
-            shifted = np.exp(logits - top)
-            total = shifted.sum(axis=1, keepdims=True)
-            losses = (top + np.log(total))[:, 0] - logits[rows, y]
-            shifted /= total
-            shifted[rows, y] -= 1.0
-            shifted *= weights[:, None]
-            gradient = np.concatenate([(shifted.T @ x).ravel(), shifted.sum(axis=0)])
+            losses, gradients = _cross_entropy(self._logits(w, x), y)
+            gradients *= weights[:, None]
+            gradient = np.concatenate([(gradients.T @ x).ravel(), gradients.sum(axis=0)])
             return float(weights @ losses + 0.5 * self._l2 * (w @ w)), gradient + self._l2 * w
 
-        return minimize(
-            objective,
-            np.zeros(self.elements) if start is None else start,
-            gradient_norm=gradient_norm,
-        )
+        return minimize(objective, np.zeros(self.elements) if start is None else start)
 
     def counts(self, batches: Sequence[Array]) -> Array:
         """How often each training example occurs in the batches, given by their examples' numbers."""
@@ -106,32 +93,20 @@ class Hindsight:
 
     def losses(self, w: Array, batches: Iterable[Array]) -> Array:
         """L_t(W) of each mini-batch, given by its examples' numbers."""
-        logits = self._logits(w, self._x)
-        top = logits.max(axis=1)
-        each = (
-            top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - logits[np.arange(len(self._y)), self._y]
-        )
+        each, _ = _cross_entropy(self._logits(w, self._x), self._y)
         penalty = 0.5 * self._l2 * float(w @ w)
         return np.array([each[batch].mean() + penalty for batch in batches])
 
-    def regret(self, losses: Array, batches: Sequence[Array]) -> Regret:
-        """R(T) of a run: its losses, L_t(W_t), against the best parameters for just these batches.
-
-        Args:
-            losses: of shape (T,), each with the penalty at the parameters that it was computed at.
-            batches: the examples' numbers of each mini-batch.
+    def regret_of(self, steps: Sequence[Step], part: Part) -> Regret:
+        """R(T) of a run, whose mini-batches follow from any worker's `part`: against the best for just these.
 
         Raises:
             InvalidArgument: as `minimum`.
         """
-        found = self.minimum(self.counts(batches))
-        total = float(np.sum(losses - self.losses(found.w, batches)))
-        return Regret(len(losses), total, total / len(losses), found)
-
-    def regret_of(self, steps: Sequence[Step], part: Part) -> Regret:
-        """`regret` of the steps of a run, whose mini-batches follow from any worker's `part`."""
         batches = [replace(part, rank=s.rank).examples(len(self._y), s.step - 1) for s in steps]
-        return self.regret(np.array([s.loss for s in steps]), batches)
+        best = self.minimum(self.counts(batches))
+        total = float(np.sum(np.array([s.loss for s in steps]) - self.losses(best.w, batches)))
+        return Regret(len(steps), total, total / len(steps), best)
 
     def as_parameters(self, w: Array) -> dict[str, Array]:
         """W by the names and shapes of `networks.Logistic`."""
@@ -142,3 +117,15 @@ class Hindsight:
         named = self.as_parameters(w)
         logits: Array = x @ named["weight"].T + named["bias"]
         return logits
+
+
+def _cross_entropy(logits: Array, y: Array) -> tuple[Array, Array]:
+    """Each example's loss, [examples], and its gradient by the logits, [examples, classes]."""
+    rows = np.arange(len(y))
+    top = logits.max(axis=1, keepdims=True)
+    shifted = np.exp(logits - top)
+    total = shifted.sum(axis=1, keepdims=True)
+    losses = (top + np.log(total))[:, 0] - logits[rows, y]
+    shifted /= total
+    shifted[rows, y] -= 1.0
+    return losses, shifted

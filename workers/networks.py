@@ -99,7 +99,7 @@ def _started(network: nn.Sequential) -> nn.Sequential:
     return network
 
 
-def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> nn.Module:
+def cnn(features: int, classes: int) -> nn.Module:
     """Three stages of 5x5 convolution and 3x3 pooling of stride 2 (64, 64, 128 channels), and 1,000 hidden units.
 
     The network of Kingma & Ba 2015, section 6.3, with ReLU units, and dropout on the input and the fully connected
@@ -109,8 +109,6 @@ def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: flo
     Args:
         features: 3,072: three planes of 32 by 32.
         classes: outputs, as logits [batch, classes].
-        input_dropout, dropout: shares of the inputs, and of the units before each dense layer, that a training step
-            leaves out.
 
     Raises:
         InvalidArgument: another number of features.
@@ -119,7 +117,7 @@ def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: flo
         raise InvalidArgument(f"cnn takes 3072 features, got {features}", field="network", fix="use cifar10")
     layers: list[tuple[str, nn.Module]] = [
         ("image", nn.Unflatten(1, (3, 32, 32))),
-        ("dropout0", nn.Dropout(input_dropout)),
+        ("dropout0", nn.Dropout(0.2)),
     ]
     channels = 3
     for stage, width in enumerate((64, 64, 128), start=1):
@@ -131,10 +129,10 @@ def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: flo
         channels = width
     layers += [
         ("flat", nn.Flatten()),
-        ("dropout1", nn.Dropout(dropout)),
+        ("dropout1", nn.Dropout(0.5)),
         ("hidden", nn.Linear(channels * 3 * 3, 1000)),
         ("relu4", nn.ReLU()),
-        ("dropout2", nn.Dropout(dropout)),
+        ("dropout2", nn.Dropout(0.5)),
         ("output", nn.Linear(1000, classes)),
     ]
     return _started(nn.Sequential(OrderedDict(layers)))

@@ -66,18 +66,15 @@ class NetworkTask(Task[Batch]):
         network = self._network
         if self.data.sparse and network.make_sparse is None:
             able = " or ".join(name for name, other in networks.NETWORKS.items() if other.make_sparse)
-            raise InvalidArgument(
-                f"{self.network} takes no bags of words", field="network", fix=f"choose {able}"
-            )
-        convex = network.convex and not self.data.sparse
-        if self.l2 and not convex:
-            raise InvalidArgument(
-                f"{self.name} has no penalty in its loss", field="l2", fix="use -o l2=... (the rule's)"
-            )
-        if self.counts_regret and not convex:
-            raise InvalidArgument(
-                f"{self.name} has no convex loss", field="regret", fix="use logreg on dense data"
-            )
+            problem = f"{self.network} takes no bags of words"
+            raise InvalidArgument(problem, field="network", fix=f"choose {able}")
+        if self.data.sparse or not network.convex:
+            if self.l2:
+                problem = f"{self.name} has no penalty in its loss"
+                raise InvalidArgument(problem, field="l2", fix="use -o l2=... (the rule's)")
+            if self.counts_regret:
+                problem = f"{self.name} has no convex loss"
+                raise InvalidArgument(problem, field="regret", fix="use logreg on dense data")
         if self.counts_regret:
             has_minimum(self.data, self.l2)
 
@@ -98,7 +95,6 @@ class NetworkTask(Task[Batch]):
 
     @property
     def lazy(self) -> bool:
-        """As `Task.lazy`."""
         return self.sparse == "lazy"
 
     @property
@@ -107,7 +103,6 @@ class NetworkTask(Task[Batch]):
         return self.data.sparse and self.sparse != "dense"
 
     def model(self) -> nn.Module:
-        """As `Task.model`."""
         features, classes = self.data.features, self.data.classes
         if self.data.sparse:
             assert self._network.make_sparse is not None
@@ -118,23 +113,19 @@ class NetworkTask(Task[Batch]):
 
     def batches(self, part: Part) -> Callable[[int], Batch]:
         """As `Task.batches`; of bags, a step's random part."""
-        y = borrow(self.data.train_y).to(part.device)
-        if isinstance(self.data.train_x, Bags):
-            bags = self.data.train_x
+        x, y = self.data.train_x, borrow(self.data.train_y).to(part.device)
+        dense = None if isinstance(x, Bags) else borrow(x).to(part.device, getattr(torch, self.dtype))
 
-            def thinned(step: int) -> Batch:
-                chosen = part.examples(self.examples, step)
-                random = np.random.default_rng(part.random(step))
-                return Batch(bags[chosen].thinned(networks.KEEP, random), y[torch.from_numpy(chosen)])
+        def batch(step: int) -> Batch:
+            chosen = part.examples(self.examples, step)
+            places = torch.from_numpy(chosen)
+            if dense is not None:
+                return Batch(dense[places], y[places])
+            assert isinstance(x, Bags)
+            random = np.random.default_rng(part.random(step))
+            return Batch(x[chosen].thinned(networks.KEEP, random), y[places])
 
-            return thinned
-        x = borrow(self.data.train_x).to(part.device, getattr(torch, self.dtype))
-
-        def dense(step: int) -> Batch:
-            chosen = torch.from_numpy(part.examples(self.examples, step))
-            return Batch(x[chosen], y[chosen])
-
-        return dense
+        return batch
 
     def rows(self, batch: Batch) -> Mapping[str, Array] | None:
         """The rows of the words in a batch."""
@@ -157,10 +148,8 @@ class NetworkTask(Task[Batch]):
 
     def summary(self, model: nn.Module) -> Mapping[str, float]:
         """The same on the training set too."""
-        return {
-            **self._measure(model, "train", self.data.train_x, self.data.train_y),
-            **self.evaluate(model),
-        }
+        train = self._measure(model, "train", self.data.train_x, self.data.train_y)
+        return {**train, **self.evaluate(model)}
 
     def comparator(self) -> Mapping[str, Array] | None:
         """The best parameters for the training set."""
@@ -216,9 +205,9 @@ class NetworkRecipe:
     data_dir: Path | None = None
     whiten: bool = False
     l2: float = 0.0
-    regret: bool = False
     dtype: str = "float32"
     sparse: str = "exact"
+    regret: bool = False
 
     def __post_init__(self) -> None:
         networks.lookup(self.network)
@@ -237,20 +226,11 @@ class NetworkRecipe:
 
     @property
     def counts_regret(self) -> bool:
-        """As asked for."""
         return self.regret
 
     def settings(self) -> Mapping[str, Any]:
         """All but the folder."""
-        return {
-            "network": self.network,
-            "dataset": self.dataset,
-            "whiten": self.whiten,
-            "l2": self.l2,
-            "dtype": self.dtype,
-            "sparse": self.sparse,
-            "regret": self.regret,
-        }
+        return {name: value for name, value in vars(self).items() if name != "data_dir"}
 
     def resumed(self, settings: Mapping[str, Any]) -> Self:
         """The recipe of those settings; what older ones lack has its default."""

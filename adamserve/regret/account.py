@@ -25,7 +25,7 @@ class Loss(NamedTuple):
 
 @dataclass(slots=True)
 class Account:
-    """A job's losses as they are reported.
+    """A job's losses.
 
     Attributes:
         steps: losses reported together with the comparator's.

@@ -6,7 +6,7 @@ A further data set is a module with a loader, and a row in `NAMES`. Importing th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -44,33 +44,26 @@ class Dataset:
     classes: int
 
     def __post_init__(self) -> None:
+        for problem in self._problems():
+            raise DataError(problem, field=self.name)
+
+    def _problems(self) -> Iterator[str]:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
             for array, dtype, rank in ((x, np.float32, 2), (y, np.int64, 1)):
                 if isinstance(array, Bags):
                     continue  # checked when it was made
                 if array.dtype != dtype or array.ndim != rank:
-                    raise DataError(
-                        f"the {part} set has {array.dtype} of rank {array.ndim}, "
-                        f"expected {np.dtype(dtype)} of rank {rank}",
-                        field=self.name,
-                    )
+                    found = f"{array.dtype} of rank {array.ndim}"
+                    yield f"the {part} set has {found}, expected {np.dtype(dtype)} of rank {rank}"
             if len(x) != len(y) or 0 in x.shape:
-                raise DataError(
-                    f"the {part} set has examples of shape {x.shape} and {len(y)} labels", field=self.name
-                )
+                yield f"the {part} set has examples of shape {x.shape} and {len(y)} labels"
             # Both are NaN where any element is.
             if not isinstance(x, Bags) and not (np.isfinite(x.min()) and np.isfinite(x.max())):
-                raise DataError(f"the {part} set's examples are not all finite", field=self.name)
+                yield f"the {part} set's examples are not all finite"
             if y.min() < 0 or y.max() >= self.classes:
-                raise DataError(
-                    f"the {part} set's labels run from {y.min()} to {y.max()}, not 0 to {self.classes - 1}",
-                    field=self.name,
-                )
+                yield f"the {part} set's labels run from {y.min()} to {y.max()}, not 0 to {self.classes - 1}"
         if self.train_x.shape[1] != self.test_x.shape[1]:
-            raise DataError(
-                f"training examples have {self.features} features, test examples {self.test_x.shape[1]}",
-                field=self.name,
-            )
+            yield f"training examples have {self.features} features, test examples {self.test_x.shape[1]}"
 
     def first(self, examples: int | None) -> Dataset:
         """The same with `examples` of the training examples only; None for all.
@@ -79,10 +72,10 @@ class Dataset:
         """
         if examples is None or examples >= len(self.train_y):
             return self
+        chosen: slice | NDArray[np.int64] = slice(examples)
         if (self.train_y[1:] >= self.train_y[:-1]).all():
             chosen = np.linspace(0, len(self.train_y), examples, endpoint=False).astype(np.int64)
-            return replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
-        return replace(self, train_x=self.train_x[:examples], train_y=self.train_y[:examples])
+        return replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
 
     def digest(self) -> str:
         """SHA-256 over all examples and labels, which tells two parts of one data set apart."""

@@ -1,7 +1,6 @@
 """Files fetched once into a cache, and trusted for their checksum alone.
 
-Nothing reaches the cache under its own name but whole and checked: a download is kept in memory, compared,
-written beside its place and renamed. So several processes may fill one cache at once.
+A download is kept in memory, compared, written beside its place and renamed: processes may fill one cache at once.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -42,9 +42,7 @@ class RemoteFile:
 
 
 def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where data sets are kept: $ADAMSERVE_CACHE_DIR, or $XDG_CACHE_HOME/adamserve, or ~/.cache/adamserve.
-
-    A relative $XDG_CACHE_HOME is passed over, as the XDG base directory specification asks.
+    """Where data sets are kept: $ADAMSERVE_CACHE_DIR, or an absolute $XDG_CACHE_HOME/adamserve, or ~/.cache/adamserve.
 
     Raises:
         DataError: none of the two is set and the user has no home folder.
@@ -56,9 +54,8 @@ def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
     try:
         return Path.home() / ".cache" / "adamserve"
     except RuntimeError as error:
-        raise DataError(
-            f"no cache folder: {error}", field="ADAMSERVE_CACHE_DIR", fix="set it to a folder"
-        ) from None
+        problem = f"no cache folder: {error}"
+        raise DataError(problem, field="ADAMSERVE_CACHE_DIR", fix="set it to a folder") from None
 
 
 def fetch(
@@ -73,8 +70,7 @@ def fetch(
 ) -> Path:
     """Return a file of the cache, fetched from the first mirror that has it if it is missing or altered.
 
-    Without a network it fails within `answer_s` for each mirror. A cached file of another checksum is never
-    used, and is replaced only once a good one is there.
+    A cached file of another checksum is never used, and is replaced only once a good one is there.
 
     Args:
         file: what to fetch.
@@ -82,33 +78,30 @@ def fetch(
         mirrors: base URLs, each with a final slash, tried in this order.
         progress: told which mirror is asked, and how far the file has come.
         fix: for the error: what helps where no mirror does.
-        answer_s, file_s: the two deadlines, in seconds, for each mirror.
+        answer_s, file_s: deadlines for each mirror, as `ANSWER_S` and `FILE_S`.
 
     Raises:
         DataError: no mirror gave the file, with each one's reason; or the cache cannot be written.
     """
     place = folder / file.name
-    try:
+    with _usable(place):
         if place.exists():
             if _fault(place.read_bytes(), file) is None:
                 return place
             progress(f"{place} is damaged and is fetched again")
-    except OSError as error:
-        raise _unusable(place, error) from None
     failures = []
     for mirror in mirrors:
         host = urlsplit(mirror).netloc
         progress(f"fetching {file.name} ({file.nbytes / 1e6:.1f} MB) from {host}")
         try:
             content = _download(mirror + file.name, file, progress, answer_s, file_s)
+            fault = _fault(content, file)
         except (OSError, HTTPException) as error:
-            failures.append(f"{host}: {_reason(error)}")
-            continue
-        if fault := _fault(content, file):
-            failures.append(f"{host}: {fault}")
-            continue
-        _store(content, place)
-        return place
+            fault = _reason(error)
+        if fault is None:
+            _store(content, place)
+            return place
+        failures.append(f"{host}: {fault}")
     raise DataError(f"could not be fetched: {'; '.join(failures)}", field=file.name, fix=fix)
 
 
@@ -142,14 +135,8 @@ def _open(url: str, answer_s: float) -> HTTPResponse:
     try:
         return asked.result(timeout=answer_s)
     except TimeoutError:
-        asked.add_done_callback(_close)
+        asked.add_done_callback(lambda late: None if late.exception() else late.result().close())
         raise TimeoutError(f"no answer within {answer_s:g} s") from None
-
-
-def _close(late: Future[HTTPResponse]) -> None:
-    """Close an answer that came when nobody waited for it any more."""
-    if late.exception() is None:
-        late.result().close()
 
 
 def _fault(content: bytes, file: RemoteFile) -> str | None:
@@ -163,23 +150,24 @@ def _fault(content: bytes, file: RemoteFile) -> str | None:
 
 def _store(content: bytes, place: Path) -> None:
     beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
-    try:
+    with _usable(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             beside.write_bytes(content)
             beside.replace(place)
         finally:
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _usable(place: Path) -> Iterator[None]:
+    """Name the cache's file where the system refuses something, and what helps."""
+    try:
+        yield
     except OSError as error:
-        raise _unusable(place, error) from None
-
-
-def _unusable(place: Path, error: OSError) -> DataError:
-    return DataError(
-        f"the cache cannot be used: {error.strerror or error}",
-        field=str(place),
-        fix="make it writable, or set ADAMSERVE_CACHE_DIR to another folder",
-    )
+        problem = f"the cache cannot be used: {error.strerror or error}"
+        fix = "make it writable, or set ADAMSERVE_CACHE_DIR to another folder"
+        raise DataError(problem, field=str(place), fix=fix) from None
 
 
 def _reason(error: Exception) -> str:

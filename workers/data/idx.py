@@ -37,9 +37,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         An array of the shape in the header, 1 to `MAX_RANK` dimensions, none of them 0; the caller's own.
 
     Raises:
-        DataError: the file cannot be read, or is not exactly one IDX array. Names the file, what was expected
-            and what was found, and the byte offset: in the unpacked data, or in the file itself where gzip is
-            at fault.
+        DataError: the file cannot be read, or is not exactly one IDX array. Names what was expected and found, and the
+            byte: of the unpacked data, or of the file where gzip is at fault.
     """
     try:
         with path.open("rb") as file:
@@ -53,9 +52,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             except (gzip.BadGzipFile, zlib.error) as error:
                 raise _bad(path, f"at or before byte {file.tell()}", "sound gzip data", str(error)) from None
     except OSError as error:
-        raise DataError(
-            f"cannot be read: {error.strerror or error}", field=str(path), fix="give a file that can be read"
-        ) from None
+        problem = f"cannot be read: {error.strerror or error}"
+        raise DataError(problem, field=str(path), fix="give a file that can be read") from None
 
 
 def _parse(stream: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
@@ -89,6 +87,5 @@ def _parse(stream: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
 
 
 def _bad(path: Path, where: str, expected: str, found: str) -> DataError:
-    return DataError(
-        f"{where}: expected {expected}, found {found}", field=str(path), fix="fetch the file again"
-    )
+    problem = f"{where}: expected {expected}, found {found}"
+    return DataError(problem, field=str(path), fix="fetch the file again")

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adamserve.errors import DataError
 from workers.data import Dataset, Progress, cache
@@ -58,16 +57,10 @@ def load_imdb(
             rating; or a part of the data set is empty. Names the file, and the byte where there is one.
     """
     source = _find(data_dir)
-    kept = cache_dir() / "data" / "imdb" / f"{_digest(source, words)}.npz"
-    found = cache.read(kept)
-    if found is not None:
-        try:
-            return _dataset(found, words)
-        except (KeyError, DataError):
-            pass  # something else: make it again
-    arrays = _read(source, words, progress)
-    cache.keep(kept, arrays, progress)
-    return _dataset(arrays, words)
+    place = cache_dir() / "data" / "imdb" / f"{_digest(source, words)}.npz"
+    return cache.kept(
+        place, lambda: _read(source, words, progress), lambda found: _dataset(found, words), progress
+    )
 
 
 def _find(data_dir: Path | None) -> Path:
@@ -127,7 +120,7 @@ def _text(path: str, content: bytes) -> str:
         raise DataError(f"at byte {error.start}: expected UTF-8, found {found}", field=path) from None
 
 
-def _read(source: Path, words: int, progress: Progress) -> dict[str, NDArray[np.generic]]:
+def _read(source: Path, words: int, progress: Progress) -> cache.Arrays:
     """Tokenise everything; the order of the examples is that of their names."""
     reviews: dict[tuple[str, str], list[tuple[str, set[str]]]] = {}
     frequency: Counter[str] = Counter()
@@ -147,7 +140,7 @@ def _read(source: Path, words: int, progress: Progress) -> dict[str, NDArray[np.
     # Ties are broken by the word itself, so that the order of files does not matter.
     best = sorted(frequency.items(), key=lambda pair: (-pair[1], pair[0]))[:words]
     numbers = {word: number for number, (word, _) in enumerate(best)}
-    arrays: dict[str, NDArray[np.generic]] = {}
+    arrays: cache.Arrays = {}
     for part in ("train", "test"):
         bags, labels = [], []
         for label in ("neg", "pos"):
@@ -162,7 +155,8 @@ def _read(source: Path, words: int, progress: Progress) -> dict[str, NDArray[np.
     return arrays
 
 
-def _dataset(arrays: dict[str, NDArray[np.generic]], words: int) -> Dataset:
-    parts = [Bags(arrays[f"{p}_starts"], arrays[f"{p}_words"], words) for p in ("train", "test")]  # type: ignore[arg-type]
-    train_y, test_y = arrays["train_labels"], arrays["test_labels"]
-    return Dataset("imdb", parts[0], train_y, parts[1], test_y, classes=2)  # type: ignore[arg-type]
+def _dataset(arrays: cache.Arrays, words: int) -> Dataset:
+    train, test = (
+        Bags(arrays[f"{part}_starts"], arrays[f"{part}_words"], words) for part in ("train", "test")
+    )
+    return Dataset("imdb", train, arrays["train_labels"], test, arrays["test_labels"], classes=2)

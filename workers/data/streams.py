@@ -36,15 +36,12 @@ class Quadratic:
 
     @property
     def start(self) -> Array:
-        """Zeros."""
         return np.zeros(len(self.curvatures))
 
     def loss(self, t: int, w: Array) -> float:
-        """L_t(w)."""
         return float(0.5 * self.curvatures @ np.square(w - self.target(t)))
 
     def gradient(self, t: int, w: Array) -> Array:
-        """a (w - c_t)."""
         gradient: Array = self.curvatures * (w - self.target(t))
         return gradient
 
@@ -78,7 +75,6 @@ class Alternating:
         return np.ones(1)
 
     def loss(self, t: int, w: Array) -> float:
-        """L_t(w)."""
         return float(self.gradient(t, w)[0] * w[0])
 
     def gradient(self, t: int, w: Array) -> Array:

@@ -55,13 +55,12 @@ def whitened(data: Dataset, *, progress: Progress = lambda message: None) -> Dat
         raise InvalidArgument(f"{data.name} holds bags of words, not images", field="whiten")
     train, test = contrast_normalised(data.train_x), contrast_normalised(data.test_x)
     digest = hashlib.sha256(train.tobytes() + repr((train.shape, EPSILON)).encode()).hexdigest()
-    kept = cache_dir() / "data" / "whitening" / f"{digest}.npz"
-    found = cache.read(kept)
-    if found is not None and {"mean", "matrix"} <= found.keys():
-        mean, matrix = found["mean"], found["matrix"]
-    else:
+
+    def made() -> cache.Arrays:
         progress(f"fitting the whitening of {train.shape[1]} features")
-        mean, matrix = fit(train)
-        cache.keep(kept, {"mean": mean, "matrix": matrix}, progress)
+        return dict(zip(("mean", "matrix"), fit(train), strict=True))
+
+    place = cache_dir() / "data" / "whitening" / f"{digest}.npz"
+    mean, matrix = cache.kept(place, made, lambda found: (found["mean"], found["matrix"]), progress)
     train, test = (np.asarray((x - mean) @ matrix, np.float32) for x in (train, test))
     return replace(data, train_x=train, test_x=test)

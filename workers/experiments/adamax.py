@@ -12,7 +12,7 @@ import numpy as np
 from adamserve import optim
 from adamserve.values import Array, Gradient
 from workers.experiments import figures
-from workers.experiments.base import Claim, Experiment, Findings, Scale, Settings
+from workers.experiments.base import Claim, Experiment, Findings, Settings, by_scale
 from workers.experiments.comparison import LOGREG_MNIST, MLP_MNIST
 from workers.experiments.lab import Lab
 from workers.experiments.trial import Trial
@@ -25,7 +25,7 @@ NORMS = (2.0, 4.0, 16.0, 64.0, 256.0)
 RATE = 0.01
 """Of AdaMax and the L^p rules beside it."""
 
-STEPS: Mapping[Scale, int] = {Scale.smoke: 60, Scale.cpu: 300, Scale.full: 1000}
+STEPS = by_scale(60, 300, 1000)
 """Updates for the limit and the steps' sizes."""
 
 BESIDE = replace(

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adamserve.shard.consistency import Consistency
 from workers.data import Dataset
 from workers.experiments.lab import Lab
-from workers.experiments.trial import Data
+from workers.experiments.trial import Data, Trial
 
 
 class Scale(StrEnum):
@@ -23,7 +23,15 @@ class Scale(StrEnum):
     full = "full"
 
 
-SEEDS: Mapping[Scale, int] = {Scale.smoke: 1, Scale.cpu: 3, Scale.full: 5}
+Size = TypeVar("Size")
+
+
+def by_scale(smoke: Size, cpu: Size, full: Size) -> Mapping[Scale, Size]:
+    """What an experiment takes at each scale."""
+    return {Scale.smoke: smoke, Scale.cpu: cpu, Scale.full: full}
+
+
+SEEDS = by_scale(1, 3, 5)
 """Seeds that each scale takes where none are asked for."""
 
 
@@ -132,3 +140,12 @@ def relative(a: float, b: float) -> float:
 def counted(number: int, noun: str) -> str:
     """A number of things, in words."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def described(trial: Trial, data: Dataset, settings: Settings) -> str:
+    """What an experiment's trainings are, in words."""
+    return (
+        f"{trial.network} on {len(data.train_y)} examples of {data.name}"
+        f"{', whitened' if trial.data.whiten else ''}, mini-batches of {trial.batch}, {trial.epochs} epochs,"
+        f" {counted(settings.seeds, 'seed')}."
+    )

@@ -16,7 +16,8 @@ from workers.experiments.base import (
     Findings,
     Scale,
     Settings,
-    counted,
+    by_scale,
+    described,
     differences,
     relative,
 )
@@ -94,7 +95,7 @@ class Comparison:
         variants = {
             label: self.trial(settings, replace(rule, lr=best[label])) for label, rule in self.rules.items()
         }
-        results = lab.run_variants(variants, settings.seeds, log)
+        results = lab.run(variants, settings.seeds, log)
         finals = {label: mean(some, "final") for label, some in results.items()}
         self._write(folder, grid, results)
         [trial, *_] = variants.values()
@@ -110,6 +111,20 @@ class Comparison:
         grid_rows = [["rule", *[f"rate {i + 1}" for i in range(max(map(len, grid.values())))]]]
         for label, found in grid.items():
             grid_rows.append([label, *[f"{r:.3g}: {figures.shown(found[r])}" for r in sorted(found)]])
+        differs = [
+            *self.differs,
+            *([LOOK_AHEAD] if "Nesterov" in self.rules else []),
+            *differences(data, self.data),
+        ]
+        if size.epochs != (epochs := self.sizes[Scale.full].epochs):
+            differs.append(f"{size.epochs} epochs, where the paper has {epochs}.")
+        if size.grid_epochs:
+            differs.append(f"Rates are chosen after {size.grid_epochs} epochs.")
+        differs += [
+            f"{label}'s best rate, {best[label]:.3g}, is at the edge of its grid: a better one may lie beyond."
+            for label, found in grid.items()
+            if best[label] in (min(found), max(found))
+        ]
         return Findings(
             claims=self.judge(finals),
             figures=[figures.curves(folder, self.name, shown, title=f"{self.network} on {data.name}")],
@@ -117,34 +132,13 @@ class Comparison:
                 "Final training cost": final_rows,
                 f"Rate grid (seed 0, {size.grid_epochs or size.epochs} epochs)": grid_rows,
             },
-            what=[
-                f"{self.what} {self.network} on {len(data.train_y)} examples of {data.name}"
-                f"{', whitened' if trial.data.whiten else ''}, mini-batches of {trial.batch},"
-                f" {trial.epochs} epochs, {counted(settings.seeds, 'seed')}."
-            ],
-            differs=[
-                *self.differs,
-                *([LOOK_AHEAD] if "Nesterov" in self.rules else []),
-                *differences(data, self.data),
-                *self._sizes(size),
-                *(
-                    f"{label}'s best rate, {best[label]:.3g}, is at the edge of its grid: a better one may lie beyond."
-                    for label, found in grid.items()
-                    if best[label] in (min(found), max(found))
-                ),
-            ],
+            what=[f"{self.what} {described(trial, data, settings)}"],
+            differs=differs,
         )
 
     def judge(self, finals: Finals) -> list[Claim]:
         """What became of the claims."""
         return [claim(finals, self.source) for claim in self.claims]
-
-    def _sizes(self, size: Size) -> list[str]:
-        epochs = self.sizes[Scale.full].epochs
-        found = [f"{size.epochs} epochs, where the paper has {epochs}."] if size.epochs != epochs else []
-        if size.grid_epochs:
-            found.append(f"Rates are chosen after {size.grid_epochs} epochs.")
-        return found
 
     def needs(self, settings: Settings) -> Data:
         """As `Experiment.needs`."""
@@ -170,7 +164,7 @@ class Comparison:
         size = self.sizes[settings.scale]
         rates = {label: [rule.lr / STEP, rule.lr, rule.lr * STEP] for label, rule in self.rules.items()}
         found: Grid = {}
-        for _ in range(1 + (0 if settings.scale is Scale.smoke else EXTENSIONS)):
+        for _ in range(1 if settings.scale is Scale.smoke else 1 + EXTENSIONS):
             trials = {
                 (label, rate): replace(
                     self.trial(settings, replace(self.rules[label], lr=rate)),
@@ -179,14 +173,13 @@ class Comparison:
                 for label, some in rates.items()
                 for rate in some
             }
-            results = lab.run_variants(trials, 1, log)
+            results = lab.run(trials, 1, log)
             found = {
                 label: {rate: results[label, rate][0].final for rate in some} for label, some in rates.items()
             }
-            grown = {label: _grown(some) for label, some in found.items()}
-            if grown == rates:
+            rates = {label: _grown(some) for label, some in found.items()}
+            if all(len(rates[label]) == len(some) for label, some in found.items()):
                 break
-            rates = grown
         return found
 
     def _write(self, folder: Path, grid: Grid, results: Mapping[str, Sequence[Result]]) -> None:
@@ -266,11 +259,7 @@ LOGREG_MNIST = Comparison(
     data="mnist",
     stand_in="digits",
     rules=_LOGREG,
-    sizes={
-        Scale.smoke: Size(epochs=4, batch=64),
-        Scale.cpu: Size(epochs=25),
-        Scale.full: Size(epochs=45),
-    },
+    sizes=by_scale(Size(epochs=4, batch=64), Size(epochs=25), Size(epochs=45)),
     claims=[
         partial(_alike, "Adam", "Nesterov", 0.05),
         partial(_below, "Adam", "AdaGrad"),
@@ -288,11 +277,7 @@ LOGREG_IMDB = Comparison(
     data="imdb",
     stand_in="zipf",
     rules=_LOGREG,
-    sizes={
-        Scale.smoke: Size(epochs=3, examples=2000),
-        Scale.cpu: Size(epochs=8),
-        Scale.full: Size(epochs=160),
-    },
+    sizes=by_scale(Size(epochs=3, examples=2000), Size(epochs=8), Size(epochs=160)),
     claims=[
         partial(_below, "Adam", "AdaGrad", within=0.02),
         partial(_below, "Adam", "Nesterov"),
@@ -315,11 +300,7 @@ MLP_MNIST = Comparison(
         "Nesterov": optim.Nesterov(lr=0.03, momentum=0.9),
         "Adam": optim.Adam(lr=1e-3),
     },
-    sizes={
-        Scale.smoke: Size(epochs=2, batch=64, examples=500),
-        Scale.cpu: Size(epochs=10),
-        Scale.full: Size(epochs=200),
-    },
+    sizes=by_scale(Size(epochs=2, batch=64, examples=500), Size(epochs=10), Size(epochs=200)),
     claims=[partial(_lowest, "Adam", 0.02)],
     source="slides p. 23; Kingma & Ba 2015, section 6.2",
     differs=["The paper's AdaDelta is not among the slides' rules and is left out."],
@@ -337,11 +318,11 @@ CNN_CIFAR10 = Comparison(
         "Nesterov": optim.Nesterov(lr=0.01, momentum=0.9),
         "Adam": optim.Adam(lr=3e-4),
     },
-    sizes={
-        Scale.smoke: Size(epochs=2, batch=32, examples=64),
-        Scale.cpu: Size(epochs=10, examples=10_000, grid_epochs=3),
-        Scale.full: Size(epochs=45),
-    },
+    sizes=by_scale(
+        Size(epochs=2, batch=32, examples=64),
+        Size(epochs=10, examples=10_000, grid_epochs=3),
+        Size(epochs=45),
+    ),
     claims=[partial(_below, "Adam", "AdaGrad"), partial(_below, "Nesterov", "AdaGrad")],
     source="slides p. 24; Kingma & Ba 2015, section 6.3",
 )

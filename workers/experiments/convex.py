@@ -18,7 +18,7 @@ from adamserve.shard.consistency import Async
 from adamserve.values import Array, Gradient, SparseRows, TensorSpec
 from workers.data.streams import Alternating, Quadratic, Stream
 from workers.experiments import figures
-from workers.experiments.base import Claim, Experiment, Findings, Scale, Settings, counted, differences
+from workers.experiments.base import Claim, Experiment, Findings, Settings, by_scale, counted, differences
 from workers.experiments.lab import Lab, loop_config
 from workers.experiments.trial import Data, Trial, append, mean, read_log
 
@@ -56,22 +56,18 @@ class Size:
     """
 
     steps: int
-    batch: int
+    batch: int = 32
     epochs: int
     workers: Sequence[int]
     stream: int
     alternating: int
 
 
-SIZES: Mapping[Scale, Size] = {
-    Scale.smoke: Size(steps=500, batch=32, epochs=3, workers=(1, 2), stream=200, alternating=20_000),
-    Scale.cpu: Size(
-        steps=10_000, batch=32, epochs=12, workers=(1, 2, 4, 8), stream=2000, alternating=1_000_000
-    ),
-    Scale.full: Size(
-        steps=100_000, batch=32, epochs=45, workers=(1, 2, 4, 8, 16), stream=10_000, alternating=10_000_000
-    ),
-}
+SIZES = by_scale(
+    Size(steps=500, epochs=3, workers=(1, 2), stream=200, alternating=20_000),
+    Size(steps=10_000, epochs=12, workers=(1, 2, 4, 8), stream=2000, alternating=1_000_000),
+    Size(steps=100_000, epochs=45, workers=(1, 2, 4, 8, 16), stream=10_000, alternating=10_000_000),
+)
 
 RULE = optim.Adam(lr=0.03, lr_schedule="inverse_sqrt", beta1_decay=0.99, eps=0.0)
 """The theorem's Adam: rate a/sqrt(t), beta1 lambda^(t-1), and nothing added to v^."""
@@ -293,7 +289,7 @@ def _asynchronous(lab: Lab, settings: Settings, folder: Path) -> tuple[list[list
         for name, mode in MODES.items()
         if n > 1 or name == "plain"  # a single worker is never stale
     }
-    results = lab.run_variants(variants, settings.seeds, folder / "trials.jsonl", alone=True)
+    results = lab.run(variants, settings.seeds, folder / "trials.jsonl", alone=True)
     shown = {"final": ".4f", "average_regret": ".4f", "staleness": ".2f", "seconds": ".1f"}
     rows = [["workers", "mode", "final cost", "R(T)/T", "staleness", "seconds"]]
     for (n, name), some in results.items():

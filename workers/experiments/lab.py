@@ -72,11 +72,10 @@ class Lab:
         self.progress = progress
         # Ray counts every worker as a core, and there may be more workers than cores.
         self._start = partial(start, shards=shards, address=address, num_cpus=64, num_gpus=0)
-        self._whole: dict[str, dict[str, Any]] = {}
         self._shared: dict[Hashable, Any] = {}
-        self._idle: list[Any] = []
+        self.idle: list[Any] = []
         self._jobs = 0
-        self.data = cache(self._load)
+        self._load = cache(self._loaded)
         self.hindsight = cache(lambda data, l2: Hindsight(self.data(data), l2))
 
     def __enter__(self) -> Self:
@@ -90,10 +89,13 @@ class Lab:
     def __exit__(self, *error: object) -> None:
         self.service.stop()
 
+    def data(self, wanted: Data) -> Dataset:
+        """The data set, loaded once."""
+        return self._load(wanted)[0]
+
     def whole(self, wanted: Data) -> Mapping[str, Any]:
         """What tells the data set that it is a part of from another of that name: `examples`, and `sha256` over all."""
-        self.data(wanted)
-        return self._whole[wanted.name]
+        return self._load(wanted)[1]
 
     def task(self, trial: Trial) -> NetworkTask:
         """What a trial trains."""
@@ -124,31 +126,30 @@ class Lab:
         """End a job."""
         self.service.delete(job, purge=True)
 
-    def run_variants(
+    def run(
         self, variants: Mapping[Variant, Trial], seeds: int, log: Path, *, alone: bool = False
     ) -> dict[Variant, list[Result]]:
-        """Run every variant with every seed; `log` and `alone` as for `run`."""
-        trials = [replace(trial, seed=seed) for trial in variants.values() for seed in range(seeds)]
-        results = iter(self.run(trials, log, alone=alone))
-        return {variant: [next(results) for _ in range(seeds)] for variant in variants}
-
-    def run(self, trials: Sequence[Trial], log: Path, *, alone: bool = False) -> list[Result]:
-        """Run those trials that the log does not hold yet, as many at a time as there are cores.
+        """Run every variant with every seed, as many trials at a time as there are cores.
 
         Args:
-            trials: what to run.
+            variants: what to run; the log may have some of it already.
+            seeds: from 0, so many.
             log: a file of one JSON object a trial, added to whenever one is done.
             alone: one at a time, where seconds matter.
 
         Returns:
-            In the trials' order.
+            By variant, one result a seed.
 
         Raises:
             AdamServeError: a trial failed in another way than by diverging.
         """
+        trials = {
+            variant: [replace(trial, seed=seed) for seed in range(seeds)]
+            for variant, trial in variants.items()
+        }
         results = {key: Result.read(fields) for key, fields in read_log(log).items()}
-        waiting = [trial for trial in dict.fromkeys(trials) if trial.key() not in results]
-        total = len(set(trials))
+        wanted = dict.fromkeys(trial for some in trials.values() for trial in some)
+        waiting = [trial for trial in wanted if trial.key() not in results]
         running: list[_Run] = []
         while waiting or running:
             busy = sum(run.trial.workers for run in running)
@@ -162,9 +163,9 @@ class Lab:
                     running.remove(run)
                     result = results[run.trial.key()] = run.finish()
                     append(log, run.trial.key(), without_nan(asdict(result)))
-            at = total - len(waiting) - len(running) + 1
-            self.progress(f"trial {min(at, total)}/{total}  {'; '.join(run.line() for run in running)}")
-        return [results[trial.key()] for trial in trials]
+            at = min(len(wanted) - len(waiting) - len(running) + 1, len(wanted))
+            self.progress(f"trial {at}/{len(wanted)}  {'; '.join(run.line() for run in running)}")
+        return {variant: [results[trial.key()] for trial in some] for variant, some in trials.items()}
 
     def drive(self, trial: Trial, steps: int, observe: Observe) -> list[StepReport]:
         """Train in this process, as the job's only worker; what comes in and goes out can be watched.
@@ -193,15 +194,10 @@ class Lab:
         return [report for report in reports if isinstance(report, StepReport)]
 
     def hire(self, workers: int) -> list[Any]:
-        """So many workers, old ones first."""
-        while len(self._idle) < workers:
-            self._idle.append(self._pool.start())
-        hired, self._idle = self._idle[:workers], self._idle[workers:]
-        return hired
-
-    def release(self, workers: Sequence[Any]) -> None:
-        """Give workers back."""
-        self._idle += workers
+        """So many workers, those that are idle first; whoever is done with them puts them back into `idle`."""
+        while len(self.idle) < workers:
+            self.idle.append(self._pool.start())
+        return [self.idle.pop(0) for _ in range(workers)]
 
     def shared(self, trial: Trial) -> Any:
         """A trial's task where every worker can read it, once for all trials of that task."""
@@ -210,19 +206,17 @@ class Lab:
             self._shared[key] = self._pool.share(self.task(trial))
         return self._shared[key]
 
-    def _load(self, wanted: Data) -> Dataset:
+    def _loaded(self, wanted: Data) -> tuple[Dataset, Mapping[str, Any]]:
         folder = self._data_dir
         if folder is not None and (folder / wanted.name).is_dir():
             folder = folder / wanted.name
         whole = load(wanted.name, folder, progress=self.progress)
-        if wanted.name not in self._whole:
-            self._whole[wanted.name] = {"examples": len(whole.train_y), "sha256": whole.digest()}
         data = whole.first(wanted.examples)
         if wanted.whiten:
             from workers.data.whiten import whitened
 
             data = whitened(data, progress=self.progress)
-        return data
+        return data, {"examples": len(whole.train_y), "sha256": whole.digest()}
 
 
 class _Run:
@@ -263,7 +257,7 @@ class _Run:
 
     def finish(self) -> Result:
         """The result; the workers are free again and the job is gone."""
-        self._lab.release(self._workers)
+        self._lab.idle += self._workers
         self._lab.drop(self._job)
         trial, steps = self.trial, self._steps
         latest = {step.rank: step.epoch for step in steps}

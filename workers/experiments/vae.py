@@ -14,9 +14,9 @@ from workers.experiments.base import (
     Claim,
     Experiment,
     Findings,
-    Scale,
     Settings,
-    counted,
+    by_scale,
+    described,
     differences,
     relative,
 )
@@ -37,8 +37,6 @@ Cell = tuple[float, float, float, bool]
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One scale of the experiment."""
-
     epochs: int
     examples: int | None
     rates: Sequence[float]
@@ -47,13 +45,11 @@ class Size:
     batch: int = 128
 
 
-SIZES: Mapping[Scale, Size] = {
-    Scale.smoke: Size(
-        epochs=2, examples=500, rates=(1e-3, 1e-2), beta1=(0.9,), beta2=(0.99, 0.9999), batch=64
-    ),
-    Scale.cpu: Size(epochs=5, examples=5000, rates=(1e-4, 1e-3, 1e-2, 1e-1)),
-    Scale.full: Size(epochs=100, examples=None, rates=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
-}
+SIZES = by_scale(
+    Size(epochs=2, examples=500, rates=(1e-3, 1e-2), beta1=(0.9,), beta2=(0.99, 0.9999), batch=64),
+    Size(epochs=5, examples=5000, rates=(1e-4, 1e-3, 1e-2, 1e-1)),
+    Size(epochs=100, examples=None, rates=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1)),
+)
 
 
 def _needs(settings: Settings) -> Data:
@@ -75,7 +71,7 @@ def _run(lab: Lab, settings: Settings, folder: Path) -> Findings:
         (b1, b2, rate, on): replace(trial, rule=optim.Adam(lr=rate, beta1=b1, beta2=b2, bias_correction=on))
         for b1, b2, rate, on in itertools.product(size.beta1, size.beta2, size.rates, (True, False))
     }
-    results = lab.run_variants(variants, settings.seeds, folder / "trials.jsonl")
+    results = lab.run(variants, settings.seeds, folder / "trials.jsonl")
     costs = {cell: mean(some, "final") for cell, some in results.items()}
     heading = ("beta1", "beta2", "rate", "corrected", "final_cost")
     figures.table(folder / f"{NAME}.csv", [heading, *((*cell, cost) for cell, cost in costs.items())])
@@ -87,10 +83,7 @@ def _run(lab: Lab, settings: Settings, folder: Path) -> Findings:
         claims=judge(size, costs),
         figures=[_draw(folder, size, costs)],
         tables={"Final training cost (nats an example; with / without correction)": rows},
-        what=[
-            f"vae on {len(data.train_y)} examples of {data.name}, mini-batches of {size.batch},"
-            f" {size.epochs} epochs, {counted(settings.seeds, 'seed')}. The cost is the negative lower bound."
-        ],
+        what=[f"{described(trial, data, settings)} The cost is the negative lower bound."],
         differs=[
             "The paper shows costs after 10 and after 100 epochs of 60,000 examples.",
             "A cell diverged if any of its seeds did; pairs that diverged both with and without correction say"
