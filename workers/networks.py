@@ -40,7 +40,6 @@ class Network:
     """A network that can be built for a data set.
 
     Attributes:
-        name: as `lookup` knows it.
         make: from the number of features and of classes; draws its weights from torch's generator.
         make_sparse: the same network for `Bags`, where there is one; it is told too whether gradients are by rows.
         loss: the mean loss of a batch, from the network's outputs and the labels.
@@ -48,7 +47,6 @@ class Network:
         convex: whether its loss on dense examples is convex, and may have a penalty.
     """
 
-    name: str
     make: Callable[[int, int], nn.Module]
     make_sparse: Callable[[int, int, bool], nn.Module] | None = None
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = functional.cross_entropy
@@ -169,19 +167,13 @@ class BagOfWords(nn.Module):
 class Logistic(nn.Linear):
     """Logistic regression, weights and biases 0 at the start: a convex job.
 
-    The experiment of Kingma & Ba 2015, section 6.1; its loss has a `penalty`.
+    The experiment of Kingma & Ba 2015, section 6.1; its loss may have a penalty.
     """
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__(features, classes)
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
-
-
-def penalty(model: nn.Module, l2: float) -> torch.Tensor:
-    """l2/2 |W|^2 over all parameters, what L2 regularisation adds to a loss."""
-    squares = [parameter.square().sum() for parameter in model.parameters()]
-    return 0.5 * l2 * torch.stack(squares).sum()
 
 
 class VariationalAutoencoder(nn.Module):
@@ -221,15 +213,10 @@ class VariationalAutoencoder(nn.Module):
 
 
 NETWORKS: Mapping[str, Network] = {
-    network.name: network
-    for network in (
-        Network("mlp", mlp),
-        Network("cnn", cnn),
-        Network("logreg", Logistic, BagOfWords, convex=True),
-        Network(
-            "vae", lambda features, classes: VariationalAutoencoder(features), loss=mean_loss, measure=summed
-        ),
-    )
+    "mlp": Network(mlp),
+    "cnn": Network(cnn),
+    "logreg": Network(Logistic, BagOfWords, convex=True),
+    "vae": Network(lambda features, _: VariationalAutoencoder(features), loss=mean_loss, measure=summed),
 }
 """Every network by name."""
 

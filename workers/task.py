@@ -135,9 +135,12 @@ class NetworkTask(Task[Batch]):
         return {"weight": np.unique(batch.x.words)}
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy of logits, or what the network itself calls a loss; with the penalty."""
+        """Mean cross-entropy of logits, or what the network itself calls a loss; with the penalty l2/2 |W|^2."""
         loss = self._network.loss(model(batch.x), batch.y)
-        return loss + networks.penalty(model, self.l2) if self.l2 else loss
+        if not self.l2:
+            return loss
+        squares = [parameter.square().sum() for parameter in model.parameters()]
+        return loss + 0.5 * self.l2 * torch.stack(squares).sum()
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """Mean loss and accuracy on the test set, without dropout and penalty.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from adamserve import optim
-from adamserve.values import Array, Gradient
+from adamserve.values import Array
 from workers.experiments import figures
 from workers.experiments.base import Claim, Experiment, Findings, Settings, by_scale
 from workers.experiments.comparison import LOGREG_MNIST, MLP_MNIST
@@ -87,11 +87,7 @@ def _run(lab: Lab, settings: Settings, folder: Path) -> Findings:
 def _drive(lab: Lab, trial: Trial, steps: int) -> tuple[list[float], Array]:
     """The max-norm of each update as a part of the rate, and where the training ends."""
     points: list[Array] = []
-
-    def observe(w: Mapping[str, Array], gradients: Mapping[str, Gradient]) -> None:
-        points.append(np.concatenate([a.astype(np.float64).ravel() for a in w.values()]))
-
-    lab.drive(trial, steps + 1, observe)
+    lab.drive(trial, steps + 1, lambda w, gradient: points.append(w))
     return [float(np.abs(b - a).max()) / RATE for a, b in itertools.pairwise(points)], points[-1]
 
 

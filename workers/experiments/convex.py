@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TypedDict
 
 import numpy as np
 import torch
 
 from adamserve import optim, regret
 from adamserve.shard.consistency import Async
-from adamserve.values import Array, Gradient, SparseRows, TensorSpec
+from adamserve.values import Array, TensorSpec
 from workers.data.streams import Alternating, Quadratic, Stream
 from workers.experiments import figures
 from workers.experiments.base import Claim, Experiment, Findings, Settings, by_scale, counted, differences
@@ -87,25 +87,13 @@ Averages = Sequence[tuple[int, float]]
 """T and the average regret there."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """The regret of one run, at some T.
+class Study(TypedDict):
+    """The regret of one run at some T: T, R(T)/T and the theorem's bound over T; and the constants at the last T."""
 
-    Attributes:
-        steps: the T.
-        averages, bounds: R(T)/T, and the theorem's bound over T.
-        constants: what the bound was made of, at the last T.
-    """
-
-    steps: Sequence[int]
-    averages: Sequence[float]
-    bounds: Sequence[float]
-    constants: regret.Constants
-
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> Self:
-        """What `dataclasses.asdict` has made of one."""
-        return cls(**{**fields, "constants": regret.Constants(**fields["constants"])})
+    steps: list[int]
+    averages: list[float]
+    bounds: list[float]
+    constants: dict[str, float]
 
 
 def _needs(settings: Settings) -> Data:
@@ -117,12 +105,11 @@ def _run(lab: Lab, settings: Settings, folder: Path) -> Findings:
     # Times are measured first, and one training at a time.
     rows, spread = _asynchronous(lab, settings, folder)
     studies = [_kept_study(lab, settings, seed, folder) for seed in range(settings.seeds)]
-    slopes = [regret.slope(study.steps, study.averages) for study in studies]
-    closest = max(a / b for study in studies for a, b in zip(study.averages, study.bounds, strict=True))
+    slopes = [regret.slope(study["steps"], study["averages"]) for study in studies]
+    closest = max(a / b for study in studies for a, b in zip(study["averages"], study["bounds"], strict=True))
     in_service, by_hand = _stream(lab, size.stream)
     alike = _boxed(lab)
     adam, amsgrad = (_alternating(lab, size.alternating, amsgrad=on) for on in (False, True))
-    last = studies[0].constants
     data = lab.data(_needs(settings))
     _write(folder, studies, adam, amsgrad)
     return Findings(
@@ -138,7 +125,7 @@ def _run(lab: Lab, settings: Settings, folder: Path) -> Findings:
                 source=THEOREM,
                 numbers={
                     "largest R(T) / bound": closest,
-                    **{name: getattr(last, name) for name in ("D", "D_inf", "G", "G_inf")},
+                    **{name: studies[0]["constants"][name] for name in ("D", "D_inf", "G", "G_inf")},
                     "gamma": regret.gamma(RULE),
                 },
                 held=closest < 1.0,
@@ -205,11 +192,10 @@ def _kept_study(lab: Lab, settings: Settings, seed: int, folder: Path) -> Study:
     """A seed's study, or what an earlier call kept of it."""
     log, size = folder / "studies.jsonl", SIZES[settings.scale]
     key = json.dumps({"seed": seed, "rule": optim.to_dict(RULE), "l2": L2, **asdict(size)}, sort_keys=True)
-    fields = read_log(log).get(key)
-    if fields is not None:
-        return Study.read(fields)
-    study = _study(lab, settings, seed)
-    append(log, key, asdict(study))
+    study: Study | None = read_log(log).get(key)
+    if study is None:
+        study = _study(lab, settings, seed)
+        append(log, key, study)
     return study
 
 
@@ -226,8 +212,8 @@ def _study(lab: Lab, settings: Settings, seed: int) -> Study:
     meter = regret.Meter(RULE, hindsight.elements)
     meters: dict[int, regret.Meter] = {}
 
-    def observe(w: Mapping[str, Array], gradients: Mapping[str, Gradient]) -> None:
-        meter.add(_flat(w), _flat(gradients))
+    def observe(w: Array, gradient: Array) -> None:
+        meter.add(w, gradient)
         if meter.steps in wanted:
             meters[meter.steps] = deepcopy(meter)
 
@@ -242,7 +228,7 @@ def _study(lab: Lab, settings: Settings, seed: int) -> Study:
         averages.append(float(losses[:steps].mean() - hindsight.losses(best.w, batches[:steps]).mean()))
         constants = meters[steps].measured(best.w)
         bounds.append(regret.adam_bound(RULE, constants) / steps)
-    return Study(steps=wanted, averages=averages, bounds=bounds, constants=constants)
+    return Study(steps=wanted, averages=averages, bounds=bounds, constants=asdict(constants))
 
 
 def _stream(lab: Lab, steps: int) -> tuple[float, float]:
@@ -302,7 +288,7 @@ def _write(folder: Path, studies: Sequence[Study], adam: Averages, amsgrad: Aver
     regrets = [
         (seed, *row)
         for seed, study in enumerate(studies)
-        for row in zip(study.steps, study.averages, study.bounds, strict=True)
+        for row in zip(study["steps"], study["averages"], study["bounds"], strict=True)
     ]
     figures.table(folder / "regret.csv", [("seed", "T", "average_regret", "bound"), *regrets])
     pairs = [(t, a, b) for (t, a), (_, b) in zip(adam, amsgrad, strict=True)]
@@ -316,8 +302,8 @@ def _draw(
     for seed, (study, slope) in enumerate(zip(studies, slopes, strict=True)):
         colour = figures.COLOURS[seed % len(figures.COLOURS)]
         label = f"R(T)/T, seed {seed}: slope {slope:.2f}"
-        left.loglog(study.steps, study.averages, "o-", color=colour, markersize=3, label=label)
-        left.loglog(study.steps, study.bounds, "--", color=colour)
+        left.loglog(study["steps"], study["averages"], "o-", color=colour, markersize=3, label=label)
+        left.loglog(study["steps"], study["bounds"], "--", color=colour)
     left.plot([], [], "k--", label="Theorem 4.1's bound over T")
     left.set(xlabel="T", ylabel="R(T)/T", title="Logistic regression")
     left.legend(fontsize="small")
@@ -332,10 +318,7 @@ def _draw(
 
 
 def _follow(lab: Lab, stream: Stream, rule: optim.Rule, least: Sequence[float]) -> tuple[list[Array], float]:
-    """Train on a stream through the service, one update a loss.
-
-    Args:
-        least: the losses at W*, reported beside those met.
+    """Train on a stream through the service, one update a loss, which is reported beside the `least`, that at W*.
 
     Returns:
         The parameters that each loss was met at, and R(T) as the service counts it.
@@ -366,15 +349,6 @@ def _locally(stream: Stream, rule: optim.Rule, steps: int) -> Iterator[Array]:
         point = w.numpy().copy()
         yield point
         rule.step_(w, torch.from_numpy(stream.gradient(t, point)), slots, t)
-
-
-def _flat(arrays: Mapping[str, Gradient]) -> Array:
-    parts = []
-    for name in ("weight", "bias"):
-        array = arrays[name]
-        assert not isinstance(array, SparseRows)
-        parts.append(array.ravel())
-    return np.concatenate(parts)
 
 
 REGRET = Experiment(

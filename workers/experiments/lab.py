@@ -42,8 +42,8 @@ CALL_S = 120.0
 Progress = Callable[[str], None]
 """Told, in a line for people, how far things are."""
 
-Observe = Callable[[Mapping[str, Array], Mapping[str, Gradient]], None]
-"""Shown the parameters pulled and the gradients, before every push."""
+Observe = Callable[[Array, Array], None]
+"""Shown the parameters pulled and the gradient, all tensors as one, before every push."""
 
 Variant = TypeVar("Variant", bound=Hashable)
 
@@ -53,8 +53,7 @@ class Lab:
 
     Args:
         data_dir: folder with the data sets' files.
-        shards: shard processes.
-        address: of a running Ray cluster; None starts a local one.
+        shards, address: as for the service.
         progress: told how far things are.
         start: starts the service.
     """
@@ -173,10 +172,7 @@ class Lab:
         Args:
             trial: the training; its `epochs` and `steps` both end it.
             steps: how many pushes to make.
-            observe: as for `adamserve.train.loop.run`.
-
-        Returns:
-            The steps' reports.
+            observe: told of every step.
         """
         reports: list[Report] = []
 
@@ -185,11 +181,15 @@ class Lab:
             if len(reports) % 100 == 0:
                 self.progress(f"{type(trial.rule).__name__} seed {trial.seed}: update {len(reports)}/{steps}")
 
+        def flat(w: Mapping[str, Array], gradients: Mapping[str, Gradient]) -> None:
+            both = (np.concatenate([np.asarray(each[name]).ravel() for name in w]) for each in (w, gradients))
+            observe(*both)
+
         job, task = self.open_job(trial), self.task(trial)
         model, config = initial_model(task, trial.seed), replace(loop_config(trial, 0), max_steps=steps)
         with self.service.client(job, pusher="worker-0") as client:
             client.join()
-            loop(client, task, model, config, report=keep, stopped=lambda: False, observe=observe)
+            loop(client, task, model, config, report=keep, stopped=lambda: False, observe=flat)
         self.drop(job)
         return [report for report in reports if isinstance(report, StepReport)]
 
