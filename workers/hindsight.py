@@ -6,7 +6,7 @@ In numpy and float64, apart from the code that trained: an account that agrees w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,16 +16,6 @@ from adamserve.train.task import Part, Step
 from adamserve.values import Array
 from workers.data import Dataset
 from workers.data.bags import Bags
-
-
-@dataclass(frozen=True, slots=True)
-class Regret:
-    """R(T), T, R(T)/T, and the W* that they are measured against."""
-
-    steps: int
-    total: float
-    average: float
-    best: Minimum
 
 
 def has_minimum(data: Dataset, l2: float) -> None:
@@ -41,13 +31,9 @@ def has_minimum(data: Dataset, l2: float) -> None:
 
 
 class Hindsight:
-    """The losses of L2-regularised logistic regression, over any multiset of a data set's training examples.
+    """The losses of L2-regularised logistic regression, over any multiset of a data set's dense training examples.
 
         L(W) = mean cross-entropy of the examples + l2/2 |W|^2,       W: weights and biases
-
-    Args:
-        data: dense examples.
-        l2: weight of the penalty; above 0, so that there is a minimum and only one.
 
     Raises:
         InvalidArgument: as `has_minimum`.
@@ -97,8 +83,11 @@ class Hindsight:
         penalty = 0.5 * self._l2 * float(w @ w)
         return np.array([each[batch].mean() + penalty for batch in batches])
 
-    def regret_of(self, steps: Sequence[Step], part: Part) -> Regret:
-        """R(T) of a run, whose mini-batches follow from any worker's `part`: against the best for just these.
+    def regret(self, steps: Sequence[Step], part: Part) -> dict[str, float]:
+        """R(T) of a run, whose mini-batches follow from any worker's `part`, against the best for just these.
+
+        Returns:
+            `steps`: T; `regret`: R(T); `average_regret`; and the `gradient_norm` at W*.
 
         Raises:
             InvalidArgument: as `minimum`.
@@ -106,7 +95,12 @@ class Hindsight:
         batches = [replace(part, rank=s.rank).examples(len(self._y), s.step - 1) for s in steps]
         best = self.minimum(self.counts(batches))
         total = float(np.sum(np.array([s.loss for s in steps]) - self.losses(best.w, batches)))
-        return Regret(len(steps), total, total / len(steps), best)
+        return {
+            "steps": len(steps),
+            "regret": total,
+            "average_regret": total / len(steps),
+            "gradient_norm": best.gradient_norm,
+        }
 
     def as_parameters(self, w: Array) -> dict[str, Array]:
         """W by the names and shapes of `networks.Logistic`."""

@@ -55,20 +55,14 @@ class Network:
 
 
 def mlp(features: int, classes: int, *, hidden: int = 1000, dropout: float = 0.5) -> nn.Module:
-    """Two hidden layers of ReLU units with dropout.
+    """Two hidden layers of ReLU units with dropout; takes [batch, features] and gives logits [batch, classes].
 
     The network of Kingma & Ba 2015, section 6.2 (https://arxiv.org/abs/1412.6980). Weights start as He et al.
     2015 (https://arxiv.org/abs/1502.01852) derive for ReLU: normal with variance 2/inputs, biases 0. The
     paper names no dropout rate; 0.5 is the usual one for hidden layers (Srivastava et al. 2014).
 
-    Args:
-        features: inputs; the module takes [batch, features].
-        classes: outputs, as logits [batch, classes].
-        hidden: units of each hidden layer.
-        dropout: share of each hidden layer's units that a training step leaves out, in [0, 1).
-
     Raises:
-        InvalidArgument: a size is below 1, or dropout is out of range.
+        InvalidArgument: a size is below 1, or dropout is not in [0, 1).
     """
     for name, value in (("features", features), ("classes", classes), ("hidden", hidden)):
         if not value >= 1:
@@ -104,12 +98,8 @@ def cnn(features: int, classes: int) -> nn.Module:
     layers. The paper names neither padding nor rates: convolutions are padded to keep their size, pooling is not (32,
     15, 7, 3), and the rates are those of Srivastava et al. 2014.
 
-    Args:
-        features: 3,072: three planes of 32 by 32.
-        classes: outputs, as logits [batch, classes].
-
     Raises:
-        InvalidArgument: another number of features.
+        InvalidArgument: `features` is not 3,072, three planes of 32 by 32.
     """
     if features != 3 * 32 * 32:
         raise InvalidArgument(f"cnn takes 3072 features, got {features}", field="network", fix="use cifar10")
@@ -177,16 +167,11 @@ class Logistic(nn.Linear):
 
 
 class VariationalAutoencoder(nn.Module):
-    """A variational auto-encoder: 500 softplus units each way, 50 Gaussian latent variables, Bernoulli output.
+    """A variational auto-encoder: softplus units each way, Gaussian latent variables, Bernoulli output.
 
     The network of Kingma & Ba 2015, section 6.4, after Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114).
     Features in [0, 1] are taken as the probabilities of a pixel being on. Weights start as Glorot & Bengio 2010 derive,
     biases 0.
-
-    Args:
-        features: inputs.
-        hidden: units of each hidden layer.
-        latent: latent variables.
     """
 
     def __init__(self, features: int, hidden: int = 500, latent: int = 50) -> None:
@@ -222,11 +207,7 @@ NETWORKS: Mapping[str, Network] = {
 
 
 def lookup(name: str) -> Network:
-    """The network of that name.
-
-    Raises:
-        InvalidArgument: there is none.
-    """
+    """The network of that name; an InvalidArgument lists them where there is none."""
     if name not in NETWORKS:
         raise unknown("network", name, NETWORKS, field="network")
     return NETWORKS[name]

@@ -42,8 +42,6 @@ class NetworkTask(Task[Batch]):
     """A network of `workers.networks` on a data set.
 
     Attributes:
-        network: as `networks.lookup` knows it.
-        data: the data set.
         l2: for dense logistic regression, weight of the penalty in its loss.
         counts_regret: for dense logistic regression with `l2`, count the regret: while it runs against the best
             parameters for the training set, and at the end against the best for just the batches seen.
@@ -165,15 +163,7 @@ class NetworkTask(Task[Batch]):
         """The regret against the best parameters for just the batches seen."""
         if not self.counts_regret:
             return None
-        if not steps:
-            return {"steps": 0}
-        found = Hindsight(self.data, self.l2).regret_of(steps, part)
-        return {
-            "steps": found.steps,
-            "regret": found.total,
-            "average_regret": found.average,
-            "gradient_norm": found.best.gradient_norm,
-        }
+        return Hindsight(self.data, self.l2).regret(steps, part) if steps else {"steps": 0}
 
     @property
     def _network(self) -> networks.Network:
@@ -198,9 +188,7 @@ class NetworkRecipe:
 
     Attributes:
         network, l2, dtype, sparse: as `NetworkTask`'s; `regret` is its `counts_regret`.
-        dataset: as `datasets.lookup` knows it.
-        data_dir: folder with the data set's files, for data sets that need one.
-        whiten: normalise and whiten the images.
+        dataset, data_dir, whiten: as for `datasets.load`.
     """
 
     network: str
@@ -240,12 +228,7 @@ class NetworkRecipe:
         return replace(self, **{name: settings[name] for name in self.settings() if name in settings})
 
     def load(self, progress: Callable[[str], None]) -> NetworkTask:
-        """Load the data set, and whiten it.
-
-        Raises:
-            DataError: its files are missing or damaged; names the file.
-            InvalidArgument: the network or the options do not fit the data.
-        """
+        """Load the data set, and whiten it; raises as `datasets.load` and `NetworkTask`."""
         return NetworkTask(
             network=self.network,
             data=datasets.load(self.dataset, self.data_dir, whiten=self.whiten, progress=progress),

@@ -78,9 +78,7 @@ def slope(steps: Sequence[float], averages: Sequence[float], *, decades: float =
     """The exponent of T in R(T)/T: least squares of its logarithm over the last `decades` of T.
 
     Args:
-        steps: T, increasing.
-        averages: R(T)/T, positive over the range fitted.
-        decades: how far back to look; -0.5 is the theorem's exponent.
+        steps, averages: T, increasing, and R(T)/T, positive over the range fitted; -0.5 is the theorem's exponent.
 
     Raises:
         InvalidArgument: fewer than three values in the range, or one that has no logarithm.

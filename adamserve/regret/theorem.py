@@ -61,11 +61,7 @@ def adam_bound(rule: Adam, seen: Constants) -> float:
 
 
 def check_theorem(rule: Adam) -> None:
-    """Check that the theorem is about this rule.
-
-    Raises:
-        InvalidArgument: it is not; names the constant.
-    """
+    """Check that the theorem is about this rule; the InvalidArgument names the constant if not."""
     if rule.lr_schedule != "inverse_sqrt":
         raise InvalidArgument("the theorem's rate is lr / sqrt(t)", field="lr_schedule", fix="inverse_sqrt")
     zeros = dict.fromkeys(("lr_decay", "weight_decay", "l2", "eps"), 0.0)
@@ -86,12 +82,7 @@ def gamma(rule: Adam) -> float:
 
 
 class Meter:
-    """Watches the parameters and gradients of a run, and measures the theorem's constants.
-
-    Args:
-        rule: the run's.
-        elements: parameters, all tensors together.
-    """
+    """Watches the parameters and gradients of a run, `elements` numbers each, and measures the theorem's constants."""
 
     def __init__(self, rule: Adam, elements: int) -> None:
         self._rule = rule

@@ -85,12 +85,12 @@ def test_regret_is_the_sum_of_differences() -> None:
     hindsight = Hindsight(DATA, L2)
     part = Part(rank=0, workers=2, batch=4, seed=0)
     steps = [TakenStep(0, 1, 1.5), TakenStep(1, 1, 1.25), TakenStep(0, 2, 1.0)]
-    found = hindsight.regret_of(steps, part)
+    found = hindsight.regret(steps, part)
     batches = [replace(part, rank=step.rank).examples(30, step.step - 1) for step in steps]
     least = hindsight.minimum(np.bincount(np.concatenate(batches), minlength=30)).value
-    assert found.steps == 3
-    assert found.total == pytest.approx(3.75 - 3 * least, rel=1e-12)
-    assert found.average == pytest.approx(found.total / 3)
+    assert found["steps"] == 3
+    assert found["regret"] == pytest.approx(3.75 - 3 * least, rel=1e-12)
+    assert found["average_regret"] == pytest.approx(found["regret"] / 3)
 
 
 def test_what_has_no_minimum_is_refused() -> None:

@@ -31,7 +31,7 @@ from workers.data import load
 from workers.experiments import NAMES, vae
 from workers.experiments import reproduce as reproduction
 from workers.experiments.base import Scale, Settings, relative
-from workers.experiments.comparison import STEP, _grown
+from workers.experiments.comparison import STEP, _untried
 from workers.experiments.reproduce import COMPARISONS, EXPERIMENTS
 from workers.experiments.trial import Data, Result, Trial, append, mean, read_log
 
@@ -373,7 +373,8 @@ def test_the_grid_grows_at_the_edge_that_is_best() -> None:
     def finals(*costs: float) -> dict[float, float]:
         return {STEP**i: cost for i, cost in enumerate(costs)}
 
-    assert _grown(finals(3, 2, 3)) == pytest.approx([1, STEP, STEP**2])
-    assert _grown(finals(1, 2, 3)) == pytest.approx([1 / STEP, 1, STEP, STEP**2])
-    assert _grown(finals(3, 2, 1)) == pytest.approx([1, STEP, STEP**2, STEP**3])
-    assert _grown(finals(math.inf, math.inf, 1)) == pytest.approx([1, STEP, STEP**2, STEP**3])
+    assert _untried(2.0, {}) == pytest.approx([2 / STEP, 2, 2 * STEP])
+    assert _untried(STEP, finals(3, 2, 3)) == []
+    assert _untried(STEP, finals(1, 2, 3)) == pytest.approx([1 / STEP])
+    assert _untried(STEP, finals(3, 2, 1)) == pytest.approx([STEP**3])
+    assert _untried(STEP, finals(math.inf, math.inf, 1)) == pytest.approx([STEP**3])

@@ -124,11 +124,7 @@ def load(
 
 
 def lookup(name: str) -> Callable[..., Dataset]:
-    """The loader of the data set of that name; it takes the folder, and `progress` by keyword.
-
-    Raises:
-        InvalidArgument: there is none.
-    """
+    """The data set's loader, which takes the folder, and `progress` by keyword; an InvalidArgument if there is none."""
     if name not in NAMES:
         raise unknown("data set", name, NAMES, field="dataset")
     loader: Callable[..., Dataset] = getattr(import_module(f"{__name__}.{NAMES[name]}"), f"load_{name}")

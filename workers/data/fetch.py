@@ -73,7 +73,6 @@ def fetch(
     A cached file of another checksum is never used, and is replaced only once a good one is there.
 
     Args:
-        file: what to fetch.
         folder: the data set's folder in the cache; made where it is missing.
         mirrors: base URLs, each with a final slash, tried in this order.
         progress: told which mirror is asked, and how far the file has come.

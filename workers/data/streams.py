@@ -1,47 +1,31 @@
-"""Streams of convex losses whose best parameters are known in closed form, for the study of regret."""
+"""Streams of convex losses L_1, L_2, ... of parameters w in float64, for the study of regret.
+
+Each has a `start`, where training begins, and in closed form `best`: W*, where the sum of the first losses is least.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 import numpy as np
 
 from adamserve.values import Array
 
 
-class Stream(Protocol):
-    """Losses L_1, L_2, ... of parameters of shape (elements,), in float64."""
-
-    @property
-    def start(self) -> Array:
-        """Where training begins."""
-
-    def loss(self, t: int, w: Array) -> float:
-        """L_t(w), t from 1."""
-
-    def gradient(self, t: int, w: Array) -> Array:
-        """The gradient of L_t at w."""
-
-    def best(self, steps: int) -> Array:
-        """W*: where the sum of L_1 to L_steps is least."""
-
-
-@dataclass(frozen=True)
 class Quadratic:
-    """L_t(w) = 1/2 sum_i a_i (w_i - c_ti)^2: noisy targets c_t around 1 by `seed`, curvatures a_i from 1 to 1/100."""
+    """L_t(w) = 1/2 sum_i a_i (w_i - c_ti)^2: noisy targets c_t around 1, curvatures a_i from 1 down to 1/100."""
 
-    seed: int = 0
-    curvatures: ClassVar[Array] = np.geomspace(1.0, 0.01, 10)
+    curvatures = np.geomspace(1.0, 0.01, 10)
+    start = np.zeros(10)
 
-    @property
-    def start(self) -> Array:
-        return np.zeros(len(self.curvatures))
+    def target(self, t: int) -> Array:
+        """c_t, t from 1."""
+        return 1.0 + np.random.default_rng((0, t)).standard_normal(10)
 
     def loss(self, t: int, w: Array) -> float:
+        """L_t(w)."""
         return float(0.5 * self.curvatures @ np.square(w - self.target(t)))
 
     def gradient(self, t: int, w: Array) -> Array:
+        """The gradient of L_t at w."""
         gradient: Array = self.curvatures * (w - self.target(t))
         return gradient
 
@@ -49,10 +33,6 @@ class Quadratic:
         """The mean of the targets."""
         mean: Array = np.mean([self.target(t) for t in range(1, steps + 1)], axis=0)
         return mean
-
-    def target(self, t: int) -> Array:
-        """c_t."""
-        return 1.0 + np.random.default_rng((self.seed, t)).standard_normal(len(self.curvatures))
 
 
 class Alternating:
@@ -65,16 +45,13 @@ class Alternating:
     """
 
     C = 5.0
+    start = np.ones(1)
 
     limit = 2.0 * (C - 2.0) / 3.0
     """The average regret of whoever stays at +1."""
 
-    @property
-    def start(self) -> Array:
-        """+1, where the theorem begins."""
-        return np.ones(1)
-
     def loss(self, t: int, w: Array) -> float:
+        """L_t(w), t from 1."""
         return float(self.gradient(t, w)[0] * w[0])
 
     def gradient(self, t: int, w: Array) -> Array:
@@ -84,3 +61,6 @@ class Alternating:
     def best(self, steps: int) -> Array:
         """-1, the end of the interval, at which the steep losses are least."""
         return np.array([-1.0])
+
+
+Stream = Quadratic | Alternating

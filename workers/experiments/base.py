@@ -37,13 +37,9 @@ SEEDS = by_scale(1, 3, 5)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a person chose.
+    """What a person chose: how much to run, with how many seeds, and every training's shards, workers and consistency.
 
-    Attributes:
-        scale: how much to run.
-        data: whether the data sets' files are at hand; embedded stand-ins take their places otherwise.
-        seeds: how many seeds.
-        shards, workers, consistency: of every training.
+    `data` says whether the data sets' files are at hand; embedded stand-ins take their places otherwise.
     """
 
     scale: Scale
@@ -65,14 +61,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something that the slides or the paper say, and whether it held here.
-
-    Attributes:
-        text: the claim, with its threshold.
-        source: where it is from.
-        numbers: what it was decided by.
-        held: whether it held.
-    """
+    """Something that the slides or the paper say, with its threshold; what it was decided by, and whether it held."""
 
     text: str
     source: str

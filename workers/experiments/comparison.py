@@ -34,17 +34,12 @@ Finals = Mapping[str, float]
 """By label the final training cost, mean over seeds."""
 
 Grid = Mapping[str, Mapping[float, float]]
-"""By label and rate the final training cost of seed 0."""
+"""By label and rate, from the lowest, the final training cost of seed 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One scale of an experiment.
-
-    Attributes:
-        epochs, batch, examples: of every training.
-        grid_epochs: of the trainings that choose the rates; None for `epochs`.
-    """
+    """One scale of an experiment; `grid_epochs` is of the trainings that choose the rates, None for `epochs`."""
 
     epochs: int
     batch: int = 128
@@ -110,7 +105,7 @@ class Comparison:
             final_rows.append([label, f"{best[label]:.3g}", *numbers, f"{mean(some, 'seconds'):.1f}"])
         grid_rows = [["rule", *[f"rate {i + 1}" for i in range(max(map(len, grid.values())))]]]
         for label, found in grid.items():
-            grid_rows.append([label, *[f"{r:.3g}: {figures.shown(found[r])}" for r in sorted(found)]])
+            grid_rows.append([label, *[f"{r:.3g}: {figures.shown(cost)}" for r, cost in found.items()]])
         differs = [
             *self.differs,
             *([LOOK_AHEAD] if "Nesterov" in self.rules else []),
@@ -145,7 +140,7 @@ class Comparison:
         examples = self.sizes[settings.scale].examples
         return settings.choose(self.data, self.stand_in, examples=examples, whiten=self.whiten)
 
-    def trial(self, settings: Settings, rule: optim.Rule) -> Trial:
+    def trial(self, settings: Settings, rule: optim.Rule, epochs: int | None = None) -> Trial:
         """One training of the comparison."""
         size = self.sizes[settings.scale]
         return Trial(
@@ -153,7 +148,7 @@ class Comparison:
             data=self.needs(settings),
             rule=rule,
             batch=size.batch,
-            epochs=size.epochs,
+            epochs=epochs or size.epochs,
             l2=self.l2,
             workers=settings.workers,
             consistency=settings.consistency,
@@ -161,29 +156,20 @@ class Comparison:
 
     def _search(self, lab: Lab, settings: Settings, log: Path) -> Grid:
         """Each rule's grid of rates, grown up to `EXTENSIONS` times while the best one is at its edge; seed 0."""
-        size = self.sizes[settings.scale]
-        rates = {label: [rule.lr / STEP, rule.lr, rule.lr * STEP] for label, rule in self.rules.items()}
-        found: Grid = {}
+        epochs = self.sizes[settings.scale].grid_epochs
+        grid: dict[str, dict[float, float]] = {label: {} for label in self.rules}
         for _ in range(1 if settings.scale is Scale.smoke else 1 + EXTENSIONS):
             trials = {
-                (label, rate): replace(
-                    self.trial(settings, replace(self.rules[label], lr=rate)),
-                    epochs=size.grid_epochs or size.epochs,
-                )
-                for label, some in rates.items()
-                for rate in some
+                (label, rate): self.trial(settings, replace(rule, lr=rate), epochs)
+                for label, rule in self.rules.items()
+                for rate in _untried(rule.lr, grid[label])
             }
-            results = lab.run(trials, 1, log)
-            found = {
-                label: {rate: results[label, rate][0].final for rate in some} for label, some in rates.items()
-            }
-            rates = {label: _grown(some) for label, some in found.items()}
-            if all(len(rates[label]) == len(some) for label, some in found.items()):
-                break
-        return found
+            for (label, rate), [result] in lab.run(trials, 1, log).items():
+                grid[label][rate] = result.final
+        return {label: dict(sorted(found.items())) for label, found in grid.items()}
 
     def _write(self, folder: Path, grid: Grid, results: Mapping[str, Sequence[Result]]) -> None:
-        tried = [(label, *pair) for label, found in grid.items() for pair in sorted(found.items())]
+        tried = [(label, *pair) for label, found in grid.items() for pair in found.items()]
         figures.table(folder / "grid.csv", [("rule", "rate", "final_cost"), *tried])
         costs = [
             (label, seed, epoch, cost)
@@ -194,15 +180,14 @@ class Comparison:
         figures.table(folder / f"{self.name}.csv", [("rule", "seed", "epoch", "training_cost"), *costs])
 
 
-def _grown(found: Mapping[float, float]) -> list[float]:
-    """The rates, and one more beyond the edge that the best one stands at."""
-    rates = sorted(found)
-    best = min(rates, key=found.__getitem__)
-    if best == rates[0]:
-        return [best / STEP, *rates]
-    if best == rates[-1]:
-        return [*rates, best * STEP]
-    return rates
+def _untried(rate: float, found: Mapping[float, float]) -> list[float]:
+    """A grid's first three rates; then the one beyond the edge that the best one stands at, if it stands at one."""
+    if not found:
+        return [rate / STEP, rate, rate * STEP]
+    best = min(sorted(found), key=found.__getitem__)
+    if best == min(found):
+        return [best / STEP]
+    return [best * STEP] if best == max(found) else []
 
 
 INVERSE_SQRT = (

@@ -49,10 +49,8 @@ class Size:
 
     Attributes:
         steps, batch: T of the regret study, and its mini-batches.
-        epochs: of the asynchronous trainings.
-        workers: how many push in each of them.
-        stream: updates on the closed-form stream.
-        alternating: updates on the stream on which Adam fails.
+        epochs, workers: of the asynchronous trainings, and how many push in each.
+        stream, alternating: updates on the closed-form stream, and on the one on which Adam fails.
     """
 
     steps: int
@@ -343,7 +341,7 @@ def _follow(lab: Lab, stream: Stream, rule: optim.Rule, least: Sequence[float]) 
 
 def _locally(stream: Stream, rule: optim.Rule, steps: int) -> Iterator[Array]:
     """The parameters that each loss is met at, with the rule by itself."""
-    w = torch.from_numpy(stream.start)
+    w = torch.from_numpy(stream.start.copy())
     slots = rule.init(w)
     for t in range(1, steps + 1):
         point = w.numpy().copy()

@@ -51,11 +51,7 @@ Variant = TypeVar("Variant", bound=Hashable)
 class Lab:
     """A service with workers, for trials. Data can be loaded before it is entered, which starts the service.
 
-    Args:
-        data_dir: folder with the data sets' files.
-        shards, address: as for the service.
-        progress: told how far things are.
-        start: starts the service.
+    `data_dir` is the folder with the data sets' files; `start` starts the service, with `shards` and `address`.
     """
 
     def __init__(
@@ -132,12 +128,9 @@ class Lab:
 
         Args:
             variants: what to run; the log may have some of it already.
-            seeds: from 0, so many.
+            seeds: how many; by variant, as many results come back.
             log: a file of one JSON object a trial, added to whenever one is done.
             alone: one at a time, where seconds matter.
-
-        Returns:
-            By variant, one result a seed.
 
         Raises:
             AdamServeError: a trial failed in another way than by diverging.
@@ -167,13 +160,7 @@ class Lab:
         return {variant: [results[trial.key()] for trial in some] for variant, some in trials.items()}
 
     def drive(self, trial: Trial, steps: int, observe: Observe) -> list[StepReport]:
-        """Train in this process, as the job's only worker; what comes in and goes out can be watched.
-
-        Args:
-            trial: the training; its `epochs` and `steps` both end it.
-            steps: how many pushes to make.
-            observe: told of every step.
-        """
+        """Train in this process, as the job's only worker, until the trial's epochs or `steps` pushes are done."""
         reports: list[Report] = []
 
         def keep(report: Report) -> None:
@@ -269,7 +256,7 @@ class _Run:
         average_regret = None
         if trial.regret and not self._diverged:
             hindsight = self._lab.hindsight(trial.data, trial.l2)
-            average_regret = hindsight.regret_of(steps, loop_config(trial, 0).part).average
+            average_regret = hindsight.regret(steps, loop_config(trial, 0).part)["average_regret"]
         return Result(
             costs=tuple(costs),
             staleness=float(np.mean([step.staleness for step in steps] or [0])),

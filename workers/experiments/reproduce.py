@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def reproduce(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidArgument(f"{out} cannot be made: {error.strerror}", field="out") from None
-    _same(out / SETTINGS, settings.as_json(), "a reproduction")
+    chosen = _agreed(out / SETTINGS, settings.as_json(), "a reproduction")
     done = {name: _read(out / name / "verdict.json") for name in names}
     lab = Lab(data_dir=data_dir, shards=settings.shards, address=address, progress=progress, start=start)
 
@@ -93,15 +94,11 @@ def reproduce(
     used: dict[str, Any] = {}
     for name in names:  # files that are missing, or others, are said now, not after an hour
         needed = turn_to(name).needs(settings)
-        used[needed.name] = lab.whole(needed)
-        _same(out / DATA, {needed.name: used[needed.name]}, "trainings on other data,")
-    for path, content in ((out / SETTINGS, settings.as_json()), (out / DATA, used)):
-        if (kept := _read(path)) != (whole := {**kept, **content}):
-            write_json(path, whole)
-    if all(done.values()):
-        _report(out)
-        return list(done.values())
-    with lab:
+        used |= _agreed(out / DATA, {needed.name: lab.whole(needed)}, "trainings on other data,")
+    for path, content in ((out / SETTINGS, chosen), (out / DATA, used)):
+        if content != _read(path):
+            write_json(path, content)
+    with nullcontext() if all(done.values()) else lab:
         for name in names:
             if not done[name]:
                 experiment, folder = turn_to(name), out / name
@@ -126,8 +123,8 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _same(path: Path, wanted: Mapping[str, Any], what: str) -> None:
-    """Find that what a folder's file says of what it holds is what is wanted, where it says anything."""
+def _agreed(path: Path, wanted: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """What a folder's file says of what it holds, with what is wanted; a Conflict where it says something else."""
     kept = _read(path)
     for name, value in wanted.items():
         if kept.get(name, value) != value:
@@ -136,6 +133,7 @@ def _same(path: Path, wanted: Mapping[str, Any], what: str) -> None:
                 field="out",
                 fix="give another folder",
             )
+    return {**kept, **wanted}
 
 
 def _words(value: Any) -> str:

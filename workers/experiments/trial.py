@@ -18,13 +18,7 @@ from adamserve.shard.consistency import Async, Consistency
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set, or the first part of it.
-
-    Attributes:
-        name: as `workers.data` knows it.
-        examples: of the training set, the first so many; None for all.
-        whiten: as for `workers.data.load`.
-    """
+    """A data set as `workers.data` knows it, whitened or not: its first `examples` training examples, None for all."""
 
     name: str
     examples: int | None = None
@@ -37,7 +31,6 @@ class Trial:
 
     Attributes:
         network, data, l2, dtype: what is trained, and on what.
-        rule, batch, epochs, seed: as for a training run.
         workers, consistency: how many push, and when a push may be applied.
         regret: count the regret in hindsight.
     """
@@ -92,11 +85,6 @@ class Result:
     def final(self) -> float:
         """The last epoch's cost."""
         return self.costs[-1]
-
-    @property
-    def diverged(self) -> bool:
-        """Whether a loss or a gradient was no longer finite."""
-        return math.isinf(self.final)
 
 
 def mean(results: Sequence[Result], name: str) -> float:
