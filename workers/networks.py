@@ -25,16 +25,6 @@ def classified(logits: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     return float(functional.cross_entropy(logits, y, reduction="sum")), right
 
 
-def mean_loss(losses: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The mean of losses that a network works out itself, [batch], without labels."""
-    return losses.mean()
-
-
-def summed(losses: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    """The sum of such losses, and NaN: nothing is classified."""
-    return float(losses.sum()), math.nan
-
-
 @dataclass(frozen=True, slots=True)
 class Network:
     """A network that can be built for a data set.
@@ -201,7 +191,12 @@ NETWORKS: Mapping[str, Network] = {
     "mlp": Network(mlp),
     "cnn": Network(cnn),
     "logreg": Network(Logistic, BagOfWords, convex=True),
-    "vae": Network(lambda features, _: VariationalAutoencoder(features), loss=mean_loss, measure=summed),
+    # The auto-encoder works out its losses itself, without labels, and classifies nothing.
+    "vae": Network(
+        lambda features, _: VariationalAutoencoder(features),
+        loss=lambda losses, _: losses.mean(),
+        measure=lambda losses, _: (float(losses.sum()), math.nan),
+    ),
 }
 """Every network by name."""
 

@@ -15,12 +15,11 @@ from adamserve.values import Array
 
 @dataclass(frozen=True, slots=True)
 class Minimum:
-    """Where a convex function is least: the point, its value, the gradient's Euclidean norm there, and the work."""
+    """Where a convex function is least: the point, its value, and the gradient's Euclidean norm there."""
 
     w: Array
     value: float
     gradient_norm: float
-    evaluations: int
 
 
 def minimize(
@@ -56,7 +55,7 @@ def minimize(
             point, evaluations = found.x, evaluations + int(found.nfev)
             norm = float(np.linalg.norm(found.jac))
         if norm <= gradient_norm:
-            return Minimum(point, float(found.fun), norm, evaluations)
+            return Minimum(point, float(found.fun), norm)
     raise InvalidArgument(
         f"{gradient_norm:g} was not reached in {evaluations} evaluations, but {norm:g}",
         field="gradient_norm",

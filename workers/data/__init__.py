@@ -107,8 +107,8 @@ def load(
 
     Args:
         name: one of `NAMES`.
-        data_dir: folder with its official files; an embedded data set has none and leaves it unread.
-        whiten: normalise contrast and whiten, fitted on the training set (`workers.data.whiten`).
+        data_dir: folder with its official files; an embedded data set leaves it unread.
+        whiten: normalise contrast and whiten, as `workers.data.whiten` does.
         progress: told about anything slow.
 
     Raises:

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from adamserve.errors import DataError
-from workers.data import Dataset, Progress, cache
+from workers.data import Dataset, Progress
 from workers.data.bags import Bags
-from workers.data.fetch import cache_dir
+from workers.data.cache import Arrays, kept
 
 ARCHIVE = "aclImdb_v1.tar.gz"
 FOLDER = "aclImdb"
@@ -57,9 +57,9 @@ def load_imdb(
             rating; or a part of the data set is empty. Names the file, and the byte where there is one.
     """
     source = _find(data_dir)
-    place = cache_dir() / "data" / "imdb" / f"{_digest(source, words)}.npz"
-    return cache.kept(
-        place, lambda: _read(source, words, progress), lambda found: _dataset(found, words), progress
+    digest = _digest(source, words)
+    return kept(
+        "imdb", digest, lambda: _read(source, words, progress), lambda found: _dataset(found, words), progress
     )
 
 
@@ -120,7 +120,7 @@ def _text(path: str, content: bytes) -> str:
         raise DataError(f"at byte {error.start}: expected UTF-8, found {found}", field=path) from None
 
 
-def _read(source: Path, words: int, progress: Progress) -> cache.Arrays:
+def _read(source: Path, words: int, progress: Progress) -> Arrays:
     """Tokenise everything; the order of the examples is that of their names."""
     reviews: dict[tuple[str, str], list[tuple[str, set[str]]]] = {}
     frequency: Counter[str] = Counter()
@@ -140,7 +140,7 @@ def _read(source: Path, words: int, progress: Progress) -> cache.Arrays:
     # Ties are broken by the word itself, so that the order of files does not matter.
     best = sorted(frequency.items(), key=lambda pair: (-pair[1], pair[0]))[:words]
     numbers = {word: number for number, (word, _) in enumerate(best)}
-    arrays: cache.Arrays = {}
+    arrays: Arrays = {}
     for part in ("train", "test"):
         bags, labels = [], []
         for label in ("neg", "pos"):
@@ -155,7 +155,7 @@ def _read(source: Path, words: int, progress: Progress) -> cache.Arrays:
     return arrays
 
 
-def _dataset(arrays: cache.Arrays, words: int) -> Dataset:
+def _dataset(arrays: Arrays, words: int) -> Dataset:
     train, test = (
         Bags(arrays[f"{part}_starts"], arrays[f"{part}_words"], words) for part in ("train", "test")
     )

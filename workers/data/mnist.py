@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from adamserve.errors import DataError
 from workers.data import Dataset, Progress
-from workers.data.fetch import RemoteFile, cache_dir, fetch
+from workers.data.cache import RemoteFile, cache_dir, fetch
 from workers.data.idx import read_idx
 
 _PUBLISHED = """
@@ -51,7 +51,7 @@ def load_mnist(
         data_dir: folder with the four files, gzipped or not, of all MNIST or a part in the same format; None takes the
             cache's `data/mnist`, and fills it from the network.
         progress: told what is fetched.
-        mirrors, files: where to fetch what, as `MIRRORS` and `FILES`.
+        mirrors, files: where to fetch what.
 
     Raises:
         DataError: a file is missing, cannot be fetched, is damaged, or does not fit the others; names it or the folder.
@@ -79,14 +79,11 @@ def _pair(images: Path, labels: Path) -> tuple[NDArray[np.float32], NDArray[np.i
     """Images as rows and their labels, checked against each other."""
     x, y = read_idx(images), read_idx(labels)
     if x.ndim != 3 or x.shape[1:] != (SIDE, SIDE):
-        raise DataError(
-            f"expected images of {SIDE}x{SIDE}, found an array of shape {x.shape}", field=str(images)
-        )
+        problem = f"expected images of {SIDE}x{SIDE}, found an array of shape {x.shape}"
+        raise DataError(problem, field=str(images))
     if y.ndim != 1 or len(y) != len(x):
-        raise DataError(
-            f"expected {len(x)} labels, one an image of {images.name}, found an array of shape {y.shape}",
-            field=str(labels),
-        )
+        expected = f"{len(x)} labels, one an image of {images.name}"
+        raise DataError(f"expected {expected}, found an array of shape {y.shape}", field=str(labels))
     if y.max() > 9:
         at = int((y > 9).argmax())
         raise DataError(f"at byte {8 + at}: expected a label from 0 to 9, found {y[at]}", field=str(labels))

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamserve.errors import InvalidArgument
-from workers.data import Dataset, Progress, cache
+from workers.data import Dataset, Progress
 from workers.data.bags import Bags
-from workers.data.fetch import cache_dir
+from workers.data.cache import Arrays, kept
 
 Images = NDArray[np.float32]
 
@@ -56,11 +56,10 @@ def whitened(data: Dataset, *, progress: Progress = lambda message: None) -> Dat
     train, test = contrast_normalised(data.train_x), contrast_normalised(data.test_x)
     digest = hashlib.sha256(train.tobytes() + repr((train.shape, EPSILON)).encode()).hexdigest()
 
-    def made() -> cache.Arrays:
+    def made() -> Arrays:
         progress(f"fitting the whitening of {train.shape[1]} features")
         return dict(zip(("mean", "matrix"), fit(train), strict=True))
 
-    place = cache_dir() / "data" / "whitening" / f"{digest}.npz"
-    mean, matrix = cache.kept(place, made, lambda found: (found["mean"], found["matrix"]), progress)
+    mean, matrix = kept("whitening", digest, made, lambda found: (found["mean"], found["matrix"]), progress)
     train, test = (np.asarray((x - mean) @ matrix, np.float32) for x in (train, test))
     return replace(data, train_x=train, test_x=test)

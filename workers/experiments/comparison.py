@@ -190,11 +190,7 @@ def _untried(rate: float, found: Mapping[float, float]) -> list[float]:
     return [best * STEP] if best == max(found) else []
 
 
-INVERSE_SQRT = (
-    "Adam and Nesterov take rate/sqrt(t), as the paper has it for logistic regression; AdaGrad's own sum "
-    "does as much."
-)
-
+INVERSE_SQRT = "Adam and Nesterov take rate/sqrt(t), as the paper has it for logistic regression; AdaGrad's own sum does as much."
 
 LOOK_AHEAD = "Nesterov's costs are taken where its gradients are, a step of momentum ahead of its parameters."
 

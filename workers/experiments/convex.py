@@ -102,14 +102,14 @@ def _run(lab: Lab, settings: Settings, folder: Path) -> Findings:
     size = SIZES[settings.scale]
     # Times are measured first, and one training at a time.
     rows, spread = _asynchronous(lab, settings, folder)
-    studies = [_kept_study(lab, settings, seed, folder) for seed in range(settings.seeds)]
+    studies = [_study(lab, settings, seed, folder / "studies.jsonl") for seed in range(settings.seeds)]
     slopes = [regret.slope(study["steps"], study["averages"]) for study in studies]
     closest = max(a / b for study in studies for a, b in zip(study["averages"], study["bounds"], strict=True))
     in_service, by_hand = _stream(lab, size.stream)
-    alike = _boxed(lab)
+    boxed, _ = _follow(lab, Alternating(), BOXED, [0.0] * 100)
+    alike = np.array_equal(boxed, list(_locally(Alternating(), BOXED, 100)))
     adam, amsgrad = (_alternating(lab, size.alternating, amsgrad=on) for on in (False, True))
     data = lab.data(_needs(settings))
-    _write(folder, studies, adam, amsgrad)
     return Findings(
         claims=[
             Claim(
@@ -186,24 +186,17 @@ def _ends(averages: Averages) -> dict[str, float]:
     return {"T": steps, "average regret": last, "at T = 1": first}
 
 
-def _kept_study(lab: Lab, settings: Settings, seed: int, folder: Path) -> Study:
-    """A seed's study, or what an earlier call kept of it."""
-    log, size = folder / "studies.jsonl", SIZES[settings.scale]
-    key = json.dumps({"seed": seed, "rule": optim.to_dict(RULE), "l2": L2, **asdict(size)}, sort_keys=True)
-    study: Study | None = read_log(log).get(key)
-    if study is None:
-        study = _study(lab, settings, seed)
-        append(log, key, study)
-    return study
-
-
 def _trial(settings: Settings, rule: optim.Rule, batch: int, epochs: int) -> Trial:
     return Trial(network="logreg", data=_needs(settings), rule=rule, batch=batch, epochs=epochs, l2=L2)
 
 
-def _study(lab: Lab, settings: Settings, seed: int) -> Study:
-    """Train in this process, where every gradient can be looked at, and work the regret out afterwards."""
+def _study(lab: Lab, settings: Settings, seed: int, log: Path) -> Study:
+    """Train in this process, where every gradient can be looked at, and work the regret out; or as the log has it."""
     size = SIZES[settings.scale]
+    key = json.dumps({"seed": seed, "rule": optim.to_dict(RULE), "l2": L2, **asdict(size)}, sort_keys=True)
+    study: Study | None = read_log(log).get(key)
+    if study is not None:
+        return study
     trial = replace(_trial(settings, RULE, size.batch, epochs=10**9), seed=seed, dtype="float64")
     data, hindsight = lab.data(trial.data), lab.hindsight(trial.data, L2)
     wanted = sorted({round(size.steps / 10 ** (k / POINTS)) for k in range(2 * POINTS + 1)})
@@ -226,7 +219,9 @@ def _study(lab: Lab, settings: Settings, seed: int) -> Study:
         averages.append(float(losses[:steps].mean() - hindsight.losses(best.w, batches[:steps]).mean()))
         constants = meters[steps].measured(best.w)
         bounds.append(regret.adam_bound(RULE, constants) / steps)
-    return Study(steps=wanted, averages=averages, bounds=bounds, constants=asdict(constants))
+    study = Study(steps=wanted, averages=averages, bounds=bounds, constants=asdict(constants))
+    append(log, key, study)
+    return study
 
 
 def _stream(lab: Lab, steps: int) -> tuple[float, float]:
@@ -239,13 +234,6 @@ def _stream(lab: Lab, steps: int) -> tuple[float, float]:
     targets = np.array([stream.target(t) for t in range(1, steps + 1)])
     met = 0.5 * np.square(np.array(points) - targets) @ stream.curvatures
     return counted, float(met.sum() - 0.5 * steps * stream.curvatures @ targets.var(axis=0))
-
-
-def _boxed(lab: Lab) -> bool:
-    """Whether a job with a box goes where the rule goes by itself."""
-    stream, steps = Alternating(), 100
-    there, _ = _follow(lab, stream, BOXED, [0.0] * steps)
-    return np.array_equal(there, list(_locally(stream, BOXED, steps)))
 
 
 def _alternating(lab: Lab, steps: int, *, amsgrad: bool) -> Averages:
@@ -282,7 +270,10 @@ def _asynchronous(lab: Lab, settings: Settings, folder: Path) -> tuple[list[list
     return rows, {n: mean(some, "staleness") for (n, name), some in results.items() if name == "plain"}
 
 
-def _write(folder: Path, studies: Sequence[Study], adam: Averages, amsgrad: Averages) -> None:
+def _draw(
+    folder: Path, studies: Sequence[Study], slopes: Sequence[float], adam: Averages, amsgrad: Averages
+) -> str:
+    """Write the numbers behind the figure, and draw it."""
     regrets = [
         (seed, *row)
         for seed, study in enumerate(studies)
@@ -291,11 +282,6 @@ def _write(folder: Path, studies: Sequence[Study], adam: Averages, amsgrad: Aver
     figures.table(folder / "regret.csv", [("seed", "T", "average_regret", "bound"), *regrets])
     pairs = [(t, a, b) for (t, a), (_, b) in zip(adam, amsgrad, strict=True)]
     figures.table(folder / "alternating.csv", [("T", "adam", "amsgrad"), *pairs])
-
-
-def _draw(
-    folder: Path, studies: Sequence[Study], slopes: Sequence[float], adam: Averages, amsgrad: Averages
-) -> str:
     figure, [[left, right]] = figures.grid(1, 2, width=10, height=4)
     for seed, (study, slope) in enumerate(zip(studies, slopes, strict=True)):
         colour = figures.COLOURS[seed % len(figures.COLOURS)]
@@ -334,7 +320,7 @@ def _follow(lab: Lab, stream: Stream, rule: optim.Rule, least: Sequence[float]) 
             losses.append(regret.Loss(stream.loss(t, w), comparator))
     lab.service.report(job, losses)
     [state] = [state for state in lab.service.status() if state.job == job]
-    lab.drop(job)
+    lab.service.delete(job, purge=True)
     assert state.regret is not None
     return points, state.regret
 

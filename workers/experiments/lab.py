@@ -28,7 +28,7 @@ from adamserve.train.record import without_nan
 from adamserve.train.task import arrays, initial_model, tensor_specs
 from adamserve.train.worker import Assignment, Worker
 from adamserve.values import Array, Gradient
-from workers.data import Dataset, load
+from workers.data import Dataset, Progress, load
 from workers.experiments.trial import Data, Result, Trial, append, read_log
 from workers.hindsight import Hindsight
 from workers.task import NetworkTask
@@ -38,12 +38,6 @@ POLL_S = 0.5
 
 CALL_S = 120.0
 """Longest that anything but a training may take."""
-
-Progress = Callable[[str], None]
-"""Told, in a line for people, how far things are."""
-
-Observe = Callable[[Array, Array], None]
-"""Shown the parameters pulled and the gradient, all tensors as one, before every push."""
 
 Variant = TypeVar("Variant", bound=Hashable)
 
@@ -117,10 +111,6 @@ class Lab:
         self.service.create(job, initial)
         return job.name
 
-    def drop(self, job: str) -> None:
-        """End a job."""
-        self.service.delete(job, purge=True)
-
     def run(
         self, variants: Mapping[Variant, Trial], seeds: int, log: Path, *, alone: bool = False
     ) -> dict[Variant, list[Result]]:
@@ -159,8 +149,11 @@ class Lab:
             self.progress(f"trial {at}/{len(wanted)}  {'; '.join(run.line() for run in running)}")
         return {variant: [results[trial.key()] for trial in some] for variant, some in trials.items()}
 
-    def drive(self, trial: Trial, steps: int, observe: Observe) -> list[StepReport]:
-        """Train in this process, as the job's only worker, until the trial's epochs or `steps` pushes are done."""
+    def drive(self, trial: Trial, steps: int, observe: Callable[[Array, Array], None]) -> list[StepReport]:
+        """Train in this process, as the job's only worker, until the trial's epochs or `steps` pushes are done.
+
+        `observe` is shown the parameters pulled and the gradient, all tensors as one, before every push.
+        """
         reports: list[Report] = []
 
         def keep(report: Report) -> None:
@@ -177,7 +170,7 @@ class Lab:
         with self.service.client(job, pusher="worker-0") as client:
             client.join()
             loop(client, task, model, config, report=keep, stopped=lambda: False, observe=flat)
-        self.drop(job)
+        self.service.delete(job, purge=True)
         return [report for report in reports if isinstance(report, StepReport)]
 
     def hire(self, workers: int) -> list[Any]:
@@ -245,7 +238,7 @@ class _Run:
     def finish(self) -> Result:
         """The result; the workers are free again and the job is gone."""
         self._lab.idle += self._workers
-        self._lab.drop(self._job)
+        self._lab.service.delete(self._job, purge=True)
         trial, steps = self.trial, self._steps
         latest = {step.rank: step.epoch for step in steps}
         whole = math.floor(min(latest.values(), default=0.0)) if self._diverged else trial.epochs

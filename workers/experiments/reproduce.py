@@ -61,7 +61,6 @@ def reproduce(
         names: of `EXPERIMENTS`.
         scale, seeds, shards, workers, consistency: as `Settings` has them; None stands for the scale's seeds.
         data_dir, address, progress, start: as for a `Lab`.
-        out: folder to write.
 
     Returns:
         The verdicts, as in each folder's verdict.json. REPORT.html in `out` shows them.
@@ -105,8 +104,9 @@ def reproduce(
                 folder.mkdir(exist_ok=True)
                 began = time.perf_counter()
                 findings = experiment.run(lab, settings, folder)
-                done[name] = _record(experiment, settings, findings, time.perf_counter() - began)
-                write_json(folder / "verdict.json", done[name])
+                verdict = _verdict(experiment, settings, findings, time.perf_counter() - began)
+                write_json(folder / "verdict.json", without_nan(verdict))
+                done[name] = _read(folder / "verdict.json")
             _report(out)
     return list(done.values())
 
@@ -142,21 +142,20 @@ def _words(value: Any) -> str:
     return str(value)
 
 
-def _record(experiment: Experiment, settings: Settings, findings: Findings, seconds: float) -> dict[str, Any]:
+def _verdict(
+    experiment: Experiment, settings: Settings, findings: Findings, seconds: float
+) -> dict[str, Any]:
     fields = asdict(findings)
-    record: dict[str, Any] = without_nan(
-        {
-            "experiment": experiment.name,
-            "title": experiment.title,
-            "settings": {**settings.as_json(), **fields.pop("used")},
-            "held": all(claim.held for claim in findings.claims),
-            **fields,
-            "seconds": round(seconds, 1),
-            "versions": {
-                "adamserve": adamserve.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-            },
-        }
-    )
-    return json.loads(json.dumps(record))  # type: ignore[no-any-return] # tuples are lists, as when read again
+    return {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "settings": {**settings.as_json(), **fields.pop("used")},
+        "held": all(claim.held for claim in findings.claims),
+        **fields,
+        "seconds": round(seconds, 1),
+        "versions": {
+            "adamserve": adamserve.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }

@@ -49,12 +49,8 @@ class Trial:
 
     def key(self) -> str:
         """What names the trial in the log: all of it, as JSON."""
-        settings = {
-            **asdict(self),
-            "rule": optim.to_dict(self.rule),
-            "consistency": consistency.to_dict(self.consistency),
-        }
-        return json.dumps(settings, sort_keys=True)
+        words = {"rule": optim.to_dict(self.rule), "consistency": consistency.to_dict(self.consistency)}
+        return json.dumps({**asdict(self), **words}, sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True)
