@@ -19,11 +19,7 @@ from workers.data.bags import Bags
 
 
 def has_minimum(data: Dataset, l2: float) -> None:
-    """Find that the losses of L2-regularised logistic regression have one minimum.
-
-    Raises:
-        InvalidArgument: the data are bags, or l2 is not positive.
-    """
+    """Find that L2-regularised logistic regression has one minimum; an InvalidArgument for bags, or l2 of 0."""
     if isinstance(data.train_x, Bags):
         raise InvalidArgument("regret is counted on dense examples", field="dataset")
     if not l2 > 0:
@@ -55,15 +51,12 @@ class Hindsight:
     def minimum(self, counts: Array | None = None, *, start: Array | None = None) -> Minimum:
         """W* of the losses of all batches in which training example i occurs counts[i] times in all (None: once).
 
-        Its value is the batches' mean loss at W*, as all batches have one size.
-
-        Raises:
-            InvalidArgument: as `regret.minimize`.
+        Its value is the batches' mean loss at W*, as all batches have one size. Raises as `regret.minimize`.
         """
-        chosen = np.arange(len(self._y)) if counts is None else np.flatnonzero(counts)
-        weights = np.ones(len(chosen)) if counts is None else counts[chosen].astype(np.float64)
+        counts = np.ones(len(self._y)) if counts is None else counts
+        chosen = np.flatnonzero(counts)
+        weights = counts[chosen] / counts.sum()
         x, y = (self._x, self._y) if len(chosen) == len(self._y) else (self._x[chosen], self._y[chosen])
-        weights /= weights.sum()
 
         def objective(w: Array) -> tuple[float, Array]:
             losses, gradients = _cross_entropy(self._logits(w, x), y)
@@ -86,11 +79,7 @@ class Hindsight:
     def regret(self, steps: Sequence[Step], part: Part) -> dict[str, float]:
         """R(T) of a run, whose mini-batches follow from any worker's `part`, against the best for just these.
 
-        Returns:
-            `steps`: T; `regret`: R(T); `average_regret`; and the `gradient_norm` at W*.
-
-        Raises:
-            InvalidArgument: as `minimum`.
+        By name `steps`: T, `regret`: R(T), `average_regret`, and the `gradient_norm` at W*. Raises as `minimum`.
         """
         batches = [replace(part, rank=s.rank).examples(len(self._y), s.step - 1) for s in steps]
         best = self.minimum(self.counts(batches))

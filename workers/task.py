@@ -78,12 +78,10 @@ class NetworkTask(Task[Batch]):
 
     @property
     def name(self) -> str:
-        """As "mlp on digits"."""
         return f"{self.network} on {self.data.name}"
 
     @property
     def examples(self) -> int:
-        """Of the training set."""
         return len(self.data.train_y)
 
     @property
@@ -126,7 +124,6 @@ class NetworkTask(Task[Batch]):
         return batch
 
     def rows(self, batch: Batch) -> Mapping[str, Array] | None:
-        """The rows of the words in a batch."""
         if not self.by_rows:
             return None
         assert isinstance(batch.x, Bags)
@@ -212,7 +209,6 @@ class NetworkRecipe:
 
     @property
     def label(self) -> str:
-        """As "mlp-digits"."""
         return f"{self.network}-{self.dataset}"
 
     @property

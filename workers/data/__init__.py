@@ -6,7 +6,7 @@ A further data set is a module with a loader, and a row in `NAMES`. Importing th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -127,16 +127,10 @@ def lookup(name: str) -> Callable[..., Dataset]:
     """The data set's loader, which takes the folder, and `progress` by keyword; an InvalidArgument if there is none."""
     if name not in NAMES:
         raise unknown("data set", name, NAMES, field="dataset")
-    loader: Callable[..., Dataset] = getattr(import_module(f"{__name__}.{NAMES[name]}"), f"load_{name}")
+    module = import_module(f"{__name__}.{name.rstrip('0123456789')}")
+    loader: Callable[..., Dataset] = getattr(module, f"load_{name}")
     return loader
 
 
-NAMES: Mapping[str, str] = {
-    "digits": "digits",
-    "digits32": "digits",
-    "mnist": "mnist",
-    "imdb": "imdb",
-    "cifar10": "cifar",
-    "zipf": "zipf",
-}
-"""Every data set's module here, which loads it by `load_NAME`."""
+NAMES = ("digits", "digits32", "mnist", "imdb", "cifar10", "zipf")
+"""Every data set; `load_NAME` loads it, in the module here that is called so too, without the number."""

@@ -52,11 +52,7 @@ class RemoteFile:
 
 
 def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where data sets are kept: $ADAMSERVE_CACHE_DIR, or an absolute $XDG_CACHE_HOME/adamserve, or ~/.cache/adamserve.
-
-    Raises:
-        DataError: none of the two is set and the user has no home folder.
-    """
+    """The cache: $ADAMSERVE_CACHE_DIR, or adamserve/ in an absolute $XDG_CACHE_HOME, or ~/.cache/adamserve."""
     if own := environ.get("ADAMSERVE_CACHE_DIR"):
         return Path(own)
     if (shared := Path(environ.get("XDG_CACHE_HOME", ""))).is_absolute():
@@ -71,13 +67,10 @@ def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
 def kept(
     kind: str, digest: str, make: Callable[[], Arrays], read: Callable[[Arrays], Made], progress: Progress
 ) -> Made:
-    """Return what `read` makes of arrays of the cache; they are made anew where it can make nothing of them.
+    """Return what `read` makes of arrays of the cache.
 
-    Args:
-        kind, digest: what the arrays are, and what they were made from.
-        make: makes them.
-        read: may raise KeyError or DataError.
-        progress: told where the cache cannot be written, which is done without.
+    They are made anew where there are none of that `kind` and `digest`, or where `read` raises KeyError or DataError.
+    `progress` is told where the cache cannot be written, which is done without.
     """
     place = cache_dir() / "data" / kind / f"{digest}.npz"
     try:

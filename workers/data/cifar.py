@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from adamserve.errors import DataError
 from workers.data import Dataset, Progress
 
-SIDE, CHANNELS = 32, 3
-FEATURES = CHANNELS * SIDE * SIDE
+FEATURES = 3 * 32 * 32
 RECORD = 1 + FEATURES
 BINARY, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 FIX = f"give --data-dir a folder that holds {BINARY} or {PYTHON}, unpacked"

@@ -17,10 +17,7 @@ def load_digits(data_dir: Path | None = None, *, progress: Progress = lambda mes
     """Load the digits: pixels scaled to [0, 1], 64 features, split 4:1 with the classes in proportion.
 
     The split is scikit-learn's own with random_state 0, whatever the job's seed, so that test accuracies of
-    different runs can be compared: 1,437 training and 360 test examples.
-
-    Raises:
-        DataError: scikit-learn is not installed.
+    different runs can be compared: 1,437 training and 360 test examples. A DataError where scikit-learn is missing.
     """
     try:
         from sklearn.datasets import load_digits as bundled

@@ -18,13 +18,9 @@ from numpy.typing import NDArray
 
 from adamserve.errors import DataError
 
-UBYTE = 0x08
-"""Type code of unsigned bytes, the only one that MNIST uses."""
-
 MAX_RANK = 4
 """Most dimensions read: images, rows, columns, channels."""
 
-GZIP_MAGIC = b"\x1f\x8b"
 CHUNK_BYTES = 1 << 20
 
 
@@ -42,7 +38,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with path.open("rb") as file:
-            if file.peek(2)[:2] != GZIP_MAGIC:
+            if file.peek(2)[:2] != b"\x1f\x8b":
                 return _parse(file, path)
             try:
                 with gzip.GzipFile(fileobj=file) as unpacked:
@@ -63,8 +59,8 @@ def _parse(stream: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
     zero, code, rank = struct.unpack(">HBB", magic)
     if zero != 0:
         raise _bad(path, "at byte 0", "an IDX file's two zero bytes", f"0x{magic[:2].hex()}")
-    if code != UBYTE:
-        raise _bad(path, "at byte 2", f"type code 0x{UBYTE:02x} (unsigned bytes)", f"0x{code:02x}")
+    if code != 0x08:  # the only one that MNIST uses
+        raise _bad(path, "at byte 2", "type code 0x08 (unsigned bytes)", f"0x{code:02x}")
     if not 1 <= rank <= MAX_RANK:
         raise _bad(path, "at byte 3", f"1 to {MAX_RANK} dimensions", str(rank))
     start = 4 + 4 * rank

@@ -79,8 +79,7 @@ def _digest(source: Path, words: int) -> str:
     found = hashlib.sha256(f"{VERSION} {words} ".encode())
     if source.is_file():
         with source.open("rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
+            found.update(hashlib.file_digest(file, "sha256").digest())
     else:
         for name, content in _reviews(source):
             found.update(f"{name} {len(content)} ".encode())

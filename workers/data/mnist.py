@@ -32,9 +32,6 @@ MIRRORS = (
 )
 """Where the files are fetched from, in this order."""
 
-SIDE = 28
-"""Pixels along an image's edge."""
-
 FIX = "give --data-dir a folder with the four official MNIST files"
 
 
@@ -78,9 +75,8 @@ def _find(folder: Path, packed: str) -> Path:
 def _pair(images: Path, labels: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Images as rows and their labels, checked against each other."""
     x, y = read_idx(images), read_idx(labels)
-    if x.ndim != 3 or x.shape[1:] != (SIDE, SIDE):
-        problem = f"expected images of {SIDE}x{SIDE}, found an array of shape {x.shape}"
-        raise DataError(problem, field=str(images))
+    if x.ndim != 3 or x.shape[1:] != (28, 28):
+        raise DataError(f"expected images of 28x28, found an array of shape {x.shape}", field=str(images))
     if y.ndim != 1 or len(y) != len(x):
         expected = f"{len(x)} labels, one an image of {images.name}"
         raise DataError(f"expected {expected}, found an array of shape {y.shape}", field=str(labels))

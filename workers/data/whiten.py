@@ -46,11 +46,7 @@ def fit(x: Images) -> tuple[Images, Images]:
 
 
 def whitened(data: Dataset, *, progress: Progress = lambda message: None) -> Dataset:
-    """The data set normalised and whitened by its training set; the matrix is kept in the cache by that set's hash.
-
-    Raises:
-        InvalidArgument: the examples are bags of words.
-    """
+    """The data set normalised and whitened by its training set; the matrix is kept in the cache by that set's hash."""
     if isinstance(data.train_x, Bags) or isinstance(data.test_x, Bags):
         raise InvalidArgument(f"{data.name} holds bags of words, not images", field="whiten")
     train, test = contrast_normalised(data.train_x), contrast_normalised(data.test_x)

@@ -74,11 +74,9 @@ class Findings:
     """What came of an experiment.
 
     Attributes:
-        claims: what was claimed and what was found.
         figures: files drawn, PNG with an SVG of the same name beside it.
         tables: title -> rows, the first one a heading.
-        what: the data, network and sizes, in words.
-        differs: what is not as in the paper.
+        what, differs: the data, network and sizes, in words; and what is not as in the paper.
         used: settings that the experiment has of its own, in place of those that a person chose.
     """
 
@@ -92,12 +90,9 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One of the paper's experiments.
+    """One of the paper's experiments: what it trains on, and what runs it.
 
-    Attributes:
-        name, title: for the command line, and for people.
-        needs: what it trains on.
-        run: runs it, or what of it the folder's log does not hold yet, and draws its figures into the folder.
+    `run` runs what the folder's logs do not hold yet, and draws the figures into the folder.
     """
 
     name: str

@@ -12,7 +12,6 @@ from adamserve import optim
 from workers.experiments import figures
 from workers.experiments.base import (
     Claim,
-    Experiment,
     Findings,
     Scale,
     Settings,
@@ -52,14 +51,9 @@ class Comparison:
     """An experiment of this form.
 
     Attributes:
-        name, title: as for every experiment.
-        network, l2: what is trained.
-        data, stand_in: on what, with the files at hand and without.
-        whiten: whether `data` is whitened.
+        data, stand_in: what is trained on, with the files at hand and without; only the former is ever whitened.
         rules: by label, each at the rate in the middle of its grid's first three.
-        sizes: by scale.
         claims: each makes a claim of the final costs and of the source.
-        source: of the claims.
         what, differs: in words; see `Findings`.
     """
 
@@ -77,13 +71,7 @@ class Comparison:
     what: str = ""
     differs: Sequence[str] = ()
 
-    @property
-    def experiment(self) -> Experiment:
-        """As an experiment."""
-        return Experiment(name=self.name, title=self.title, needs=self.needs, run=self.run)
-
     def run(self, lab: Lab, settings: Settings, folder: Path) -> Findings:
-        """As `Experiment.run`."""
         log = folder / "trials.jsonl"
         grid = self._search(lab, settings, log)
         best = {label: min(found, key=found.__getitem__) for label, found in grid.items()}
@@ -136,7 +124,6 @@ class Comparison:
         return [claim(finals, self.source) for claim in self.claims]
 
     def needs(self, settings: Settings) -> Data:
-        """As `Experiment.needs`."""
         examples = self.sizes[settings.scale].examples
         return settings.choose(self.data, self.stand_in, examples=examples, whiten=self.whiten)
 
@@ -190,7 +177,10 @@ def _untried(rate: float, found: Mapping[float, float]) -> list[float]:
     return [best * STEP] if best == max(found) else []
 
 
-INVERSE_SQRT = "Adam and Nesterov take rate/sqrt(t), as the paper has it for logistic regression; AdaGrad's own sum does as much."
+INVERSE_SQRT = (
+    "Adam and Nesterov take rate/sqrt(t), as the paper has it for logistic regression;"
+    " AdaGrad's own sum does as much."
+)
 
 LOOK_AHEAD = "Nesterov's costs are taken where its gradients are, a step of momentum ahead of its parameters."
 

@@ -15,7 +15,7 @@ import torch
 
 from adamserve import optim, regret
 from adamserve.shard.consistency import Async
-from adamserve.values import Array, TensorSpec
+from adamserve.values import Array
 from workers.data.streams import Alternating, Quadratic, Stream
 from workers.experiments import figures
 from workers.experiments.base import Claim, Experiment, Findings, Settings, by_scale, counted, differences
@@ -307,11 +307,11 @@ def _follow(lab: Lab, stream: Stream, rule: optim.Rule, least: Sequence[float]) 
     Returns:
         The parameters that each loss was met at, and R(T) as the service counts it.
     """
-    spec = TensorSpec("w", stream.start.shape, "float64")
-    job = lab.create([spec], {"w": stream.start}, rule, Async())
+    job = type(stream).__name__
     points: list[Array] = []
     losses: list[regret.Loss] = []
     with lab.service.client(job, pusher="worker-0") as client:
+        client.create({"w": stream.start}, rule)
         for t, comparator in enumerate(least, 1):
             pulled, clock = client.pull()
             w = np.array(pulled["w"])

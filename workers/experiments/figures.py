@@ -61,6 +61,8 @@ def table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def shown(value: float) -> str:
-    """A number for a table: four digits, or in words where there is none."""
-    return f"{value:.4g}" if math.isfinite(value) else "diverged"
+def shown(value: Any) -> str:
+    """A number for people: four digits, or in words where there is none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "diverged"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

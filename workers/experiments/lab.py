@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -17,11 +17,9 @@ import numpy as np
 from adamserve import optim
 from adamserve.cluster.pool import gather
 from adamserve.cluster.running import StartService
-from adamserve.cluster.service import Service
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
-from adamserve.shard.consistency import Consistency
 from adamserve.train.loop import LoopConfig, Report, StepReport
 from adamserve.train.loop import run as loop
 from adamserve.train.record import without_nan
@@ -29,6 +27,7 @@ from adamserve.train.task import arrays, initial_model, tensor_specs
 from adamserve.train.worker import Assignment, Worker
 from adamserve.values import Array, Gradient
 from workers.data import Dataset, Progress, load
+from workers.data.whiten import whitened
 from workers.experiments.trial import Data, Result, Trial, append, read_log
 from workers.hindsight import Hindsight
 from workers.task import NetworkTask
@@ -45,22 +44,16 @@ Variant = TypeVar("Variant", bound=Hashable)
 class Lab:
     """A service with workers, for trials. Data can be loaded before it is entered, which starts the service.
 
-    `data_dir` is the folder with the data sets' files; `start` starts the service, with `shards` and `address`.
+    Args:
+        data_dir: folder with the data sets' files.
+        progress: told how far things are.
+        start: starts the service; where, and with how many shards, is settled.
     """
 
-    def __init__(
-        self,
-        *,
-        data_dir: Path | None,
-        shards: int,
-        address: str | None,
-        progress: Progress,
-        start: StartService = Service.start,
-    ) -> None:
+    def __init__(self, data_dir: Path | None, progress: Progress, start: StartService) -> None:
         self._data_dir = data_dir
         self.progress = progress
-        # Ray counts every worker as a core, and there may be more workers than cores.
-        self._start = partial(start, shards=shards, address=address, num_cpus=64, num_gpus=0)
+        self._start = start
         self._shared: dict[Hashable, Any] = {}
         self.idle: list[Any] = []
         self._jobs = 0
@@ -68,9 +61,11 @@ class Lab:
         self.hindsight = cache(lambda data, l2: Hindsight(self.data(data), l2))
 
     def __enter__(self) -> Self:
-        self.service = self._start(name=f"adamserve-lab-{os.getpid()}-{time.time_ns():x}")
+        # Ray counts every worker as a core, and there may be more workers than cores.
+        name = f"adamserve-lab-{os.getpid()}-{time.time_ns():x}"
+        self.service = self._start(name=name, num_cpus=64, num_gpus=0)
         self.service.serve()
-        self._pool = self.service.workers(partial(Worker, 1))
+        self.pool = self.service.workers(partial(Worker, 1))
         # A cluster may have fewer than this machine, which gives Ray one for each of them.
         self._cores = max(1, min(os.cpu_count() or 1, self.service.free_cpus() - 1))
         return self
@@ -94,31 +89,24 @@ class Lab:
         """Start a trial's job from its network's initial weights; returns its name."""
         task = self.task(trial)
         model = initial_model(task, trial.seed)
-        return self.create(tensor_specs(task, model), arrays(model), trial.rule, trial.consistency)
-
-    def create(
-        self, specs: Sequence[Any], initial: Mapping[str, Any], rule: optim.Rule, mode: Consistency
-    ) -> str:
-        """Start a job; returns its name."""
         self._jobs += 1
         job = JobConfig(
             name=f"trial-{self._jobs}",
-            tensors=tuple(specs),
-            rule=optim.to_dict(rule),
-            consistency=consistency.to_dict(mode),
+            tensors=tensor_specs(task, model),
+            rule=optim.to_dict(trial.rule),
+            consistency=consistency.to_dict(trial.consistency),
             checkpoint_every_s=None,
         )
-        self.service.create(job, initial)
+        self.service.create(job, arrays(model))
         return job.name
 
     def run(
         self, variants: Mapping[Variant, Trial], seeds: int, log: Path, *, alone: bool = False
     ) -> dict[Variant, list[Result]]:
-        """Run every variant with every seed, as many trials at a time as there are cores.
+        """Run what the log lacks of every variant with every seed, as many trials at a time as there are cores.
 
         Args:
-            variants: what to run; the log may have some of it already.
-            seeds: how many; by variant, as many results come back.
+            variants: what to run; as many results come back by variant as there are `seeds`.
             log: a file of one JSON object a trial, added to whenever one is done.
             alone: one at a time, where seconds matter.
 
@@ -173,17 +161,11 @@ class Lab:
         self.service.delete(job, purge=True)
         return [report for report in reports if isinstance(report, StepReport)]
 
-    def hire(self, workers: int) -> list[Any]:
-        """So many workers, those that are idle first; whoever is done with them puts them back into `idle`."""
-        while len(self.idle) < workers:
-            self.idle.append(self._pool.start())
-        return [self.idle.pop(0) for _ in range(workers)]
-
     def shared(self, trial: Trial) -> Any:
         """A trial's task where every worker can read it, once for all trials of that task."""
         key = (trial.data, trial.network, trial.l2, trial.dtype)
         if key not in self._shared:
-            self._shared[key] = self._pool.share(self.task(trial))
+            self._shared[key] = self.pool.share(self.task(trial))
         return self._shared[key]
 
     def _loaded(self, wanted: Data) -> tuple[Dataset, Mapping[str, Any]]:
@@ -193,8 +175,6 @@ class Lab:
         whole = load(wanted.name, folder, progress=self.progress)
         data = whole.first(wanted.examples)
         if wanted.whiten:
-            from workers.data.whiten import whitened
-
             data = whitened(data, progress=self.progress)
         return data, {"examples": len(whole.train_y), "sha256": whole.digest()}
 
@@ -206,7 +186,9 @@ class _Run:
         self._lab = lab
         self.trial = trial
         self._job = lab.open_job(trial)
-        self._workers = lab.hire(trial.workers)
+        while len(lab.idle) < trial.workers:
+            lab.idle.append(lab.pool.start())
+        self._workers = [lab.idle.pop(0) for _ in range(trial.workers)]
         service, task = lab.service, lab.shared(trial)
         assignment = Assignment(target=service.target, credentials=service.credentials, job=self._job)
         calls = [
@@ -218,7 +200,6 @@ class _Run:
         self._steps: list[StepReport] = []
         self._diverged = False
         self._began = time.perf_counter()
-        self._seconds = 0.0
         self.pending = [worker.work("run") for worker in self._workers]
 
     def look(self) -> None:

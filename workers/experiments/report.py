@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workers.experiments import figures
+
 
 def write(folder: Path, verdicts: Sequence[Mapping[str, Any]]) -> Path:
     """Write REPORT.html over the verdicts, whose figures lie in FOLDER/NAME; returns its path."""
@@ -23,15 +25,11 @@ def write(folder: Path, verdicts: Sequence[Mapping[str, Any]]) -> Path:
     def image(name: str, figure: str) -> str:
         return base64.b64encode((folder / name / figure).read_bytes()).decode()
 
-    page = templates.get_template("report.html.j2").render(verdicts=verdicts, image=image, shown=_shown)
+    page = templates.get_template("report.html.j2").render(
+        verdicts=verdicts, image=image, shown=figures.shown
+    )
     path = folder / "REPORT.html"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page)
     temporary.replace(path)
     return path
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "diverged"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from workers.experiments.vae import VAE_BIAS
 COMPARISONS = (LOGREG_MNIST, LOGREG_IMDB, MLP_MNIST, CNN_CIFAR10)
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    experiment.name: experiment
-    for experiment in (*(comparison.experiment for comparison in COMPARISONS), VAE_BIAS, ADAMAX, REGRET)
+    **{c.name: Experiment(name=c.name, title=c.title, needs=c.needs, run=c.run) for c in COMPARISONS},
+    **{experiment.name: experiment for experiment in (VAE_BIAS, ADAMAX, REGRET)},
 }
 """Every experiment by name, in the order in which they are run."""
 
@@ -60,7 +61,7 @@ def reproduce(
     Args:
         names: of `EXPERIMENTS`.
         scale, seeds, shards, workers, consistency: as `Settings` has them; None stands for the scale's seeds.
-        data_dir, address, progress, start: as for a `Lab`.
+        data_dir, progress: as for a `Lab`, whose service starts with `start`, at `address`.
 
     Returns:
         The verdicts, as in each folder's verdict.json. REPORT.html in `out` shows them.
@@ -83,7 +84,7 @@ def reproduce(
         raise InvalidArgument(f"{out} cannot be made: {error.strerror}", field="out") from None
     chosen = _agreed(out / SETTINGS, settings.as_json(), "a reproduction")
     done = {name: _read(out / name / "verdict.json") for name in names}
-    lab = Lab(data_dir=data_dir, shards=settings.shards, address=address, progress=progress, start=start)
+    lab = Lab(data_dir, progress, partial(start, shards=shards, address=address))
 
     def turn_to(name: str) -> Experiment:
         place = f"{names.index(name) + 1}/{len(names)} {name}"
@@ -107,14 +108,9 @@ def reproduce(
                 verdict = _verdict(experiment, settings, findings, time.perf_counter() - began)
                 write_json(folder / "verdict.json", without_nan(verdict))
                 done[name] = _read(folder / "verdict.json")
-            _report(out)
+            found = (_read(out / each / "verdict.json") for each in EXPERIMENTS)  # an earlier call's too
+            report.write(out, [verdict for verdict in found if verdict])
     return list(done.values())
-
-
-def _report(out: Path) -> None:
-    """Show every experiment that the folder holds, of this call or an earlier one."""
-    found = (_read(out / name / "verdict.json") for name in EXPERIMENTS)
-    report.write(out, [verdict for verdict in found if verdict])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -58,10 +58,9 @@ class Result:
     """What came of a trial.
 
     Attributes:
-        costs: by epoch, the mean training cost of its mini-batches, each at the parameters pulled for it. Infinite from
+        costs: by epoch, the mean training cost of its mini-batches, each at the parameters pulled for it; infinite from
             the epoch on in which the training diverged.
         staleness: mean, in updates.
-        seconds: from the first step to the last.
         average_regret: R(T)/T in hindsight, where it was counted.
     """
 
