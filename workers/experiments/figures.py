@@ -15,11 +15,9 @@ COLOURS = [
 
 def grid(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
     """A figure and its [rows, columns] axes; drawn without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 

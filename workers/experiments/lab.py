@@ -206,9 +206,7 @@ class _Run:
         """Take in what the workers report, and those that have ended."""
         ended = [run for run in self.pending if run.done()]
         self.pending = [run for run in self.pending if run not in ended]
-        for run in ended:
-            if (error := run.exception()) is None:
-                continue
+        for error in filter(None, [run.exception() for run in ended]):
             if not isinstance(error, NotFinite):
                 raise error
             self._diverged = True

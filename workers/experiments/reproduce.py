@@ -124,11 +124,8 @@ def _agreed(path: Path, wanted: Mapping[str, Any], what: str) -> dict[str, Any]:
     kept = _read(path)
     for name, value in wanted.items():
         if kept.get(name, value) != value:
-            raise Conflict(
-                f"{path.parent} holds {what} with {name} {_words(kept[name])}, not {_words(value)}",
-                field="out",
-                fix="give another folder",
-            )
+            problem = f"{path.parent} holds {what} with {name} {_words(kept[name])}, not {_words(value)}"
+            raise Conflict(problem, field="out", fix="give another folder")
     return {**kept, **wanted}
 
 

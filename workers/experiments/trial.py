@@ -72,9 +72,8 @@ class Result:
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Self:
         """The result that a log has these fields of."""
-        return cls(
-            **{**fields, "costs": tuple(math.inf if cost is None else cost for cost in fields["costs"])}
-        )
+        costs = tuple(math.inf if cost is None else cost for cost in fields["costs"])
+        return cls(**{**fields, "costs": costs})
 
     @property
     def final(self) -> float:
