@@ -5,6 +5,7 @@ A stale push is not an error: it is answered by a `Receipt` whose outcome is STA
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 
@@ -33,6 +34,17 @@ class AdamServeError(Exception):
 
 class InvalidArgument(AdamServeError, ValueError):
     """The caller's value is wrong. Nothing was changed."""
+
+
+def unknown(noun: str, name: str, known: Iterable[str], *, field: str) -> InvalidArgument:
+    """Say that there is no such `noun`; the fix names the nearest of the known ones, and all of them."""
+    from difflib import get_close_matches
+
+    choices = list(known)
+    hint = "".join(f"did you mean {near}? " for near in get_close_matches(name, choices, n=1))
+    return InvalidArgument(
+        f"there is no {noun} {name!r}", field=field, fix=f"{hint}choose {' or '.join(choices)}"
+    )
 
 
 class BadSequence(InvalidArgument):

@@ -118,7 +118,7 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {"workers.hindsight": row("numpy")},
     {"workers.task": row("numpy torch")},
     {
-        "workers.experiments": row("numpy ray torch", lazily="matplotlib sklearn"),
+        "workers.experiments": row("numpy ray torch", lazily="jinja2 matplotlib"),
     },
     {
         "adamserve.cli": row(

@@ -6,7 +6,7 @@ In numpy and float64, apart from the code that trained: an account that agrees w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,22 +18,8 @@ from workers.data import Dataset
 from workers.data.bags import Bags
 
 
-@dataclass(frozen=True, slots=True)
-class Regret:
-    """R(T), T, R(T)/T, and the W* that they are measured against."""
-
-    steps: int
-    total: float
-    average: float
-    best: Minimum
-
-
 def has_minimum(data: Dataset, l2: float) -> None:
-    """Find that the losses of L2-regularised logistic regression have one minimum.
-
-    Raises:
-        InvalidArgument: the data are bags, or l2 is not positive.
-    """
+    """Find that L2-regularised logistic regression has one minimum; an InvalidArgument for bags, or l2 of 0."""
     if isinstance(data.train_x, Bags):
         raise InvalidArgument("regret is counted on dense examples", field="dataset")
     if not l2 > 0:
@@ -41,13 +27,9 @@ def has_minimum(data: Dataset, l2: float) -> None:
 
 
 class Hindsight:
-    """The losses of L2-regularised logistic regression, over any multiset of a data set's training examples.
+    """The losses of L2-regularised logistic regression, over any multiset of a data set's dense training examples.
 
         L(W) = mean cross-entropy of the examples + l2/2 |W|^2,       W: weights and biases
-
-    Args:
-        data: dense examples.
-        l2: weight of the penalty; above 0, so that there is a minimum and only one.
 
     Raises:
         InvalidArgument: as `has_minimum`.
@@ -66,69 +48,48 @@ class Hindsight:
         """Weights and biases together."""
         return self.shape[0] * (self.shape[1] + 1)
 
-    def minimum(
-        self, counts: Array | None = None, *, start: Array | None = None, gradient_norm: float = 1e-8
-    ) -> Minimum:
+    def minimum(self, counts: Array | None = None, *, start: Array | None = None) -> Minimum:
         """W* of the losses of all batches in which training example i occurs counts[i] times in all (None: once).
 
-        Its value is the batches' mean loss at W*, as all batches have one size.
-
-        Raises:
-            InvalidArgument: as `regret.minimize`.
+        Its value is the batches' mean loss at W*, as all batches have one size. Raises as `regret.minimize`.
         """
-        chosen = np.arange(len(self._y)) if counts is None else np.flatnonzero(counts)
-        weights = np.ones(len(chosen)) if counts is None else counts[chosen].astype(np.float64)
+        counts = np.ones(len(self._y)) if counts is None else counts
+        chosen = np.flatnonzero(counts)
+        weights = counts[chosen] / counts.sum()
         x, y = (self._x, self._y) if len(chosen) == len(self._y) else (self._x[chosen], self._y[chosen])
-        weights /= weights.sum()
-        rows = np.arange(len(y))
 
         def objective(w: Array) -> tuple[float, Array]:
-            logits = self._logits(w, x)
-            top = logits.max(axis=1, keepdims=True)
-            shifted = np.exp(logits - top)
-            total = shifted.sum(axis=1, keepdims=True)
-            losses = (top + np.log(total))[:, 0] - logits[rows, y]
-            shifted /= total
-            shifted[rows, y] -= 1.0
-            shifted *= weights[:, None]
-            gradient = np.concatenate([(shifted.T @ x).ravel(), shifted.sum(axis=0)])
+            losses, gradients = _cross_entropy(self._logits(w, x), y)
+            gradients *= weights[:, None]
+            gradient = np.concatenate([(gradients.T @ x).ravel(), gradients.sum(axis=0)])
             return float(weights @ losses + 0.5 * self._l2 * (w @ w)), gradient + self._l2 * w
 
-        return minimize(
-            objective,
-            np.zeros(self.elements) if start is None else start,
-            gradient_norm=gradient_norm,
-        )
+        return minimize(objective, np.zeros(self.elements) if start is None else start)
+
+    def counts(self, batches: Sequence[Array]) -> Array:
+        """How often each training example occurs in the batches, given by their examples' numbers."""
+        return np.bincount(np.concatenate(batches), minlength=len(self._y))
 
     def losses(self, w: Array, batches: Iterable[Array]) -> Array:
         """L_t(W) of each mini-batch, given by its examples' numbers."""
-        logits = self._logits(w, self._x)
-        top = logits.max(axis=1)
-        each = (
-            top + np.log(np.exp(logits - top[:, None]).sum(axis=1)) - logits[np.arange(len(self._y)), self._y]
-        )
+        each, _ = _cross_entropy(self._logits(w, self._x), self._y)
         penalty = 0.5 * self._l2 * float(w @ w)
         return np.array([each[batch].mean() + penalty for batch in batches])
 
-    def regret(self, losses: Array, batches: Sequence[Array]) -> Regret:
-        """R(T) of a run: its losses, L_t(W_t), against the best parameters for just these batches.
+    def regret(self, steps: Sequence[Step], part: Part) -> dict[str, float]:
+        """R(T) of a run, whose mini-batches follow from any worker's `part`, against the best for just these.
 
-        Args:
-            losses: of shape (T,), each with the penalty at the parameters that it was computed at.
-            batches: the examples' numbers of each mini-batch.
-
-        Raises:
-            InvalidArgument: as `minimum`.
+        By name `steps`: T, `regret`: R(T), `average_regret`, and the `gradient_norm` at W*. Raises as `minimum`.
         """
-        counts = np.bincount(np.concatenate(batches), minlength=len(self._y))
-        found = self.minimum(counts)
-        total = float(np.sum(losses - self.losses(found.w, batches)))
-        return Regret(len(losses), total, total / len(losses), found)
-
-    def regret_of(self, steps: Sequence[Step], part: Part) -> Regret:
-        """`regret` of the steps of a run, whose mini-batches follow from any worker's `part`."""
         batches = [replace(part, rank=s.rank).examples(len(self._y), s.step - 1) for s in steps]
-        return self.regret(np.array([s.loss for s in steps]), batches)
+        best = self.minimum(self.counts(batches))
+        total = float(np.sum(np.array([s.loss for s in steps]) - self.losses(best.w, batches)))
+        return {
+            "steps": len(steps),
+            "regret": total,
+            "average_regret": total / len(steps),
+            "gradient_norm": best.gradient_norm,
+        }
 
     def as_parameters(self, w: Array) -> dict[str, Array]:
         """W by the names and shapes of `networks.Logistic`."""
@@ -139,3 +100,15 @@ class Hindsight:
         named = self.as_parameters(w)
         logits: Array = x @ named["weight"].T + named["bias"]
         return logits
+
+
+def _cross_entropy(logits: Array, y: Array) -> tuple[Array, Array]:
+    """Each example's loss, [examples], and its gradient by the logits, [examples, classes]."""
+    rows = np.arange(len(y))
+    top = logits.max(axis=1, keepdims=True)
+    shifted = np.exp(logits - top)
+    total = shifted.sum(axis=1, keepdims=True)
+    losses = (top + np.log(total))[:, 0] - logits[rows, y]
+    shifted /= total
+    shifted[rows, y] -= 1.0
+    return losses, shifted

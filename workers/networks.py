@@ -1,12 +1,11 @@
 """The networks of the Adam paper, in plain torch.
 
-A further network is one function that makes it, one that counts its parameters, one row in `NETWORKS`, and a recipe in
-`workers.task` that an entry point in pyproject.toml names.
+A further network is a function that makes it, a row in `NETWORKS`, and a recipe in `workers.task` that an entry point
+in pyproject.toml names.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adamserve.errors import InvalidArgument
+from adamserve.errors import InvalidArgument, unknown
 from workers.data.bags import Bags
 
 
@@ -26,33 +25,19 @@ def classified(logits: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     return float(functional.cross_entropy(logits, y, reduction="sum")), right
 
 
-def mean_loss(losses: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The mean of losses that a network works out itself, [batch], without labels."""
-    return losses.mean()
-
-
-def summed(losses: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    """The sum of such losses, and NaN: nothing is classified."""
-    return float(losses.sum()), math.nan
-
-
 @dataclass(frozen=True, slots=True)
 class Network:
     """A network that can be built for a data set.
 
     Attributes:
-        name: as `lookup` knows it.
         make: from the number of features and of classes; draws its weights from torch's generator.
-        parameters: how many parameters that gives.
         make_sparse: the same network for `Bags`, where there is one; it is told too whether gradients are by rows.
         loss: the mean loss of a batch, from the network's outputs and the labels.
         measure: the sum of a batch's losses, and how many examples are classified right, NaN where none is.
         convex: whether its loss on dense examples is convex, and may have a penalty.
     """
 
-    name: str
     make: Callable[[int, int], nn.Module]
-    parameters: Callable[[int, int], int]
     make_sparse: Callable[[int, int, bool], nn.Module] | None = None
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = functional.cross_entropy
     measure: Callable[[torch.Tensor, torch.Tensor], tuple[float, float]] = classified
@@ -60,20 +45,14 @@ class Network:
 
 
 def mlp(features: int, classes: int, *, hidden: int = 1000, dropout: float = 0.5) -> nn.Module:
-    """Two hidden layers of ReLU units with dropout.
+    """Two hidden layers of ReLU units with dropout; takes [batch, features] and gives logits [batch, classes].
 
     The network of Kingma & Ba 2015, section 6.2 (https://arxiv.org/abs/1412.6980). Weights start as He et al.
     2015 (https://arxiv.org/abs/1502.01852) derive for ReLU: normal with variance 2/inputs, biases 0. The
     paper names no dropout rate; 0.5 is the usual one for hidden layers (Srivastava et al. 2014).
 
-    Args:
-        features: inputs; the module takes [batch, features].
-        classes: outputs, as logits [batch, classes].
-        hidden: units of each hidden layer.
-        dropout: share of each hidden layer's units that a training step leaves out, in [0, 1).
-
     Raises:
-        InvalidArgument: a size is below 1, or dropout is out of range.
+        InvalidArgument: a size is below 1, or dropout is not in [0, 1).
     """
     for name, value in (("features", features), ("classes", classes), ("hidden", hidden)):
         if not value >= 1:
@@ -89,44 +68,35 @@ def mlp(features: int, classes: int, *, hidden: int = 1000, dropout: float = 0.5
         dropout2=nn.Dropout(dropout),
         output=nn.Linear(hidden, classes),
     )
-    for layer in layers.values():
-        if isinstance(layer, nn.Linear):
+    return _started(nn.Sequential(layers))
+
+
+def _started(network: nn.Sequential) -> nn.Sequential:
+    """The network with its weights drawn as He et al. say, and biases 0."""
+    for layer in network:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-    return nn.Sequential(layers)
+    return network
 
 
-def mlp_parameters(features: int, classes: int, hidden: int = 1000) -> int:
-    """Weights and biases of `mlp`."""
-    return (features + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * classes
-
-
-class _Image(nn.Module):
-    """Features as images of three channels."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.reshape(len(x), 3, 32, 32)
-
-
-def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: float = 0.5) -> nn.Module:
+def cnn(features: int, classes: int) -> nn.Module:
     """Three stages of 5x5 convolution and 3x3 pooling of stride 2 (64, 64, 128 channels), and 1,000 hidden units.
 
     The network of Kingma & Ba 2015, section 6.3, with ReLU units, and dropout on the input and the fully connected
     layers. The paper names neither padding nor rates: convolutions are padded to keep their size, pooling is not (32,
     15, 7, 3), and the rates are those of Srivastava et al. 2014.
 
-    Args:
-        features: 3,072: three planes of 32 by 32.
-        classes: outputs, as logits [batch, classes].
-        input_dropout, dropout: shares of the inputs, and of the units before each dense layer, that a training step
-            leaves out.
-
     Raises:
-        InvalidArgument: another number of features.
+        InvalidArgument: `features` is not 3,072, three planes of 32 by 32.
     """
     if features != 3 * 32 * 32:
         raise InvalidArgument(f"cnn takes 3072 features, got {features}", field="network", fix="use cifar10")
-    layers: list[tuple[str, nn.Module]] = [("image", _Image()), ("dropout0", nn.Dropout(input_dropout))]
+    layers: list[tuple[str, nn.Module]] = [
+        ("image", nn.Unflatten(1, (3, 32, 32))),
+        ("dropout0", nn.Dropout(0.2)),
+    ]
     channels = 3
     for stage, width in enumerate((64, 64, 128), start=1):
         layers += [
@@ -137,24 +107,13 @@ def cnn(features: int, classes: int, *, input_dropout: float = 0.2, dropout: flo
         channels = width
     layers += [
         ("flat", nn.Flatten()),
-        ("dropout1", nn.Dropout(dropout)),
+        ("dropout1", nn.Dropout(0.5)),
         ("hidden", nn.Linear(channels * 3 * 3, 1000)),
         ("relu4", nn.ReLU()),
-        ("dropout2", nn.Dropout(dropout)),
+        ("dropout2", nn.Dropout(0.5)),
         ("output", nn.Linear(1000, classes)),
     ]
-    for _, layer in layers:
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(OrderedDict(layers))
-
-
-def cnn_parameters(features: int, classes: int) -> int:
-    """Weights and biases of `cnn`."""
-    convolutions = sum((inputs * 25 + 1) * outputs for inputs, outputs in ((3, 64), (64, 64), (64, 128)))
-    return convolutions + (128 * 9 + 1) * 1000 + (1000 + 1) * classes
+    return _started(nn.Sequential(OrderedDict(layers)))
 
 
 KEEP = 0.5
@@ -188,7 +147,7 @@ class BagOfWords(nn.Module):
 class Logistic(nn.Linear):
     """Logistic regression, weights and biases 0 at the start: a convex job.
 
-    The experiment of Kingma & Ba 2015, section 6.1; its loss has a `penalty`.
+    The experiment of Kingma & Ba 2015, section 6.1; its loss may have a penalty.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -197,28 +156,12 @@ class Logistic(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-def penalty(model: nn.Module, l2: float) -> torch.Tensor:
-    """l2/2 |W|^2 over all parameters, what L2 regularisation adds to a loss."""
-    squares = [parameter.square().sum() for parameter in model.parameters()]
-    return 0.5 * l2 * torch.stack(squares).sum()
-
-
-def logreg_parameters(features: int, classes: int) -> int:
-    """Weights and biases of `Logistic`, and of `BagOfWords`."""
-    return (features + 1) * classes
-
-
 class VariationalAutoencoder(nn.Module):
-    """A variational auto-encoder: 500 softplus units each way, 50 Gaussian latent variables, Bernoulli output.
+    """A variational auto-encoder: softplus units each way, Gaussian latent variables, Bernoulli output.
 
     The network of Kingma & Ba 2015, section 6.4, after Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114).
     Features in [0, 1] are taken as the probabilities of a pixel being on. Weights start as Glorot & Bengio 2010 derive,
     biases 0.
-
-    Args:
-        features: inputs.
-        hidden: units of each hidden layer.
-        latent: latent variables.
     """
 
     def __init__(self, features: int, hidden: int = 500, latent: int = 50) -> None:
@@ -244,41 +187,22 @@ class VariationalAutoencoder(nn.Module):
         return bound
 
 
-def vae(features: int, classes: int) -> nn.Module:
-    """The auto-encoder; it takes no notice of classes."""
-    return VariationalAutoencoder(features)
-
-
-def vae_parameters(features: int, classes: int, hidden: int = 500, latent: int = 50) -> int:
-    """Weights and biases of `vae`."""
-    return (
-        (features + 1) * hidden + 2 * (hidden + 1) * latent + (latent + 1) * hidden + (hidden + 1) * features
-    )
-
-
 NETWORKS: Mapping[str, Network] = {
-    network.name: network
-    for network in (
-        Network("mlp", mlp, mlp_parameters),
-        Network("cnn", cnn, cnn_parameters),
-        Network("logreg", Logistic, logreg_parameters, BagOfWords, convex=True),
-        Network("vae", vae, vae_parameters, loss=mean_loss, measure=summed),
-    )
+    "mlp": Network(mlp),
+    "cnn": Network(cnn),
+    "logreg": Network(Logistic, BagOfWords, convex=True),
+    # The auto-encoder works out its losses itself, without labels, and classifies nothing.
+    "vae": Network(
+        lambda features, _: VariationalAutoencoder(features),
+        loss=lambda losses, _: losses.mean(),
+        measure=lambda losses, _: (float(losses.sum()), math.nan),
+    ),
 }
 """Every network by name."""
 
 
 def lookup(name: str) -> Network:
-    """The network of that name.
-
-    Raises:
-        InvalidArgument: there is none.
-    """
-    network = NETWORKS.get(name)
-    if network is None:
-        near = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InvalidArgument(
-            f"there is no network {name!r}", field="network", fix=f"{hint}choose {' or '.join(NETWORKS)}"
-        )
-    return network
+    """The network of that name; an InvalidArgument lists them where there is none."""
+    if name not in NETWORKS:
+        raise unknown("network", name, NETWORKS, field="network")
+    return NETWORKS[name]

@@ -42,8 +42,6 @@ class NetworkTask(Task[Batch]):
     """A network of `workers.networks` on a data set.
 
     Attributes:
-        network: as `networks.lookup` knows it.
-        data: the data set.
         l2: for dense logistic regression, weight of the penalty in its loss.
         counts_regret: for dense logistic regression with `l2`, count the regret: while it runs against the best
             parameters for the training set, and at the end against the best for just the batches seen.
@@ -66,29 +64,24 @@ class NetworkTask(Task[Batch]):
         network = self._network
         if self.data.sparse and network.make_sparse is None:
             able = " or ".join(name for name, other in networks.NETWORKS.items() if other.make_sparse)
-            raise InvalidArgument(
-                f"{self.network} takes no bags of words", field="network", fix=f"choose {able}"
-            )
-        convex = network.convex and not self.data.sparse
-        if self.l2 and not convex:
-            raise InvalidArgument(
-                f"{self.name} has no penalty in its loss", field="l2", fix="use -o l2=... (the rule's)"
-            )
-        if self.counts_regret and not convex:
-            raise InvalidArgument(
-                f"{self.name} has no convex loss", field="regret", fix="use logreg on dense data"
-            )
+            problem = f"{self.network} takes no bags of words"
+            raise InvalidArgument(problem, field="network", fix=f"choose {able}")
+        if self.data.sparse or not network.convex:
+            if self.l2:
+                problem = f"{self.name} has no penalty in its loss"
+                raise InvalidArgument(problem, field="l2", fix="use -o l2=... (the rule's)")
+            if self.counts_regret:
+                problem = f"{self.name} has no convex loss"
+                raise InvalidArgument(problem, field="regret", fix="use logreg on dense data")
         if self.counts_regret:
             has_minimum(self.data, self.l2)
 
     @property
     def name(self) -> str:
-        """As "mlp on digits"."""
         return f"{self.network} on {self.data.name}"
 
     @property
     def examples(self) -> int:
-        """Of the training set."""
         return len(self.data.train_y)
 
     @property
@@ -98,7 +91,6 @@ class NetworkTask(Task[Batch]):
 
     @property
     def lazy(self) -> bool:
-        """As `Task.lazy`."""
         return self.sparse == "lazy"
 
     @property
@@ -107,7 +99,6 @@ class NetworkTask(Task[Batch]):
         return self.data.sparse and self.sparse != "dense"
 
     def model(self) -> nn.Module:
-        """As `Task.model`."""
         features, classes = self.data.features, self.data.classes
         if self.data.sparse:
             assert self._network.make_sparse is not None
@@ -118,35 +109,33 @@ class NetworkTask(Task[Batch]):
 
     def batches(self, part: Part) -> Callable[[int], Batch]:
         """As `Task.batches`; of bags, a step's random part."""
-        y = borrow(self.data.train_y).to(part.device)
-        if isinstance(self.data.train_x, Bags):
-            bags = self.data.train_x
+        x, y = self.data.train_x, borrow(self.data.train_y).to(part.device)
+        dense = None if isinstance(x, Bags) else borrow(x).to(part.device, getattr(torch, self.dtype))
 
-            def thinned(step: int) -> Batch:
-                chosen = part.examples(self.examples, step)
-                random = np.random.default_rng(part.random(step))
-                return Batch(bags[chosen].thinned(networks.KEEP, random), y[torch.from_numpy(chosen)])
+        def batch(step: int) -> Batch:
+            chosen = part.examples(self.examples, step)
+            places = torch.from_numpy(chosen)
+            if dense is not None:
+                return Batch(dense[places], y[places])
+            assert isinstance(x, Bags)
+            random = np.random.default_rng(part.random(step))
+            return Batch(x[chosen].thinned(networks.KEEP, random), y[places])
 
-            return thinned
-        x = borrow(self.data.train_x).to(part.device, getattr(torch, self.dtype))
-
-        def dense(step: int) -> Batch:
-            chosen = torch.from_numpy(part.examples(self.examples, step))
-            return Batch(x[chosen], y[chosen])
-
-        return dense
+        return batch
 
     def rows(self, batch: Batch) -> Mapping[str, Array] | None:
-        """The rows of the words in a batch."""
         if not self.by_rows:
             return None
         assert isinstance(batch.x, Bags)
         return {"weight": np.unique(batch.x.words)}
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy of logits, or what the network itself calls a loss; with the penalty."""
+        """Mean cross-entropy of logits, or what the network itself calls a loss; with the penalty l2/2 |W|^2."""
         loss = self._network.loss(model(batch.x), batch.y)
-        return loss + networks.penalty(model, self.l2) if self.l2 else loss
+        if not self.l2:
+            return loss
+        squares = [parameter.square().sum() for parameter in model.parameters()]
+        return loss + 0.5 * self.l2 * torch.stack(squares).sum()
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """Mean loss and accuracy on the test set, without dropout and penalty.
@@ -157,10 +146,8 @@ class NetworkTask(Task[Batch]):
 
     def summary(self, model: nn.Module) -> Mapping[str, float]:
         """The same on the training set too."""
-        return {
-            **self._measure(model, "train", self.data.train_x, self.data.train_y),
-            **self.evaluate(model),
-        }
+        train = self._measure(model, "train", self.data.train_x, self.data.train_y)
+        return {**train, **self.evaluate(model)}
 
     def comparator(self) -> Mapping[str, Array] | None:
         """The best parameters for the training set."""
@@ -173,15 +160,7 @@ class NetworkTask(Task[Batch]):
         """The regret against the best parameters for just the batches seen."""
         if not self.counts_regret:
             return None
-        if not steps:
-            return {"steps": 0}
-        found = Hindsight(self.data, self.l2).regret_of(steps, part)
-        return {
-            "steps": found.steps,
-            "regret": found.total,
-            "average_regret": found.average,
-            "gradient_norm": found.best.gradient_norm,
-        }
+        return Hindsight(self.data, self.l2).regret(steps, part) if steps else {"steps": 0}
 
     @property
     def _network(self) -> networks.Network:
@@ -206,9 +185,7 @@ class NetworkRecipe:
 
     Attributes:
         network, l2, dtype, sparse: as `NetworkTask`'s; `regret` is its `counts_regret`.
-        dataset: as `datasets.lookup` knows it.
-        data_dir: folder with the data set's files, for data sets that need one.
-        whiten: normalise and whiten the images.
+        dataset, data_dir, whiten: as for `datasets.load`.
     """
 
     network: str
@@ -216,9 +193,9 @@ class NetworkRecipe:
     data_dir: Path | None = None
     whiten: bool = False
     l2: float = 0.0
-    regret: bool = False
     dtype: str = "float32"
     sparse: str = "exact"
+    regret: bool = False
 
     def __post_init__(self) -> None:
         networks.lookup(self.network)
@@ -232,37 +209,22 @@ class NetworkRecipe:
 
     @property
     def label(self) -> str:
-        """As "mlp-digits"."""
         return f"{self.network}-{self.dataset}"
 
     @property
     def counts_regret(self) -> bool:
-        """As asked for."""
         return self.regret
 
     def settings(self) -> Mapping[str, Any]:
         """All but the folder."""
-        return {
-            "network": self.network,
-            "dataset": self.dataset,
-            "whiten": self.whiten,
-            "l2": self.l2,
-            "dtype": self.dtype,
-            "sparse": self.sparse,
-            "regret": self.regret,
-        }
+        return {name: value for name, value in vars(self).items() if name != "data_dir"}
 
     def resumed(self, settings: Mapping[str, Any]) -> Self:
         """The recipe of those settings; what older ones lack has its default."""
         return replace(self, **{name: settings[name] for name in self.settings() if name in settings})
 
     def load(self, progress: Callable[[str], None]) -> NetworkTask:
-        """Load the data set, and whiten it.
-
-        Raises:
-            DataError: its files are missing or damaged; names the file.
-            InvalidArgument: the network or the options do not fit the data.
-        """
+        """Load the data set, and whiten it; raises as `datasets.load` and `NetworkTask`."""
         return NetworkTask(
             network=self.network,
             data=datasets.load(self.dataset, self.data_dir, whiten=self.whiten, progress=progress),

@@ -25,7 +25,7 @@ class Loss(NamedTuple):
 
 @dataclass(slots=True)
 class Account:
-    """A job's losses as they are reported.
+    """A job's losses.
 
     Attributes:
         steps: losses reported together with the comparator's.
@@ -74,21 +74,19 @@ class Account:
         return self.regret / self.steps if self.steps else None
 
 
-def slope(steps: Sequence[float], averages: Sequence[float], *, decades: float = 2.0) -> float:
-    """The exponent of T in R(T)/T: least squares of its logarithm over the last `decades` of T.
+def slope(steps: Sequence[float], averages: Sequence[float]) -> float:
+    """The exponent of T in R(T)/T (the theorem's: -0.5): least squares of its logarithm over the last two decades of T.
 
     Args:
-        steps: T, increasing.
-        averages: R(T)/T, positive over the range fitted.
-        decades: how far back to look; -0.5 is the theorem's exponent.
+        steps, averages: T, increasing, and R(T)/T, positive over the range fitted.
 
     Raises:
         InvalidArgument: fewer than three values in the range, or one that has no logarithm.
     """
     t, r = np.asarray(steps, float), np.asarray(averages, float)
-    last = t >= t[-1] / 10**decades * (1 - 1e-12)
+    last = t >= t[-1] / 100 * (1 - 1e-12)
     if last.sum() < 3:
-        raise InvalidArgument(f"has {int(last.sum())} values in the last {decades:g} decades", field="steps")
+        raise InvalidArgument(f"has {int(last.sum())} values in the last 2 decades", field="steps")
     if not (r[last] > 0).all():
         raise InvalidArgument("is not positive throughout", field="averages")
     return float(np.polyfit(np.log(t[last]), np.log(r[last]), 1)[0])

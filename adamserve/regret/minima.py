@@ -15,21 +15,19 @@ from adamserve.values import Array
 
 @dataclass(frozen=True, slots=True)
 class Minimum:
-    """Where a convex function is least: the point, its value, the gradient's Euclidean norm there, and the work."""
+    """Where a convex function is least: the point, its value, and the gradient's Euclidean norm there."""
 
     w: Array
     value: float
     gradient_norm: float
-    evaluations: int
 
 
 def minimize(
     objective: Callable[[Array], tuple[float, Array]], start: Array, *, gradient_norm: float = 1e-8
 ) -> Minimum:
-    """Minimise a smooth convex function by L-BFGS (scipy), with one thread in BLAS.
+    """Minimise a smooth convex function by L-BFGS (scipy).
 
-    Its threads spin while they wait for each other. On two cores a second one made this three times slower, and beside
-    other work a hundred times.
+    BLAS gets one thread. On two cores a second one made this three times slower, and beside other work a hundred times.
 
     Args:
         objective: value and gradient at a point, in float64.
@@ -43,26 +41,21 @@ def minimize(
     from threadpoolctl import threadpool_limits
 
     point, evaluations = np.asarray(start, np.float64), 0
+    options = {
+        "gtol": gradient_norm / math.sqrt(point.size),
+        "ftol": 0.0,
+        "maxcor": 30,
+        "maxiter": 20_000,
+        "maxfun": 20_000,
+    }
     for _ in range(5):  # again from where a line search gave up: L-BFGS then forgets its curvature
         # What has no minimum runs away.
         with threadpool_limits(limits=1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-            found: Any = scipy_minimize(
-                objective,
-                point,
-                jac=True,
-                method="L-BFGS-B",
-                options={
-                    "gtol": gradient_norm / math.sqrt(point.size),
-                    "ftol": 0.0,
-                    "maxcor": 30,
-                    "maxiter": 20_000,
-                    "maxfun": 20_000,
-                },
-            )
+            found: Any = scipy_minimize(objective, point, jac=True, method="L-BFGS-B", options=options)
             point, evaluations = found.x, evaluations + int(found.nfev)
             norm = float(np.linalg.norm(found.jac))
         if norm <= gradient_norm:
-            return Minimum(point, float(found.fun), norm, evaluations)
+            return Minimum(point, float(found.fun), norm)
     raise InvalidArgument(
         f"{gradient_norm:g} was not reached in {evaluations} evaluations, but {norm:g}",
         field="gradient_norm",

@@ -19,16 +19,14 @@ SNAPSHOTS_PER_DECADE = 8
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """What Theorem 4.1 is about, measured on a run of T updates.
+    """What Theorem 4.1 is about, measured on a run of `steps` updates of `elements` numbers.
 
     Attributes:
-        steps: T.
         D: largest Euclidean distance between parameters of the run, and W*, among those looked at.
         D_inf: largest distance in one element, of all.
         G, G_inf: largest Euclidean and largest max-norm of a gradient.
         roots: sum over elements of sqrt(T v^_T).
         norms: sum over elements of the Euclidean norm of the element's gradients, 1 to T.
-        elements: number of elements.
     """
 
     steps: int
@@ -63,16 +61,11 @@ def adam_bound(rule: Adam, seen: Constants) -> float:
 
 
 def check_theorem(rule: Adam) -> None:
-    """Check that the theorem is about this rule.
-
-    Raises:
-        InvalidArgument: it is not; names the constant.
-    """
+    """Check that the theorem is about this rule; the InvalidArgument names the constant if not."""
     if rule.lr_schedule != "inverse_sqrt":
         raise InvalidArgument("the theorem's rate is lr / sqrt(t)", field="lr_schedule", fix="inverse_sqrt")
     zeros = dict.fromkeys(("lr_decay", "weight_decay", "l2", "eps"), 0.0)
-    wanted = {"bias_correction": True, "amsgrad": False, **zeros}
-    for name, value in wanted.items():
+    for name, value in {"bias_correction": True, "amsgrad": False, **zeros}.items():
         if getattr(rule, name) != value:
             raise InvalidArgument(f"the theorem is about Adam with {value}", field=name)
     if not rule.beta1_decay < 1.0:
@@ -89,12 +82,7 @@ def gamma(rule: Adam) -> float:
 
 
 class Meter:
-    """Watches the parameters and gradients of a run, and measures the theorem's constants.
-
-    Args:
-        rule: the run's.
-        elements: parameters, all tensors together.
-    """
+    """Watches the parameters and gradients of a run, `elements` numbers each, and measures the theorem's constants."""
 
     def __init__(self, rule: Adam, elements: int) -> None:
         self._rule = rule

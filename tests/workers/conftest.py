@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workers.data.fetch import RemoteFile
+from workers.data.cache import RemoteFile
 from workers.data.mnist import FILES
 
 TEST_DATA = Path(os.environ.get("ADAMSERVE_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")

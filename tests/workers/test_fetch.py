@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adamserve.errors import DataError
-from workers.data.fetch import cache_dir, fetch
+from workers.data.cache import cache_dir, fetch
 from workers.data.mnist import FILES
 
 from .conftest import Mirror, described, write

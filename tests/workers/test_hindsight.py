@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,9 +11,17 @@ import torch
 
 from adamserve.errors import InvalidArgument
 from adamserve.train.loop import gradient
+from adamserve.train.task import Part
 from workers.data import Dataset, load
 from workers.hindsight import Hindsight
 from workers.task import Batch, NetworkTask
+
+
+class TakenStep(NamedTuple):
+    rank: int
+    step: int
+    loss: float
+
 
 L2 = 0.01
 RNG = np.random.default_rng(0)
@@ -74,12 +83,14 @@ def test_counts_of_one_are_the_whole_set() -> None:
 
 def test_regret_is_the_sum_of_differences() -> None:
     hindsight = Hindsight(DATA, L2)
-    losses = np.array([1.5, 1.25, 1.0])
-    found = hindsight.regret(losses, BATCHES)
-    least = hindsight.minimum(np.bincount(np.concatenate(BATCHES), minlength=30)).value
-    assert found.steps == 3
-    assert found.total == pytest.approx(losses.sum() - 3 * least, rel=1e-12)
-    assert found.average == pytest.approx(found.total / 3)
+    part = Part(rank=0, workers=2, batch=4, seed=0)
+    steps = [TakenStep(0, 1, 1.5), TakenStep(1, 1, 1.25), TakenStep(0, 2, 1.0)]
+    found = hindsight.regret(steps, part)
+    batches = [replace(part, rank=step.rank).examples(30, step.step - 1) for step in steps]
+    least = hindsight.minimum(np.bincount(np.concatenate(batches), minlength=30)).value
+    assert found["steps"] == 3
+    assert found["regret"] == pytest.approx(3.75 - 3 * least, rel=1e-12)
+    assert found["average_regret"] == pytest.approx(found["regret"] / 3)
 
 
 def test_what_has_no_minimum_is_refused() -> None:

@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pytest
 
 from adamserve import optim, testing
 from adamserve.shard import consistency
+from adamserve.train.record import without_nan
 from tests.browser import visit
 from tests.conftest import Command, Refused
 from tests.workers.conftest import tiny_mnist, write
@@ -30,9 +31,9 @@ from workers.data import load
 from workers.experiments import NAMES, vae
 from workers.experiments import reproduce as reproduction
 from workers.experiments.base import Scale, Settings, relative
-from workers.experiments.catalogue import EXPERIMENTS
-from workers.experiments.comparison import COMPARISONS, STEP, _grown
-from workers.experiments.trial import Data, Result, Trial, kept, read_log
+from workers.experiments.comparison import STEP, _untried
+from workers.experiments.reproduce import COMPARISONS, EXPERIMENTS
+from workers.experiments.trial import Data, Result, Trial, append, mean, read_log
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,14 +41,16 @@ pytestmark = pytest.mark.timeout(600)
 SMOKE = Settings(scale=Scale.smoke, data=False, seeds=1, shards=2, workers=1, consistency=consistency.Async())
 
 
-def reproduce(
-    out: Path, *names: str, settings: Settings = SMOKE, data_dir: Path | None = None
-) -> list[dict[str, Any]]:
+def reproduce(out: Path, *names: str) -> list[dict[str, Any]]:
     """Run experiments, all of them by default, on a service without Ray."""
     return reproduction.reproduce(
-        [EXPERIMENTS[name] for name in names or NAMES],
-        settings,
-        data_dir=data_dir,
+        names or NAMES,
+        scale="smoke",
+        seeds=None,
+        shards=2,
+        workers=1,
+        consistency=consistency.Async(),
+        data_dir=None,
         out=out,
         address=None,
         progress=lambda line: None,
@@ -123,7 +126,7 @@ def test_the_grid_that_chose_the_rates_is_kept(smoke: tuple[Path, list[dict[str,
     by_rule: dict[str, dict[float, float]] = {}
     for key, result in log.items():
         rule = json.loads(key)["rule"]
-        by_rule.setdefault(rule["rule"], {})[rule["lr"]] = result.final
+        by_rule.setdefault(rule["rule"], {})[rule["lr"]] = result["costs"][-1]
     [table] = [rows for title, rows in verdicts[0]["tables"].items() if title.startswith("Final")]
     for label, rate, *_ in table[1:]:
         best = min(by_rule[label], key=lambda lr: by_rule[label][lr])
@@ -287,11 +290,10 @@ def test_what_the_vae_s_claims_make_of_costs(
     size = vae.SIZES[Scale.smoke]
     cells = list(itertools.product(size.beta1, size.beta2, size.rates, (True, False)))
     costs = {cell: (steep if cell[1] == 0.9999 else flat)[not cell[3]] for cell in cells}
-    study = vae.BiasCorrection()
-    assert (study._steep(size, costs).held, study._flat(size, costs).held) == held
+    assert tuple(claim.held for claim in vae.judge(size, costs)) == held
     one = (0.9, 0.99, size.rates[0])
     told = {**costs, (*one, True): math.inf, (*one, False): math.inf}  # is left out, and the others decide
-    assert study._flat(size, told).held == held[1]
+    assert vae.judge(size, told)[1].held == held[1]
 
 
 CLAIMS = [
@@ -315,30 +317,31 @@ def test_what_a_comparison_s_claims_make_of_costs(
     name: str, finals: dict[str, float], held: list[bool]
 ) -> None:
     [comparison] = [each for each in COMPARISONS if each.name == name]
-    assert list(comparison.contenders.keys() - finals.keys()) == []
-    claims = comparison.claims(finals)
+    assert comparison.rules.keys() == finals.keys()
+    claims = comparison.judge(finals)
     assert [claim.held for claim in claims] == held
     assert all(set(claim.numbers) & set(finals) for claim in claims)
 
 
-def test_a_study_is_made_once_for_its_key(tmp_path: Path) -> None:
+def test_a_log_is_read_by_its_keys(tmp_path: Path) -> None:
     log = tmp_path / "folder" / "studies.jsonl"
-    made: list[Result] = []
-
-    def make() -> Result:
-        made.append(Result(costs=(1.0, len(made)), staleness=0.5, seconds=2.0))
-        return made[-1]
-
-    def read(fields: Mapping[str, Any]) -> Result:
-        return Result(**{**fields, "costs": tuple(fields["costs"])})
-
-    first = kept(log, {"seed": 0, "some": (1, 2)}, make, read)
-    assert kept(log, {"some": (1, 2), "seed": 0}, make, read) == first
+    key, other = (json.dumps({"seed": seed, "some": (1, 2)}, sort_keys=True) for seed in (0, 1))
+    assert read_log(log) == {}
+    append(log, key, {"bound": 2.0})
     with log.open("a") as file:
-        file.write('{"key": {"seed": 1, "so')  # as if killed in the middle of a line
-    assert kept(log, {"seed": 1, "some": (1, 2)}, make, read) != first
-    assert kept(log, {"seed": 1, "some": (1, 2)}, make, read) == made[1]
-    assert len(made) == 2
+        file.write('{"trial": {"seed": 1, "so')  # as if killed in the middle of a line
+    assert read_log(log) == {key: {"bound": 2.0}}
+    append(log, other, {"bound": 3.0})
+    assert read_log(log) == {key: {"bound": 2.0}, other: {"bound": 3.0}}
+
+
+def test_a_result_that_diverged_is_read_as_it_was() -> None:
+    good = Result(costs=(1.0, 0.5), staleness=0.5, seconds=2.0, average_regret=0.25)
+    diverged = Result(costs=(1.0, math.inf), staleness=0.5, seconds=2.0)
+    for result in (good, diverged):
+        assert Result.read(json.loads(json.dumps(without_nan(asdict(result))))) == result
+    assert (mean([good, diverged], "seconds"), mean([good, good], "final")) == (2.0, 0.5)
+    assert mean([good, diverged], "final") == mean([good, diverged], "average_regret") == math.inf
 
 
 def trial(**changes: Any) -> Trial:
@@ -367,12 +370,11 @@ def test_a_trial_s_key_is_all_of_it() -> None:
 
 
 def test_the_grid_grows_at_the_edge_that_is_best() -> None:
-    def results(*finals: float) -> dict[float, Result]:
-        return {
-            STEP**i: Result(costs=(9.0, final), staleness=0.0, seconds=1.0) for i, final in enumerate(finals)
-        }
+    def finals(*costs: float) -> dict[float, float]:
+        return {STEP**i: cost for i, cost in enumerate(costs)}
 
-    assert _grown(results(3, 2, 3)) == pytest.approx([1, STEP, STEP**2])
-    assert _grown(results(1, 2, 3)) == pytest.approx([1 / STEP, 1, STEP, STEP**2])
-    assert _grown(results(3, 2, 1)) == pytest.approx([1, STEP, STEP**2, STEP**3])
-    assert _grown(results(math.inf, math.inf, 1)) == pytest.approx([1, STEP, STEP**2, STEP**3])
+    assert _untried(2.0, {}) == pytest.approx([2 / STEP, 2, 2 * STEP])
+    assert _untried(STEP, finals(3, 2, 3)) == []
+    assert _untried(STEP, finals(1, 2, 3)) == pytest.approx([1 / STEP])
+    assert _untried(STEP, finals(3, 2, 1)) == pytest.approx([STEP**3])
+    assert _untried(STEP, finals(math.inf, math.inf, 1)) == pytest.approx([STEP**3])

@@ -1,21 +1,20 @@
 """Data sets by name: `digits`, `digits32` and `zipf` (embedded); `mnist`, `imdb` and `cifar10` (official files).
 
-A further data set is one module with a loader, and one row in `NAMES`. Importing this package loads numpy
-only.
+A further data set is a module with a loader, and a row in `NAMES`. Importing this package loads numpy only.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adamserve.errors import DataError, InvalidArgument
+from adamserve.errors import DataError, unknown
 from workers.data.bags import Bags
 
 Progress = Callable[[str], None]
@@ -45,33 +44,26 @@ class Dataset:
     classes: int
 
     def __post_init__(self) -> None:
+        for problem in self._problems():
+            raise DataError(problem, field=self.name)
+
+    def _problems(self) -> Iterator[str]:
         for part, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
             for array, dtype, rank in ((x, np.float32, 2), (y, np.int64, 1)):
                 if isinstance(array, Bags):
                     continue  # checked when it was made
                 if array.dtype != dtype or array.ndim != rank:
-                    raise DataError(
-                        f"the {part} set has {array.dtype} of rank {array.ndim}, "
-                        f"expected {np.dtype(dtype)} of rank {rank}",
-                        field=self.name,
-                    )
+                    found = f"{array.dtype} of rank {array.ndim}"
+                    yield f"the {part} set has {found}, expected {np.dtype(dtype)} of rank {rank}"
             if len(x) != len(y) or 0 in x.shape:
-                raise DataError(
-                    f"the {part} set has examples of shape {x.shape} and {len(y)} labels", field=self.name
-                )
+                yield f"the {part} set has examples of shape {x.shape} and {len(y)} labels"
             # Both are NaN where any element is.
             if not isinstance(x, Bags) and not (np.isfinite(x.min()) and np.isfinite(x.max())):
-                raise DataError(f"the {part} set's examples are not all finite", field=self.name)
+                yield f"the {part} set's examples are not all finite"
             if y.min() < 0 or y.max() >= self.classes:
-                raise DataError(
-                    f"the {part} set's labels run from {y.min()} to {y.max()}, not 0 to {self.classes - 1}",
-                    field=self.name,
-                )
+                yield f"the {part} set's labels run from {y.min()} to {y.max()}, not 0 to {self.classes - 1}"
         if self.train_x.shape[1] != self.test_x.shape[1]:
-            raise DataError(
-                f"training examples have {self.features} features, test examples {self.test_x.shape[1]}",
-                field=self.name,
-            )
+            yield f"training examples have {self.features} features, test examples {self.test_x.shape[1]}"
 
     def first(self, examples: int | None) -> Dataset:
         """The same with `examples` of the training examples only; None for all.
@@ -80,10 +72,10 @@ class Dataset:
         """
         if examples is None or examples >= len(self.train_y):
             return self
+        chosen: slice | NDArray[np.int64] = slice(examples)
         if (self.train_y[1:] >= self.train_y[:-1]).all():
             chosen = np.linspace(0, len(self.train_y), examples, endpoint=False).astype(np.int64)
-            return replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
-        return replace(self, train_x=self.train_x[:examples], train_y=self.train_y[:examples])
+        return replace(self, train_x=self.train_x[chosen], train_y=self.train_y[chosen])
 
     def digest(self) -> str:
         """SHA-256 over all examples and labels, which tells two parts of one data set apart."""
@@ -105,86 +97,40 @@ class Dataset:
 
 
 def load(
-    name: str, data_dir: Path | None = None, *, whiten: bool = False, progress: Progress | None = None
+    name: str,
+    data_dir: Path | None = None,
+    *,
+    whiten: bool = False,
+    progress: Progress = lambda message: None,
 ) -> Dataset:
     """Load a data set.
 
     Args:
         name: one of `NAMES`.
-        data_dir: folder with its official files; an embedded data set has none and leaves it unread.
-        whiten: normalise contrast and whiten, fitted on the training set (`workers.data.whiten`).
-        progress: told about anything slow; nobody is told where it is None.
+        data_dir: folder with its official files; an embedded data set leaves it unread.
+        whiten: normalise contrast and whiten, as `workers.data.whiten` does.
+        progress: told about anything slow.
 
     Raises:
         InvalidArgument: there is no data set of that name.
         DataError: its files are missing or damaged; names the file.
     """
-    data = lookup(name)(data_dir, progress or (lambda message: None))
+    data = lookup(name)(data_dir, progress=progress)
     if whiten:
         from workers.data.whiten import whitened
 
-        data = whitened(data, progress=progress or (lambda message: None))
+        data = whitened(data, progress=progress)
     return data
 
 
-def lookup(name: str) -> Callable[[Path | None, Progress], Dataset]:
-    """The loader of the data set of that name.
-
-    Raises:
-        InvalidArgument: there is none.
-    """
-    loader = NAMES.get(name)
-    if loader is None:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InvalidArgument(
-            f"there is no data set {name!r}", field="dataset", fix=f"{hint}choose {' or '.join(NAMES)}"
-        )
+def lookup(name: str) -> Callable[..., Dataset]:
+    """The data set's loader, which takes the folder, and `progress` by keyword; an InvalidArgument if there is none."""
+    if name not in NAMES:
+        raise unknown("data set", name, NAMES, field="dataset")
+    module = import_module(f"{__name__}.{name.rstrip('0123456789')}")
+    loader: Callable[..., Dataset] = getattr(module, f"load_{name}")
     return loader
 
 
-def _digits(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.digits import load_digits
-
-    return load_digits()
-
-
-def _digits32(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.digits import load_digits32
-
-    return load_digits32()
-
-
-def _mnist(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.mnist import load_mnist
-
-    return load_mnist(data_dir, progress=progress)
-
-
-def _imdb(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.imdb import load_imdb
-
-    return load_imdb(data_dir, progress=progress)
-
-
-def _cifar10(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.cifar import load_cifar10
-
-    return load_cifar10(data_dir, progress=progress)
-
-
-def _zipf(data_dir: Path | None, progress: Progress) -> Dataset:
-    from workers.data.zipf import load_zipf
-
-    return load_zipf()
-
-
-NAMES: Mapping[str, Callable[[Path | None, Progress], Dataset]] = {
-    "digits": _digits,
-    "digits32": _digits32,
-    "mnist": _mnist,
-    "imdb": _imdb,
-    "cifar10": _cifar10,
-    "zipf": _zipf,
-}
-"""Every data set's loader."""
+NAMES = ("digits", "digits32", "mnist", "imdb", "cifar10", "zipf")
+"""Every data set; `load_NAME` loads it, in the module here that is called so too, without the number."""

@@ -6,6 +6,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html: 60,000 colour images of 32 by 32 in
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,17 @@ from numpy.typing import NDArray
 from adamserve.errors import DataError
 from workers.data import Dataset, Progress
 
-SIDE, CHANNELS = 32, 3
-FEATURES = CHANNELS * SIDE * SIDE
+FEATURES = 3 * 32 * 32
 RECORD = 1 + FEATURES
 BINARY, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 FIX = f"give --data-dir a folder that holds {BINARY} or {PYTHON}, unpacked"
 
 _ALLOWED = {
-    (module, name)
-    for package in ("numpy.core", "numpy._core")
-    for module, name in ((f"{package}.multiarray", "_reconstruct"), (f"{package}.multiarray", "scalar"))
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+    *(("numpy.core.multiarray", name) for name in ("_reconstruct", "scalar")),
+    *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
+    *(("numpy", name) for name in ("ndarray", "dtype")),
+    ("_codecs", "encode"),
+}
 
 
 def load_cifar10(data_dir: Path | None, *, progress: Progress = lambda message: None) -> Dataset:
@@ -48,7 +49,10 @@ def load_cifar10(data_dir: Path | None, *, progress: Progress = lambda message: 
         batches = []
         for path in paths:
             progress(f"reading {path.name}")
-            batches.append(_binary(path) if suffix else _python(path))
+            try:
+                batches.append(_binary(path) if suffix else _python(path))
+            except OSError as error:
+                raise DataError(f"cannot be read: {error.strerror}", field=str(path)) from None
         pixels, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
         parts += [np.divide(pixels, 255, dtype=np.float32), labels.astype(np.int64)]
     train_x, train_y, test_x, test_y = parts
@@ -68,48 +72,39 @@ def _find(data_dir: Path | None) -> tuple[Path, str]:
 
 def _binary(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A binary batch: records of one label byte and 3,072 pixel bytes."""
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", field=str(path)) from None
+    data = np.fromfile(path, np.uint8)
     rest = data.size % RECORD
     if rest or not data.size:
-        raise DataError(
-            f"at byte {data.size}: expected a record of {RECORD} bytes, found the end of the file after {rest}",
-            field=str(path),
-            fix="fetch the file again",
-        )
+        found = f"the end of the file after {rest}"
+        problem = f"at byte {data.size}: expected a record of {RECORD} bytes, found {found}"
+        raise DataError(problem, field=str(path), fix="fetch the file again")
     records = data.reshape(-1, RECORD)
-    return records[:, 1:], _labels(path, records[:, 0], lambda at: at * RECORD)
+    return records[:, 1:], _labels(path, records[:, 0], lambda at: f"at byte {at * RECORD}")
 
 
 def _python(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A python batch: a pickled dictionary, of which nothing but numbers, texts and arrays is made."""
-    try:
-        with path.open("rb") as file:
-            try:
-                found = _Plain(file, encoding="bytes").load()
-                pixels, labels = found[b"data"], np.asarray(found[b"labels"])
-            except Exception as error:  # whatever a damaged pickle makes of itself
-                where = f"at or before byte {file.tell()}"
-                raise DataError(f"{where}: cannot be read: {error!r}", field=str(path)) from None
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", field=str(path)) from None
+    with path.open("rb") as file:
+        try:
+            found = _Plain(file, encoding="bytes").load()
+            pixels, labels = found[b"data"], np.asarray(found[b"labels"])
+        except Exception as error:  # whatever a damaged pickle makes of itself
+            where = f"at or before byte {file.tell()}"
+            raise DataError(f"{where}: cannot be read: {error!r}", field=str(path)) from None
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (FEATURES,):
         raise DataError(f"holds no images of {FEATURES} bytes", field=str(path))
     if labels.shape != (len(pixels),) or not len(pixels):
         raise DataError(f"has {len(pixels)} images and labels of shape {labels.shape}", field=str(path))
-    return pixels, _labels(path, labels, None)
+    return pixels, _labels(path, labels, lambda at: f"image {at}")
 
 
-def _labels(path: Path, labels: NDArray[Any], byte_of: Any) -> NDArray[np.uint8]:
+def _labels(path: Path, labels: NDArray[Any], where: Callable[[int], str]) -> NDArray[np.uint8]:
     if labels.dtype.kind not in "iu":
         raise DataError(f"has labels of {labels.dtype}, expected whole numbers", field=str(path))
     bad = np.flatnonzero((labels < 0) | (labels > 9))
     if bad.size:
         at = int(bad[0])
-        where = f"at byte {byte_of(at)}" if byte_of else f"image {at}"
-        raise DataError(f"{where}: expected a label from 0 to 9, found {labels[at]}", field=str(path))
+        raise DataError(f"{where(at)}: expected a label from 0 to 9, found {labels[at]}", field=str(path))
     return labels.astype(np.uint8)
 
 

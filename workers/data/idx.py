@@ -18,13 +18,9 @@ from numpy.typing import NDArray
 
 from adamserve.errors import DataError
 
-UBYTE = 0x08
-"""Type code of unsigned bytes, the only one that MNIST uses."""
-
 MAX_RANK = 4
 """Most dimensions read: images, rows, columns, channels."""
 
-GZIP_MAGIC = b"\x1f\x8b"
 CHUNK_BYTES = 1 << 20
 
 
@@ -37,13 +33,12 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         An array of the shape in the header, 1 to `MAX_RANK` dimensions, none of them 0; the caller's own.
 
     Raises:
-        DataError: the file cannot be read, or is not exactly one IDX array. Names the file, what was expected
-            and what was found, and the byte offset: in the unpacked data, or in the file itself where gzip is
-            at fault.
+        DataError: the file cannot be read, or is not exactly one IDX array. Names what was expected and found, and the
+            byte: of the unpacked data, or of the file where gzip is at fault.
     """
     try:
         with path.open("rb") as file:
-            if file.peek(2)[:2] != GZIP_MAGIC:
+            if file.peek(2)[:2] != b"\x1f\x8b":
                 return _parse(file, path)
             try:
                 with gzip.GzipFile(fileobj=file) as unpacked:
@@ -53,9 +48,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             except (gzip.BadGzipFile, zlib.error) as error:
                 raise _bad(path, f"at or before byte {file.tell()}", "sound gzip data", str(error)) from None
     except OSError as error:
-        raise DataError(
-            f"cannot be read: {error.strerror or error}", field=str(path), fix="give a file that can be read"
-        ) from None
+        problem = f"cannot be read: {error.strerror or error}"
+        raise DataError(problem, field=str(path), fix="give a file that can be read") from None
 
 
 def _parse(stream: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
@@ -65,8 +59,8 @@ def _parse(stream: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
     zero, code, rank = struct.unpack(">HBB", magic)
     if zero != 0:
         raise _bad(path, "at byte 0", "an IDX file's two zero bytes", f"0x{magic[:2].hex()}")
-    if code != UBYTE:
-        raise _bad(path, "at byte 2", f"type code 0x{UBYTE:02x} (unsigned bytes)", f"0x{code:02x}")
+    if code != 0x08:  # the only one that MNIST uses
+        raise _bad(path, "at byte 2", "type code 0x08 (unsigned bytes)", f"0x{code:02x}")
     if not 1 <= rank <= MAX_RANK:
         raise _bad(path, "at byte 3", f"1 to {MAX_RANK} dimensions", str(rank))
     start = 4 + 4 * rank
@@ -89,6 +83,5 @@ def _parse(stream: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
 
 
 def _bad(path: Path, where: str, expected: str, found: str) -> DataError:
-    return DataError(
-        f"{where}: expected {expected}, found {found}", field=str(path), fix="fetch the file again"
-    )
+    problem = f"{where}: expected {expected}, found {found}"
+    return DataError(problem, field=str(path), fix="fetch the file again")

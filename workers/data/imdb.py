@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adamserve.errors import DataError
-from workers.data import Dataset, Progress, cache
+from workers.data import Dataset, Progress
 from workers.data.bags import Bags
-from workers.data.fetch import cache_dir
+from workers.data.cache import Arrays, kept
 
 ARCHIVE = "aclImdb_v1.tar.gz"
 FOLDER = "aclImdb"
@@ -58,16 +57,10 @@ def load_imdb(
             rating; or a part of the data set is empty. Names the file, and the byte where there is one.
     """
     source = _find(data_dir)
-    kept = cache_dir() / "data" / "imdb" / f"{_digest(source, words)}.npz"
-    found = cache.read(kept)
-    if found is not None:
-        try:
-            return _dataset(found, words)
-        except (KeyError, DataError):
-            pass  # something else: make it again
-    arrays = _read(source, words, progress)
-    cache.keep(kept, arrays, progress)
-    return _dataset(arrays, words)
+    digest = _digest(source, words)
+    return kept(
+        "imdb", digest, lambda: _read(source, words, progress), lambda found: _dataset(found, words), progress
+    )
 
 
 def _find(data_dir: Path | None) -> Path:
@@ -86,8 +79,7 @@ def _digest(source: Path, words: int) -> str:
     found = hashlib.sha256(f"{VERSION} {words} ".encode())
     if source.is_file():
         with source.open("rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
+            found.update(hashlib.file_digest(file, "sha256").digest())
     else:
         for name, content in _reviews(source):
             found.update(f"{name} {len(content)} ".encode())
@@ -127,7 +119,7 @@ def _text(path: str, content: bytes) -> str:
         raise DataError(f"at byte {error.start}: expected UTF-8, found {found}", field=path) from None
 
 
-def _read(source: Path, words: int, progress: Progress) -> dict[str, NDArray[np.generic]]:
+def _read(source: Path, words: int, progress: Progress) -> Arrays:
     """Tokenise everything; the order of the examples is that of their names."""
     reviews: dict[tuple[str, str], list[tuple[str, set[str]]]] = {}
     frequency: Counter[str] = Counter()
@@ -147,7 +139,7 @@ def _read(source: Path, words: int, progress: Progress) -> dict[str, NDArray[np.
     # Ties are broken by the word itself, so that the order of files does not matter.
     best = sorted(frequency.items(), key=lambda pair: (-pair[1], pair[0]))[:words]
     numbers = {word: number for number, (word, _) in enumerate(best)}
-    arrays: dict[str, NDArray[np.generic]] = {}
+    arrays: Arrays = {}
     for part in ("train", "test"):
         bags, labels = [], []
         for label in ("neg", "pos"):
@@ -162,7 +154,8 @@ def _read(source: Path, words: int, progress: Progress) -> dict[str, NDArray[np.
     return arrays
 
 
-def _dataset(arrays: dict[str, NDArray[np.generic]], words: int) -> Dataset:
-    parts = [Bags(arrays[f"{p}_starts"], arrays[f"{p}_words"], words) for p in ("train", "test")]  # type: ignore[arg-type]
-    train_y, test_y = arrays["train_labels"], arrays["test_labels"]
-    return Dataset("imdb", parts[0], train_y, parts[1], test_y, classes=2)  # type: ignore[arg-type]
+def _dataset(arrays: Arrays, words: int) -> Dataset:
+    train, test = (
+        Bags(arrays[f"{part}_starts"], arrays[f"{part}_words"], words) for part in ("train", "test")
+    )
+    return Dataset("imdb", train, arrays["train_labels"], test, arrays["test_labels"], classes=2)

@@ -10,28 +10,19 @@ from numpy.typing import NDArray
 
 from adamserve.errors import DataError
 from workers.data import Dataset, Progress
-from workers.data.fetch import RemoteFile, cache_dir, fetch
+from workers.data.cache import RemoteFile, cache_dir, fetch
 from workers.data.idx import read_idx
 
-FILES = (
-    RemoteFile(
-        "train-images-idx3-ubyte.gz",
-        9912422,
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-    ),
-    RemoteFile(
-        "train-labels-idx1-ubyte.gz",
-        28881,
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-    ),
-    RemoteFile(
-        "t10k-images-idx3-ubyte.gz",
-        1648877,
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    ),
-    RemoteFile(
-        "t10k-labels-idx1-ubyte.gz", 4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
-    ),
+_PUBLISHED = """
+train-images-idx3-ubyte.gz 9912422 440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609
+train-labels-idx1-ubyte.gz 28881 3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c
+t10k-images-idx3-ubyte.gz 1648877 8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6
+t10k-labels-idx1-ubyte.gz 4542 f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6
+"""
+
+FILES = tuple(
+    RemoteFile(name, int(nbytes), sha256)
+    for name, nbytes, sha256 in map(str.split, _PUBLISHED.strip().splitlines())
 )
 """The official files: training images and labels, test images and labels."""
 
@@ -40,9 +31,6 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 """Where the files are fetched from, in this order."""
-
-SIDE = 28
-"""Pixels along an image's edge."""
 
 FIX = "give --data-dir a folder with the four official MNIST files"
 
@@ -57,24 +45,20 @@ def load_mnist(
     """Load MNIST, pixels scaled to [0, 1], 784 features (28 rows of 28).
 
     Args:
-        data_dir: folder with the four files, gzipped or not, of all MNIST or a part in the same format; None
-            takes the cache's `data/mnist`, and fills it from the network.
+        data_dir: folder with the four files, gzipped or not, of all MNIST or a part in the same format; None takes the
+            cache's `data/mnist`, and fills it from the network.
         progress: told what is fetched.
-        mirrors: base URLs to fetch from, each with a final slash.
-        files: what to fetch, in the order of `FILES`.
+        mirrors, files: where to fetch what.
 
     Raises:
-        DataError: a file is missing, cannot be fetched, is damaged, or does not fit the others; names the
-            file or the folder.
+        DataError: a file is missing, cannot be fetched, is damaged, or does not fit the others; names it or the folder.
     """
     if data_dir is None:
         folder = cache_dir() / "data" / "mnist"
         paths = [fetch(file, folder, mirrors, progress=progress, fix=FIX) for file in files]
     else:
         paths = [_find(data_dir, file.name) for file in files]
-    train_x, train_y = _pair(paths[0], paths[1])
-    test_x, test_y = _pair(paths[2], paths[3])
-    return Dataset("mnist", train_x, train_y, test_x, test_y, classes=10)
+    return Dataset("mnist", *_pair(*paths[:2]), *_pair(*paths[2:]), classes=10)
 
 
 def _find(folder: Path, packed: str) -> Path:
@@ -91,15 +75,11 @@ def _find(folder: Path, packed: str) -> Path:
 def _pair(images: Path, labels: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Images as rows and their labels, checked against each other."""
     x, y = read_idx(images), read_idx(labels)
-    if x.ndim != 3 or x.shape[1:] != (SIDE, SIDE):
-        raise DataError(
-            f"expected images of {SIDE}x{SIDE}, found an array of shape {x.shape}", field=str(images)
-        )
+    if x.ndim != 3 or x.shape[1:] != (28, 28):
+        raise DataError(f"expected images of 28x28, found an array of shape {x.shape}", field=str(images))
     if y.ndim != 1 or len(y) != len(x):
-        raise DataError(
-            f"expected {len(x)} labels, one an image of {images.name}, found an array of shape {y.shape}",
-            field=str(labels),
-        )
+        expected = f"{len(x)} labels, one an image of {images.name}"
+        raise DataError(f"expected {expected}, found an array of shape {y.shape}", field=str(labels))
     if y.max() > 9:
         at = int((y > 9).argmax())
         raise DataError(f"at byte {8 + at}: expected a label from 0 to 9, found {y[at]}", field=str(labels))

@@ -1,68 +1,31 @@
-"""Streams of convex losses whose best parameters are known in closed form, for the study of regret."""
+"""Streams of convex losses L_1, L_2, ... of parameters w in float64, for the study of regret.
+
+Each has a `start`, where training begins, and in closed form `best`: W*, where the sum of the first losses is least.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
-
 import numpy as np
 
-from adamserve.errors import InvalidArgument
 from adamserve.values import Array
 
 
-class Stream(Protocol):
-    """Losses L_1, L_2, ... of parameters of shape (elements,), in float64."""
-
-    @property
-    def elements(self) -> int: ...
-
-    @property
-    def start(self) -> Array:
-        """Where training begins."""
-
-    def loss(self, t: int, w: Array) -> float:
-        """L_t(w), t from 1."""
-
-    def gradient(self, t: int, w: Array) -> Array:
-        """The gradient of L_t at w."""
-
-    def best(self, steps: int) -> Array:
-        """W*: where the sum of L_1 to L_steps is least."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Quadratic:
-    """L_t(w) = 1/2 sum_i a_i (w_i - c_ti)^2: noisy targets c_t around 1, curvatures a_i from 1 down to 1/`condition`.
+    """L_t(w) = 1/2 sum_i a_i (w_i - c_ti)^2: noisy targets c_t around 1, curvatures a_i from 1 down to 1/100."""
 
-    Attributes:
-        elements: parameters.
-        condition: largest curvature over smallest.
-        seed: of the targets.
-    """
+    curvatures = np.geomspace(1.0, 0.01, 10)
+    start = np.zeros(10)
 
-    elements: int = 10
-    condition: float = 100.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.elements >= 1:
-            raise InvalidArgument(f"must be at least 1, got {self.elements}", field="elements")
-        if not 1 <= self.condition < float("inf"):
-            raise InvalidArgument(f"must be at least 1, got {self.condition}", field="condition")
-
-    @property
-    def start(self) -> Array:
-        """Zeros."""
-        return np.zeros(self.elements)
+    def target(self, t: int) -> Array:
+        """c_t, t from 1."""
+        return 1.0 + np.random.default_rng((0, t)).standard_normal(10)
 
     def loss(self, t: int, w: Array) -> float:
         """L_t(w)."""
         return float(0.5 * self.curvatures @ np.square(w - self.target(t)))
 
     def gradient(self, t: int, w: Array) -> Array:
-        """a (w - c_t)."""
+        """The gradient of L_t at w."""
         gradient: Array = self.curvatures * (w - self.target(t))
         return gradient
 
@@ -71,17 +34,7 @@ class Quadratic:
         mean: Array = np.mean([self.target(t) for t in range(1, steps + 1)], axis=0)
         return mean
 
-    @property
-    def curvatures(self) -> Array:
-        """a."""
-        return np.geomspace(1.0, 1.0 / self.condition, self.elements)
 
-    def target(self, t: int) -> Array:
-        """c_t."""
-        return 1.0 + np.random.default_rng((self.seed, t)).standard_normal(self.elements)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Alternating:
     """L_t(w) = C w at every third step, from the first, and -w at the others, on the interval [-1, 1].
 
@@ -91,24 +44,14 @@ class Alternating:
     steps.
     """
 
-    C: float = 5.0
+    C = 5.0
+    start = np.ones(1)
 
-    def __post_init__(self) -> None:
-        if not 2 < self.C < float("inf"):
-            raise InvalidArgument(f"must be above 2, got {self.C}", field="C")
-
-    @property
-    def elements(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def start(self) -> Array:
-        """+1, where the theorem begins."""
-        return np.ones(1)
+    limit = 2.0 * (C - 2.0) / 3.0
+    """The average regret of whoever stays at +1."""
 
     def loss(self, t: int, w: Array) -> float:
-        """L_t(w)."""
+        """L_t(w), t from 1."""
         return float(self.gradient(t, w)[0] * w[0])
 
     def gradient(self, t: int, w: Array) -> Array:
@@ -119,11 +62,5 @@ class Alternating:
         """-1, the end of the interval, at which the steep losses are least."""
         return np.array([-1.0])
 
-    @property
-    def limit(self) -> float:
-        """The average regret of whoever stays at +1."""
-        return 2.0 * (self.C - 2.0) / 3.0
 
-
-STREAMS: Mapping[str, type[Stream]] = {"quadratic": Quadratic, "online-convex": Alternating}
-"""Every stream by name."""
+Stream = Quadratic | Alternating

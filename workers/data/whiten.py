@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamserve.errors import InvalidArgument
-from workers.data import Dataset, Progress, cache
+from workers.data import Dataset, Progress
 from workers.data.bags import Bags
-from workers.data.fetch import cache_dir
+from workers.data.cache import Arrays, kept
 
 Images = NDArray[np.float32]
 
@@ -46,22 +46,16 @@ def fit(x: Images) -> tuple[Images, Images]:
 
 
 def whitened(data: Dataset, *, progress: Progress = lambda message: None) -> Dataset:
-    """The data set normalised and whitened by its training set; the matrix is kept in the cache by that set's hash.
-
-    Raises:
-        InvalidArgument: the examples are bags of words.
-    """
+    """The data set normalised and whitened by its training set; the matrix is kept in the cache by that set's hash."""
     if isinstance(data.train_x, Bags) or isinstance(data.test_x, Bags):
         raise InvalidArgument(f"{data.name} holds bags of words, not images", field="whiten")
     train, test = contrast_normalised(data.train_x), contrast_normalised(data.test_x)
     digest = hashlib.sha256(train.tobytes() + repr((train.shape, EPSILON)).encode()).hexdigest()
-    kept = cache_dir() / "data" / "whitening" / f"{digest}.npz"
-    found = cache.read(kept)
-    if found is not None and {"mean", "matrix"} <= found.keys():
-        mean, matrix = found["mean"], found["matrix"]
-    else:
+
+    def made() -> Arrays:
         progress(f"fitting the whitening of {train.shape[1]} features")
-        mean, matrix = fit(train)
-        cache.keep(kept, {"mean": mean, "matrix": matrix}, progress)
+        return dict(zip(("mean", "matrix"), fit(train), strict=True))
+
+    mean, matrix = kept("whitening", digest, made, lambda found: (found["mean"], found["matrix"]), progress)
     train, test = (np.asarray((x - mean) @ matrix, np.float32) for x in (train, test))
     return replace(data, train_x=train, test_x=test)

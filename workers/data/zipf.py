@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.data import Dataset
+from workers.data import Dataset, Progress
 from workers.data.bags import Bags
 
 WORDS, TRAIN, TEST = 2000, 4000, 1000
@@ -14,8 +16,12 @@ LENGTH = 80
 
 SEED = 20151018
 
+_COUNTS = 1.0 / np.arange(1, WORDS + 1)
+_FREQUENCIES: NDArray[np.float64] = _COUNTS / _COUNTS.sum()
+"""The chance of each word at each draw."""
 
-def load_zipf() -> Dataset:
+
+def load_zipf(data_dir: Path | None = None, *, progress: Progress = lambda message: None) -> Dataset:
     """A sparse classification problem that needs no files; the same at every call.
 
     Word k is drawn with probability proportional to 1/(k + 1). Each word has a weight, drawn once from a normal
@@ -30,19 +36,12 @@ def load_zipf() -> Dataset:
 def separator() -> tuple[NDArray[np.float64], float]:
     """The words' weights, [words], and the sum of an example's weights at which its label changes."""
     weights = np.random.default_rng(SEED).standard_normal(WORDS)
-    return weights, float(weights @ (1.0 - (1.0 - _frequencies()) ** LENGTH))
-
-
-def _frequencies() -> NDArray[np.float64]:
-    """The chance of each word at each draw."""
-    counts = 1.0 / np.arange(1, WORDS + 1)
-    frequencies: NDArray[np.float64] = counts / counts.sum()
-    return frequencies
+    return weights, float(weights @ (1.0 - (1.0 - _FREQUENCIES) ** LENGTH))
 
 
 def _draw(random: np.random.Generator) -> tuple[Bags, NDArray[np.int64]]:
     weights, border = separator()
-    cumulative = np.cumsum(_frequencies())
+    cumulative = np.cumsum(_FREQUENCIES)
     margin = 0.1 * np.sqrt(LENGTH)
     bags: list[NDArray[np.int32]] = []
     labels: list[bool] = []

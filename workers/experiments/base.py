@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from adamserve.shard.consistency import Consistency
 from workers.data import Dataset
 from workers.experiments.lab import Lab
-from workers.experiments.trial import Data
+from workers.experiments.trial import Data, Trial
 
 
 class Scale(StrEnum):
@@ -23,19 +23,23 @@ class Scale(StrEnum):
     full = "full"
 
 
-SEEDS: Mapping[Scale, int] = {Scale.smoke: 1, Scale.cpu: 3, Scale.full: 5}
+Size = TypeVar("Size")
+
+
+def by_scale(smoke: Size, cpu: Size, full: Size) -> Mapping[Scale, Size]:
+    """What an experiment takes at each scale."""
+    return {Scale.smoke: smoke, Scale.cpu: cpu, Scale.full: full}
+
+
+SEEDS = by_scale(1, 3, 5)
 """Seeds that each scale takes where none are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a person chose.
+    """What a person chose: how much to run, with how many seeds, and every training's shards, workers and consistency.
 
-    Attributes:
-        scale: how much to run.
-        data: whether the data sets' files are at hand; embedded stand-ins take their places otherwise.
-        seeds: how many seeds.
-        shards, workers, consistency: of every training.
+    `data` says whether the data sets' files are at hand; embedded stand-ins take their places otherwise.
     """
 
     scale: Scale
@@ -47,26 +51,17 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """For the verdict, and to tell whether a folder holds the same."""
-        return {
-            "scale": str(self.scale),
-            "data": "files" if self.data else "stand-ins",
-            "seeds": self.seeds,
-            "shards": self.shards,
-            "workers": self.workers,
-            "consistency": str(self.consistency),
-        }
+        words = {"data": "files" if self.data else "stand-ins", "consistency": str(self.consistency)}
+        return {**vars(self), **words}
+
+    def choose(self, files: str, stand_in: str, *, examples: int | None = None, whiten: bool = False) -> Data:
+        """A data set with the files at hand, whitened if asked for, and its stand-in, never whitened, without."""
+        return Data(name=files if self.data else stand_in, examples=examples, whiten=whiten and self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something that the slides or the paper say, and whether it held here.
-
-    Attributes:
-        text: the claim, with its threshold.
-        source: where it is from.
-        numbers: what it was decided by.
-        held: whether it held.
-    """
+    """Something that the slides or the paper say, with its threshold; what it was decided by, and whether it held."""
 
     text: str
     source: str
@@ -79,11 +74,9 @@ class Findings:
     """What came of an experiment.
 
     Attributes:
-        claims: what was claimed and what was found.
         figures: files drawn, PNG with an SVG of the same name beside it.
         tables: title -> rows, the first one a heading.
-        what: the data, network and sizes, in words.
-        differs: what is not as in the paper.
+        what, differs: the data, network and sizes, in words; and what is not as in the paper.
         used: settings that the experiment has of its own, in place of those that a person chose.
     """
 
@@ -91,26 +84,21 @@ class Findings:
     figures: Sequence[str]
     tables: Mapping[str, Sequence[Sequence[str]]]
     what: Sequence[str]
-    differs: Sequence[str] = field(default_factory=tuple)
+    differs: Sequence[str] = ()
     used: Mapping[str, str] = field(default_factory=dict)
 
 
-class Experiment(Protocol):
-    """One of the paper's experiments."""
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One of the paper's experiments: what it trains on, and what runs it.
 
-    @property
-    def name(self) -> str:
-        """As the command line knows it."""
+    `run` runs what the folder's logs do not hold yet, and draws the figures into the folder.
+    """
 
-    @property
-    def title(self) -> str:
-        """For people."""
-
-    def needs(self, settings: Settings) -> Data:
-        """What it trains on."""
-
-    def run(self, lab: Lab, settings: Settings, folder: Path) -> Findings:
-        """Run it, or what of it the folder's log does not hold yet, and draw its figures into the folder."""
+    name: str
+    title: str
+    needs: Callable[[Settings], Data]
+    run: Callable[[Lab, Settings, Path], Findings]
 
 
 OFFICIAL: Mapping[str, int] = {"mnist": 60_000, "imdb": 25_000, "cifar10": 50_000}
@@ -136,3 +124,12 @@ def relative(a: float, b: float) -> float:
 def counted(number: int, noun: str) -> str:
     """A number of things, in words."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def described(trial: Trial, data: Dataset, settings: Settings) -> str:
+    """What an experiment's trainings are, in words."""
+    return (
+        f"{trial.network} on {len(data.train_y)} examples of {data.name}"
+        f"{', whitened' if trial.data.whiten else ''}, mini-batches of {trial.batch}, {trial.epochs} epochs,"
+        f" {counted(settings.seeds, 'seed')}."
+    )

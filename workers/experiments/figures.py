@@ -8,25 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = (
-    "tab:purple",
-    "tab:green",
-    "tab:blue",
-    "tab:red",
-    "tab:orange",
-    "tab:brown",
-    "tab:gray",
-    "tab:pink",
-)
+COLOURS = [
+    f"tab:{colour}" for colour in ("purple", "green", "blue", "red", "orange", "brown", "gray", "pink")
+]
 
 
-def grid(rows: int, columns: int, *, width: float = 7.0, height: float = 4.5) -> tuple[Any, Any]:
+def grid(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
     """A figure and its [rows, columns] axes; drawn without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -41,20 +32,12 @@ def save(figure: Any, folder: Path, name: str) -> str:
     return f"{name}.png"
 
 
-def curves(
-    folder: Path,
-    name: str,
-    series: Mapping[str, Sequence[Sequence[float]]],
-    *,
-    title: str,
-    y: str = "training cost",
-) -> str:
+def curves(folder: Path, name: str, series: Mapping[str, Sequence[Sequence[float]]], *, title: str) -> str:
     """Training cost against epochs, the paper's form: a line a rule (mean of its seeds), a band from least to most.
 
-    Args:
-        series: by label, for each seed the cost of each epoch.
+    `series` has by label, for each seed, the cost of each epoch.
     """
-    figure, [[axes]] = grid(1, 1)
+    figure, [[axes]] = grid(1, 1, width=7.0, height=4.5)
     for (label, runs), colour in zip(series.items(), COLOURS, strict=False):
         columns = list(zip(*runs, strict=True))
         epochs = [e for e, column in enumerate(columns, 1) if all(map(math.isfinite, column))]
@@ -64,7 +47,7 @@ def curves(
             axes.fill_between(
                 epochs, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2
             )
-    axes.set(xlabel="passes over the training set", ylabel=y, title=title, yscale="log")
+    axes.set(xlabel="passes over the training set", ylabel="training cost", title=title, yscale="log")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return save(figure, folder, name)
@@ -76,6 +59,8 @@ def table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def shown(value: float) -> str:
-    """A number for a table: four digits, or in words where there is none."""
-    return f"{value:.4g}" if math.isfinite(value) else "diverged"
+def shown(value: Any) -> str:
+    """A number for people: four digits, or in words where there is none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "diverged"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
