@@ -17,6 +17,7 @@ from adamserve.errors import CheckpointError
 from adamserve.shard.sparse import in_order
 from adamserve.values import (
     Array,
+    Constants,
     Outcome,
     PusherState,
     Receipt,
@@ -46,6 +47,7 @@ def write_shard(folder: Path, state: ShardState) -> Path:
             "stamp": json.dumps(state.stamp),
             "segments": json.dumps([[s.tensor, s.start, s.stop, s.updates] for s in state.segments]),
             "pushers": json.dumps({name: _pusher_json(p) for name, p in state.pushers.items()}),
+            "constants": json.dumps({name: dict(given) for name, given in state.constants.items()}),
         }
     }
     arrays: list[Array] = []
@@ -112,7 +114,9 @@ def load_shard(
     segments = [segment for span in spans for segment in _cut(span, held)]
     arrays = _gather(folder, manifest, spans, held)
     clock = max(old.stamp.clock for old in sources)
-    return ShardState(shard, Stamp(incarnation, clock), tuple(segments), arrays, pushers)
+    constants = {name: given for old in sources for name, given in old.constants.items()}
+    own = {span.tensor: constants[span.tensor] for span in spans if span.tensor in constants}
+    return ShardState(shard, Stamp(incarnation, clock), tuple(segments), arrays, pushers, own)
 
 
 def load_tensors(folder: Path, manifest: Manifest) -> dict[str, dict[str, Array]]:
@@ -136,6 +140,12 @@ def update_counts(folder: Path, manifest: Manifest) -> dict[str, list[int]]:
     return counts
 
 
+def last_constants(folder: Path, manifest: Manifest) -> dict[str, Mapping[str, float]]:
+    """By tensor, the constants that its last push brought, where it brought any; the rate is "lr"."""
+    held = [shard_header(folder / entry.file)[0] for entry in manifest.shards]
+    return {name: given for shard in held for name, given in shard.constants.items()}
+
+
 # ---- inside
 
 
@@ -148,6 +158,7 @@ class ShardHeader:
     segments: tuple[Segment, ...]
     pushers: Mapping[str, PusherState]
     slots: tuple[str, ...]
+    constants: Constants
 
 
 def shard_header(path: Path) -> tuple[ShardHeader, Mapping[str, str]]:
@@ -161,6 +172,7 @@ def shard_header(path: Path) -> tuple[ShardHeader, Mapping[str, str]]:
             tuple(Segment(*segment) for segment in json.loads(meta["segments"])),
             {name: _pusher(state) for name, state in json.loads(meta["pushers"]).items()},
             tuple(slots),
+            json.loads(meta.get("constants", "{}")),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot be read: {error}", field=str(path)) from None

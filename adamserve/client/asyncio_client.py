@@ -9,7 +9,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from adamserve.client.client import Client
 from adamserve.client.connect import connect
-from adamserve.values import Clocks, Gradient, JobReceipt
+from adamserve.values import Clocks, Constants, Gradient, JobReceipt
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -37,6 +37,7 @@ class AsyncClient:
     join = _awaited(Client.join)
     pull = _awaited(Client.pull)
     push_pull = _awaited(Client.push_pull)
+    set = _awaited(Client.set)
     status = _awaited(Client.status)
     jobs = _awaited(Client.jobs)
     checkpoint = _awaited(Client.checkpoint)
@@ -50,9 +51,12 @@ class AsyncClient:
         *,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
     ) -> JobReceipt:
         """As `Client.push` that waits; a task of its own does not."""
-        return await asyncio.to_thread(self._client.push, gradients, clock, lr=lr, rates=rates)
+        return await asyncio.to_thread(
+            self._client.push, gradients, clock, lr=lr, rates=rates, constants=constants
+        )
 
     async def report(
         self, loss: float | None = None, comparator_loss: float | None = None, **numbers: float

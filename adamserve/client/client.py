@@ -7,6 +7,7 @@ shard keep their order.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from concurrent import futures
 from typing import Literal, Self, overload
@@ -20,13 +21,13 @@ from adamserve.client.credentials import Credentials
 from adamserve.client.destination import Target
 from adamserve.client.gradients import Gradients
 from adamserve.client.links import Pull
-from adamserve.client.pushes import OutgoingPush, Pushes
+from adamserve.client.pushes import OutgoingPush, Pushes, Terms
 from adamserve.client.reports import Reports
 from adamserve.client.session import Session
 from adamserve.observe.state import JobState
 from adamserve.shard.checks import check_rates
 from adamserve.shard.sparse import check_tables, spec_of
-from adamserve.values import Array, Clocks, Deadline, Gradient, JobReceipt, PusherKind, TensorSpec
+from adamserve.values import Array, Clocks, Constants, Deadline, Gradient, JobReceipt, PusherKind, TensorSpec
 
 CLOSE_S = 5.0
 """Longest that reports are still sent for when a client is closed."""
@@ -99,6 +100,13 @@ class Client:
         self._opened(join=False)
         return tuple(self._session.tensors.values())
 
+    @property
+    def rules(self) -> dict[str, optim.Rule]:
+        """Each tensor's rule, with the constants that a push has where it brings none."""
+        self._opened(join=False)
+        made = {text: optim.from_dict(json.loads(text)) for text in set(self._session.rules.values())}
+        return {name: made[text] for name, text in self._session.rules.items()}
+
     # ---- pushes and pulls
 
     def join(self) -> int:
@@ -156,6 +164,7 @@ class Client:
         *,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
         wait: Literal[True] = True,
     ) -> JobReceipt: ...
     @overload
@@ -166,6 +175,7 @@ class Client:
         *,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
         wait: Literal[False],
     ) -> OutgoingPush: ...
     def push(
@@ -175,6 +185,7 @@ class Client:
         *,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
         wait: bool = True,
     ) -> JobReceipt | OutgoingPush:
         """Send gradients to the shards that own them.
@@ -185,6 +196,7 @@ class Client:
             clock: what the pull returned.
             lr: rate for this push in place of the rule's.
             rates: by tensor, a rate in place of `lr` and the rule's.
+            constants: by tensor, other constants of its rule for this push, such as {"w": {"beta1": 0.85}}.
             wait: return the receipt when every shard has answered. False copies the gradients and returns a handle at
                 once; it waits only while `max_in_flight` pushes are under way.
 
@@ -193,7 +205,8 @@ class Client:
             RolledBack: a shard was restored after `clock`; the others have applied their part. Pull and go on.
             Unavailable: a shard did not answer within the timeout.
         """
-        handle = self._send(gradients, clock, lr, rates, None, self._opened(join=True), wait=wait)
+        terms = Terms(lr, rates or {}, constants or {})
+        handle = self._send(gradients, clock, terms, None, self._opened(join=True), wait=wait)
         return handle.result() if wait else handle
 
     def push_pull(
@@ -205,11 +218,41 @@ class Client:
         rows: Mapping[str, Array] | None = None,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
     ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
         """`push`, then `pull`, in one exchange with each shard."""
         deadline = self._opened(join=True)
         then = self._pull(into, rows, deadline)
-        return self._send(gradients, clock, lr, rates, then, deadline, wait=True).exchanged()
+        terms = Terms(lr, rates or {}, constants or {})
+        return self._send(gradients, clock, terms, then, deadline, wait=True).exchanged()
+
+    def set(
+        self,
+        values: Mapping[str, Gradient],
+        *,
+        slot: str = "w",
+        updates: Mapping[str, int] | None = None,
+    ) -> JobReceipt:
+        """Assign values to parameters: an update like a push, exactly once, in every consistency mode at once.
+
+        Args:
+            values: by tensor, arrays of its shape and dtype, or `SparseRows` for some of its rows; tensors left out
+                keep their values.
+            slot: "w" for the parameters, or a slot of the job's rule, such as "m".
+            updates: by tensor, the number of updates that it counts as having had (the rule's t).
+
+        Raises:
+            InvalidArgument: a name, shape, dtype or value is wrong, or the rule has no such slot; nothing was sent.
+            RolledBack: a shard was restored meanwhile, and was assigned nothing. Pull, and assign again.
+            Unavailable: a shard did not answer within the timeout.
+        """
+        deadline = self._opened(join=True)
+        ready = {name: self._gradients.values(name, value) for name, value in values.items()}
+        push = self._pushes.begin(self._session.seen, None, deadline, slot)
+        for name, value in ready.items():
+            push.put(name, value)
+        push.finish(Terms(updates=updates or {}))
+        return self._pushes.send(push, here=True).result()
 
     def stream(
         self,
@@ -238,20 +281,19 @@ class Client:
         self,
         gradients: Mapping[str, Gradient],
         clock: Clocks,
-        lr: float | None,
-        rates: Mapping[str, float] | None,
+        terms: Terms,
         then: Pull | None,
         deadline: Deadline,
         *,
         wait: bool,
     ) -> OutgoingPush:
         """Send a push whose gradients are all here; everything is checked before any of it is sent."""
-        check_rates(lr, rates or {})
+        check_rates(terms.lr, terms.rates)
         ready = {name: self._gradients.checked(name, g, copy=not wait) for name, g in gradients.items()}
         push = self._pushes.begin(clock, then, deadline)
         for name, gradient in ready.items():
-            push.put(name, gradient)
-        push.finish(lr, rates or {})
+            push.put(name, self._gradients.prepared(name, gradient))
+        push.finish(terms)
         return self._pushes.send(push, here=wait)
 
     def _pull(

@@ -28,10 +28,12 @@ from adamserve.wire.status import error_of
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A job's tensors in order, and the places of its shards."""
+    """A job's tensors in order, the places of its shards, and its rules as JSON texts: the common one and others."""
 
     tensors: tuple[TensorSpec, ...]
     places: tuple[Place, ...]
+    rule: str
+    tensor_rules: Mapping[str, str]
 
 
 class ControlLink:
@@ -65,7 +67,8 @@ class ControlLink:
             TensorSpec(t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name), t.stride or 1)
             for t in answer.job.tensors
         )
-        return Topology(tuple(tensors), tuple(map(_place, answer.shards)))
+        places, spec = tuple(map(_place, answer.shards)), answer.job
+        return Topology(tuple(tensors), places, spec.rule_json, dict(spec.tensor_rules_json))
 
     def create(
         self,

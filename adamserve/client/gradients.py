@@ -9,7 +9,7 @@ import numpy as np
 from adamserve.client.session import Session
 from adamserve.errors import InvalidArgument, NotFound
 from adamserve.shard import sparse
-from adamserve.shard.checks import check_dense, not_finite
+from adamserve.shard.checks import check_dense, check_value, not_finite
 from adamserve.values import Array, Gradient, SparseRows, TensorSpec
 from adamserve.wire import codec
 
@@ -57,6 +57,22 @@ class Gradients:
         flat = sparse.to_places(spec, np.array(wide, order="C") if own else np.ascontiguousarray(wide))
         self._check_finite(spec, flat, by_rows=False)
         return flat
+
+    def values(self, name: str, values: Gradient) -> Prepared:
+        """Check values that a parameter or a slot is to be assigned; they travel in the tensor's own dtype.
+
+        Raises:
+            InvalidArgument, NotFound: what is wrong with them; names the tensor.
+        """
+        rows = values.indices if isinstance(values, SparseRows) else ()
+        if len({*map(int, rows)}) < len(rows):
+            raise InvalidArgument("a row is assigned twice", field=name, fix="name each row once")
+        checked = self.checked(name, values, copy=False)
+        array = checked.values if isinstance(checked, SparseRows) else checked
+        check_value(self._session.tensors[name], array)
+        if not np.isfinite(array).all():
+            raise InvalidArgument("the values hold NaN or infinity", field=name, fix="assign finite values")
+        return Prepared(checked, str(array.dtype))
 
     def prepared(self, name: str, gradient: Gradient) -> Prepared:
         """Choose a checked gradient's encoding; to one that travels as int8, add what was lost of the last one."""

@@ -41,7 +41,7 @@ class Session:
     Attributes:
         member: who the client is to the shards.
         links: the ways to them, in shard order; empty before `open`.
-        tensors: the job's, by name; empty before `open`.
+        tensors, rules: the job's, by name, rules as JSON texts; empty before `open`.
         restores: how often a shard was found to have been restored; it may know of fewer pushes than were made.
     """
 
@@ -64,6 +64,7 @@ class Session:
         self.member = Member(job, pusher, session or uuid.uuid4().hex, kind, lease_s)
         self.links: tuple[ShardLink, ...] = ()
         self.tensors: dict[str, TensorSpec] = {}
+        self.rules: dict[str, str] = {}
         self.restores = 0
         self._control = control
         self._credentials = credentials
@@ -98,6 +99,7 @@ class Session:
                 return
             topology = self._control.topology(self.member.job, deadline)
             self.tensors = {spec.name: spec for spec in topology.tensors}
+            self.rules = {name: topology.tensor_rules.get(name, topology.rule) for name in self.tensors}
             self._seen = [Stamp(place.incarnation, 0) for place in topology.places]
             self.links = tuple(
                 WireLink(place, self.member, self._credentials, self, self._backoff)
@@ -207,6 +209,12 @@ class Session:
         self._control.close()
 
     # ---- what was seen of the shards, and lost
+
+    @property
+    def seen(self) -> Clocks:
+        """The newest stamp that was seen of every shard."""
+        with self._lock:
+            return Clocks(self._seen)
 
     def see(self, clock: Clocks) -> None:
         """Note every shard's stamp; one of a new incarnation is asked at which clock that began."""

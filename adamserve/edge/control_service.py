@@ -135,7 +135,7 @@ class ControlServicer:
             if self._known(config):
                 return control_pb2.CreateJobResponse(created=False)
             parts = partition(config.tensors, 1)
-            assembly = Assembly(parts, 0, Buffers(), parameters=True)
+            assembly = Assembly(parts, 0, Buffers(), values=True)
             for message in messages:
                 moved()
                 rest, pieces = chunks.split(message)

@@ -181,7 +181,7 @@ class ShardCalls:
                     start = part.start
                     host = self._host(start, call)
                     host.may_push(start.pusher, start.session)
-                    assembly = Assembly(host.partition, host.index, self._buffers)
+                    assembly = Assembly(host.partition, host.index, self._buffers, values=bool(start.assign))
                     if beside:
                         pull = parse(shard_pb2.PushPullRequest, beside).pull
                 elif part.HasField("start"):
@@ -212,6 +212,9 @@ class ShardCalls:
             dict(commit.rates),
             start.session,
             finite=True,
+            constants={name: dict(group.values) for group in commit.constants for name in group.tensors},
+            assign=start.assign,
+            updates=dict(commit.updates),
         )
         return host, push, pull
 

@@ -19,7 +19,7 @@ from adamserve.optim.base import Rule
 from adamserve.optim.engine.threads import set_threads
 from adamserve.optim.lp_adam import LpAdam
 from adamserve.optim.momentum import SGD, Nesterov
-from adamserve.optim.registry import RULES, by_name, from_dict, register, rules_of, to_dict
+from adamserve.optim.registry import RULES, by_name, from_dict, register, rules_of, to_dict, with_constants
 from adamserve.optim.rmsprop import NesterovRMSProp, RMSProp
 from adamserve.optim.torch_forms import TorchRMSprop, TorchSGD
 
@@ -49,6 +49,7 @@ __all__ = [
     "rules_of",
     "set_threads",
     "to_dict",
+    "with_constants",
 ]
 
 

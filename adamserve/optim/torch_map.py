@@ -40,6 +40,10 @@ def _square(slot: Tensor, rule: Rule) -> Tensor:
     return slot.square()
 
 
+def _root(state: Tensor) -> Tensor:
+    return state.sqrt()
+
+
 def _over_rate(slot: Tensor, rule: Rule) -> Tensor:
     """SGD's velocity as torch keeps it, without the rate."""
     if not rule.lr:
@@ -57,6 +61,7 @@ class Form:
         constants: by torch's option, the rule's constant, or one for each part of a pair.
         slots: by torch's state, the rule's slot. A slot that a rule does not have is passed over.
         change: makes torch's state of a slot.
+        back: makes a slot of torch's state, for a form that a torch optimizer becomes.
         computed: by constant that torch has no option for, the value that torch computes with, where that is not the
             constant's default.
         refused: by constant, a value that torch does not take.
@@ -69,6 +74,7 @@ class Form:
     constants: Mapping[str, str | tuple[str, ...]]
     slots: Mapping[str, str]
     change: Callable[[Tensor, Rule], Tensor] = _same
+    back: Callable[[Tensor], Tensor] | None = None
     computed: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -109,6 +115,28 @@ class Form:
         state = {"step": torch.tensor(float(t))} if self.counted else {}
         kept = {name: slot for name, slot in self.slots.items() if slot in rule.slot_names}
         return state | {name: self.change(slots[slot], rule) for name, slot in kept.items()}
+
+    def slots_of(self, rule: Rule, w: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
+        """Return a parameter's slots, and how many updates it has had, from its entry in an optimizer's state.
+
+        Args:
+            rule: the parameter's rule.
+            w: the parameter.
+            state: as torch keeps it; empty before the first step.
+
+        Raises:
+            InvalidArgument: it is the state of another optimizer; names what is missing.
+        """
+        kept = {name: slot for name, slot in self.slots.items() if slot in rule.slot_names}
+        known = {name: x for name, x in state.items() if name in kept and x is not None}
+        t = int(state.get("step", 0)) if self.counted else int(bool(known))
+        if t and len(known) < len(kept):
+            missing = ", ".join(kept.keys() - known.keys())
+            raise InvalidArgument(
+                f"lacks {missing}", field="state", fix=f"give the state of a torch.optim.{self.optimizer}"
+            )
+        slots = {slot: known.get(name, w.detach().new_zeros(w.shape)) for name, slot in kept.items()}
+        return {slot: self.back(x) if self.back is not None else x for slot, x in slots.items()}, t
 
     def lost(self, rule: Rule) -> dict[str, Any]:
         """Return the constants, with their values, for which torch has no option."""
@@ -174,6 +202,7 @@ FORMS: tuple[Form, ...] = (
         constants=_L2 | {"lr_decay": "lr_decay", "eps": "eps"},
         slots={"sum": "root"},
         change=_square,
+        back=_root,
         computed=_OUTSIDE,
     ),
     Form(
@@ -241,17 +270,28 @@ def rule_of(optimizer: type[torch.optim.Optimizer], group: Group) -> Rule:
     import torch
 
     decoupled = optimizer is torch.optim.Adam and group.get("decoupled_weight_decay")
-    kind = torch.optim.AdamW if decoupled else optimizer
-    form = next((form for form in FORMS if getattr(torch.optim, form.optimizer) is kind), None)
+    form = form_named(torch.optim.AdamW if decoupled else optimizer)
+    for option, only in _ONLY.items():
+        if group.get(option, only) != only:
+            raise InvalidArgument("cannot be reproduced", field=option, fix=f"leave it {only}")
+    return form.rule_of(group)
+
+
+def form_named(optimizer: type[torch.optim.Optimizer]) -> Form:
+    """Find what a torch optimizer becomes.
+
+    Raises:
+        InvalidArgument: nothing that there is.
+    """
+    import torch
+
+    form = next((form for form in FORMS if getattr(torch.optim, form.optimizer) is optimizer), None)
     if form is None:
         known = ", ".join(dict.fromkeys(form.optimizer for form in FORMS))
         raise InvalidArgument(
             f"{optimizer.__name__} cannot be reproduced", field="optimizer", fix=f"wrap one of {known}"
         )
-    for option, only in _ONLY.items():
-        if group.get(option, only) != only:
-            raise InvalidArgument("cannot be reproduced", field=option, fix=f"leave it {only}")
-    return form.rule_of(group)
+    return form
 
 
 def form_of(rules: Sequence[Rule]) -> Form:

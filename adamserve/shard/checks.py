@@ -32,6 +32,20 @@ def _name(dtype: np.dtype[np.generic]) -> str:
     return dtype.name
 
 
+def check_value(spec: TensorSpec, values: Array) -> None:
+    """Check the dtype of what is assigned to a parameter or a slot: the parameter's own.
+
+    Raises:
+        InvalidArgument: it is another one.
+    """
+    if _name(values.dtype) != spec.dtype:
+        raise InvalidArgument(
+            f"values of dtype {values.dtype} for a {spec.dtype} parameter",
+            field=spec.name,
+            fix=f"assign {spec.dtype}",
+        )
+
+
 def check_dense(spec: TensorSpec, gradient: Array, shape: tuple[int, ...]) -> None:
     """Check a dense gradient, of a whole tensor or of a shard's span of it.
 

@@ -229,6 +229,7 @@ def admit(
     pusher: str,
     steps: Mapping[str, int],
     waiting: Collection[str] = (),
+    round_began: int | None = None,
 ) -> Decision:
     """Decide whether a push may be applied now: by incarnations, which no mode may overrule, then by the mode.
 
@@ -239,6 +240,8 @@ def admit(
         pusher: who pushes; a key of `steps`.
         steps: pushes decided so far, for every live pusher.
         waiting: pushers whose push for the present round is here already.
+        round_began: clock at which the round began, where a mode gathers one: values assigned since then do not end it.
+            None is now.
     """
     staleness = now.clock - pulled.clock
     if pulled.incarnation < now.incarnation:
@@ -253,6 +256,8 @@ def admit(
             f"pulled at incarnation {pulled.incarnation} clock {pulled.clock}, but the shard is only at"
             f" incarnation {now.incarnation} clock {now.clock}",
         )
+    if mode.gathers and round_began is not None and pulled.clock >= round_began:
+        staleness = 0
     return mode.admit(
         Arrival(pusher=pusher, clock=now.clock, staleness=staleness, steps=steps, waiting=waiting)
     )

@@ -21,7 +21,10 @@ from adamserve.shard import sparse
 from adamserve.shard.geometry import Partition
 from adamserve.shard.gradients import Loaded, RowGradient, corrected
 from adamserve.shard.sampling import Probe
-from adamserve.values import Array, Segment, ShardState, Span, TensorSpec
+from adamserve.values import Array, Constants, Segment, ShardState, Span, TensorSpec
+
+RULES_KEPT = 4096
+"""Rules with changed constants that a shard remembers."""
 
 Room = Callable[[int], Array]
 """Makes memory for so many uint16."""
@@ -88,6 +91,8 @@ class Store:
         self._partition = partition
         self._index = state.shard
         self._tensor_rules = dict(tensor_rules)
+        self.constants: dict[str, Mapping[str, float]] = dict(state.constants)
+        self._with: dict[tuple[optim.Rule, tuple[tuple[str, float], ...]], optim.Rule] = {}
         self._exact = exact
         self._layout = {span.tensor: (dtype, at) for span, dtype, at in partition.layout(state.shard)}
         self._buffers: dict[str, dict[str, torch.Tensor]] = {}
@@ -149,6 +154,10 @@ class Store:
         for dtype, buffers in self._buffers.items():
             slots = {slot: buffer for slot, buffer in buffers.items() if slot != "w"}
             point[dtype] = self.rule.lookahead(buffers["w"], slots) if training else buffers["w"]
+        if training and self.rule.has_lookahead:
+            for name in (name for name in self.constants if self._rule_of(name) != self.rule):
+                dtype, at = self._layout[name]
+                point[dtype][at : at + self.spans[name].numel] = self._whole(name, training=True)
         return point
 
     def read_rows(self, wanted: Mapping[str, Array], *, training: bool) -> dict[str, Array]:
@@ -218,7 +227,7 @@ class Store:
     def step(
         self,
         gradients: Mapping[str, Loaded],
-        rate_of: Callable[[str], float | None],
+        constants: Constants,
         lr_scale: float,
         room: Room | None,
     ) -> Array | None:
@@ -226,7 +235,7 @@ class Store:
 
         Args:
             gradients: by tensor.
-            rate_of: the rate for a tensor; None for the rule's own.
+            constants: by tensor, those in place of its rule's own.
             lr_scale: factor of every rate.
             room: asks for a copy of the new parameters in bfloat16, in memory from it.
 
@@ -239,7 +248,8 @@ class Store:
         bits = None if room is None or not self._writes_all(gradients) else room(self.parameter_bytes // 4)
         copy = None if bits is None else torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
         for name, gradient in gradients.items():
-            rule, lr = self._rule_of(name), rate_of(name)
+            rule = self._use(name, constants[name])
+            lr = constants[name].get("lr")
             for piece in self._pieces[name]:
                 if isinstance(gradient, RowGradient):
                     self._step_rows(rule, piece, gradient, lr, lr_scale)
@@ -248,6 +258,46 @@ class Store:
                 piece.updates += 1
         self.probe.end()
         return bits
+
+    def assign(self, slot: str, values: Mapping[str, Loaded], updates: Mapping[str, int]) -> None:
+        """Assign values to parameters ("w") or a slot, and update counts to tensors."""
+        for name in {**values, **updates}:
+            value = values.get(name)
+            for piece in self._pieces.get(name, ()):
+                if isinstance(value, RowGradient):
+                    width = self._partition.specs[name].width
+                    part = sparse.within(value.rows, piece.span, width)
+                    rows = value.rows[part] - sparse.rows_of(piece.span, width)[0]
+                    if piece.table is not None:
+                        piece.table.catch_up(rows)
+                    index = torch.from_numpy(rows).to(self.device)
+                    piece.arrays[slot].view(-1, width)[index] = value.values[part]
+                elif value is not None:
+                    piece.catch_up()
+                    begin = piece.span.start - self.spans[name].start
+                    piece.arrays[slot].copy_(value[begin : begin + piece.span.numel])
+                if name in updates:
+                    piece.catch_up()
+                    piece.updates = updates[name]
+
+    def rule_with(self, name: str, constants: Mapping[str, float]) -> optim.Rule:
+        """A tensor's rule with some constants changed, except for the rate. Thread-safe.
+
+        Raises:
+            NotFound: there is no such tensor.
+            InvalidArgument: no such constant, one out of its range, or one that would need other slots.
+        """
+        self._partition.spec(name)
+        rule = self._tensor_rules.get(name, self.rule)
+        key = rule, tuple((constant, value) for constant, value in constants.items() if constant != "lr")
+        if not key[1]:
+            return rule
+        changed = self._with.get(key)
+        if changed is None:
+            if len(self._with) >= RULES_KEPT:
+                self._with = {}
+            changed = self._with[key] = optim.with_constants(rule, dict(key[1]))
+        return changed
 
     def compensated(
         self, gradients: Mapping[str, Loaded], pulled: Point, weight: float
@@ -321,7 +371,20 @@ class Store:
         )
 
     def _rule_of(self, name: str) -> optim.Rule:
-        return self._tensor_rules.get(name, self.rule)
+        """The rule with the constants that a tensor's last update had."""
+        return self.rule_with(name, self.constants.get(name, {}))
+
+    def _use(self, name: str, constants: Mapping[str, float]) -> optim.Rule:
+        """The rule for an update with these constants; rows that missed updates of other constants catch up first."""
+        rule = self.rule_with(name, constants)
+        if rule != self._rule_of(name):
+            for piece in self._pieces[name]:
+                piece.catch_up()
+        if constants:
+            self.constants[name] = constants
+        else:
+            self.constants.pop(name, None)
+        return rule
 
     def _own_rows(self, name: str, rows: Array) -> Array:
         span, spec = self.span(name)

@@ -15,6 +15,7 @@ log = logging.getLogger("adamserve.rpc")
 
 _SIGNATURES = {
     "sum_words": 1,
+    "digest_words": 2,
     "take_float32": 3,
     "take_bfloat16": 3,
     "keep_bfloat16": 3,
