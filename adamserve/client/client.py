@@ -8,14 +8,16 @@ shard keep their order.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping
 from concurrent import futures
 from typing import Literal, Self, overload
 
 import numpy as np
 
 from adamserve import optim
-from adamserve.client.backoff import Backoff
+from adamserve.client.backoff import Backoff, Tries
 from adamserve.client.control_link import ControlLink
 from adamserve.client.credentials import Credentials
 from adamserve.client.destination import Target
@@ -24,10 +26,14 @@ from adamserve.client.links import Pull
 from adamserve.client.pushes import OutgoingPush, Pushes, Terms
 from adamserve.client.reports import Reports
 from adamserve.client.session import Session
+from adamserve.errors import NotFound, Unavailable
 from adamserve.observe.state import JobState
 from adamserve.shard.checks import check_rates
 from adamserve.shard.sparse import check_tables, spec_of
 from adamserve.values import Array, Clocks, Constants, Deadline, Gradient, JobReceipt, PusherKind, TensorSpec
+
+END_S = 1.0
+"""Longest that the end of the process waits for pushes that are under way."""
 
 CLOSE_S = 5.0
 """Longest that reports are still sent for when a client is closed."""
@@ -63,6 +69,7 @@ class Client:
             backoff: when a call that failed is made again.
         """
         credentials, backoff = credentials or Credentials(), backoff or Backoff()
+        self._backoff = backoff
         self._control = ControlLink(target, credentials, backoff, timeout_s)
         self._session = Session(
             self._control,
@@ -78,6 +85,9 @@ class Client:
         self._gradients = Gradients(self._session, wire_dtype)
         self._pushes = Pushes(self._session, self._gradients, max_in_flight)
         self._reports = Reports(self._control, job, self.pusher)
+        self.before_checkpoint: Callable[[], None] = lambda: None
+        """Brings what the service has to know before `checkpoint` writes one."""
+        self._end = weakref.finalize(self, _end, self._session, self._pushes, self._reports)
 
     @property
     def job(self) -> str:
@@ -232,6 +242,7 @@ class Client:
         *,
         slot: str = "w",
         updates: Mapping[str, int] | None = None,
+        constants: Constants | None = None,
     ) -> JobReceipt:
         """Assign values to parameters: an update like a push, exactly once, in every consistency mode at once.
 
@@ -240,6 +251,7 @@ class Client:
                 keep their values.
             slot: "w" for the parameters, or a slot of the job's rule, such as "m".
             updates: by tensor, the number of updates that it counts as having had (the rule's t).
+            constants: by tensor, those that a checkpoint is to hold in place of the last push's; the rate is "lr".
 
         Raises:
             InvalidArgument: a name, shape, dtype or value is wrong, or the rule has no such slot; nothing was sent.
@@ -251,7 +263,7 @@ class Client:
         push = self._pushes.begin(self._session.seen, None, deadline, slot)
         for name, value in ready.items():
             push.put(name, value)
-        push.finish(Terms(updates=updates or {}))
+        push.finish(Terms(updates=updates or {}, constants=constants or {}))
         return self._pushes.send(push, here=True).result()
 
     def stream(
@@ -362,6 +374,20 @@ class Client:
             checkpoint_every_s=checkpoint_every_s,
         )
 
+    def wait(self) -> None:
+        """Wait until the job exists, for no longer than the client's timeout.
+
+        Raises:
+            Unavailable: nobody has created it in time.
+        """
+        tries = Tries(self._backoff, self._session.deadline())
+        while True:
+            try:
+                return self._session.open(tries.deadline)
+            except NotFound as error:
+                missing = Unavailable(f"nobody has created it: {error.problem}", field="job", fix="create it")
+                time.sleep(tries.pause_after(missing))
+
     def report(
         self, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
     ) -> None:
@@ -393,6 +419,7 @@ class Client:
 
     def checkpoint(self) -> int:
         """Write a checkpoint now; returns its number, 0 where the service keeps none."""
+        self.before_checkpoint()
         return self._control.checkpoint(self.job)
 
     def delete(self, *, purge: bool = False) -> bool:
@@ -407,14 +434,29 @@ class Client:
         return self._control.delete(self.job, purge=purge)
 
     def close(self) -> None:
-        """Wait for the pushes under way, stop counting as live, and disconnect. Never raises what a push has raised."""
-        if not self._session.closed:
+        """Wait for the pushes under way, stop counting as live, and disconnect. Never raises what a push has raised.
+
+        The last reference's end and the process's do it too, and wait for no longer than a second.
+        """
+        if self._end.detach() is not None and not self._session.forked:
             self._pushes.wait()
             self._reports.close(Deadline.after(CLOSE_S))
             self._session.close()
+
+    def drop(self) -> None:
+        """As `close`, without waiting for pushes that take longer than a second."""
+        self._end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _end(session: Session, pushes: Pushes, reports: Reports) -> None:
+    """Close a client that nobody has closed, soon."""
+    if not session.forked:
+        pushes.end(END_S)
+        reports.close(Deadline.after(END_S / 4))
+        session.close(END_S / 2)

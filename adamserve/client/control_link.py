@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +18,7 @@ import numpy as np
 from adamserve import optim
 from adamserve.client.backoff import Backoff, Tries
 from adamserve.client.credentials import Credentials
+from adamserve.client.endpoints import proxy_of, split
 from adamserve.client.links import Place
 from adamserve.errors import AdamServeError, Unavailable
 from adamserve.observe.state import JobState
@@ -24,6 +29,11 @@ from adamserve.values import Array, Deadline, Span, TensorSpec
 from adamserve.wire import codec
 from adamserve.wire.records import from_message, to_message
 from adamserve.wire.status import error_of
+
+log = logging.getLogger("adamserve.rpc")
+
+TELL_S = 3.0
+"""How long a service may be silent before that is said, while it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,8 @@ class ControlLink:
     """
 
     def __init__(self, target: str, credentials: Credentials, backoff: Backoff, timeout_s: float) -> None:
+        split(target)
+        self._target = target
         self._channel: Any = credentials.channel(target)
         self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._metadata = credentials.metadata
@@ -149,6 +161,7 @@ class ControlLink:
         """
         tries = Tries(self._backoff, deadline or Deadline.after(self._timeout_s))
         error: AdamServeError
+        told_at = time.monotonic() + TELL_S
         while True:
             try:
                 sent = request() if callable(request) else request
@@ -161,6 +174,15 @@ class ControlLink:
                 error = Unavailable("the client is closed")
             if not isinstance(error, Unavailable) or self._closed.is_set():
                 raise error
+            if proxy := proxy_of(self._target):
+                problem = f"{error.problem}, through the proxy of {proxy}={os.environ[proxy]}"
+                error = Unavailable(problem, field=error.field, fix="or name the host in no_proxy")
+            if time.monotonic() > told_at:
+                told_at = math.inf
+                seconds = round(tries.deadline.remaining())
+                log.warning(
+                    "%s does not answer, for another %d s it is tried again: %s", self._target, seconds, error
+                )
             self._closed.wait(tries.pause_after(error))
 
 

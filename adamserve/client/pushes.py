@@ -105,11 +105,15 @@ class OutgoingPush:
 
     def abort(self) -> None:
         """Give the push up before its commit: no shard has applied anything, and its seq is free."""
+        self.give_up()
+        wait(self.futures)
+        self._pushes.ended(self)
+
+    def give_up(self) -> None:
+        """As `abort`, without waiting for the links to notice."""
         with self._changed:
             self.aborted = not self.committed
             self._changed.notify_all()
-        wait(self.futures)
-        self._pushes.ended(self)
 
     def parts(self, spans: Mapping[str, Span]) -> Iterator[tuple[Span, Prepared]]:
         """A shard's spans of the gradients, each when it is known, until the push is committed or given up."""
@@ -253,11 +257,16 @@ class Pushes:
         """Whether no push is under way."""
         return all(push.done() for push in self._under_way)
 
-    def wait(self) -> None:
-        """Wait until no push is under way, whatever became of them."""
-        for push in self._under_way:
-            wait(push.futures)
+    def wait(self, within_s: float | None = None) -> None:
+        """Wait until no push is under way, whatever became of them; or so long."""
+        wait([future for push in self._under_way for future in push.futures], within_s)
         self._tidy()
+
+    def end(self, within_s: float) -> None:
+        """Give a stream up, and wait for pushes that are committed, but not for long."""
+        if self._stream is not None:
+            self._stream.give_up()
+        self.wait(within_s)
 
     def _tidy(self) -> None:
         """Forget the pushes that are over; after an error some shards may have counted a seq, and others not."""

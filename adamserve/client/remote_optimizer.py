@@ -150,8 +150,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """What became of the last push; None on a rank that another one pushes for."""
         self.client: Client = connect(target, job, **options)
         self._under_way = UnderWay(allowed=overlap and not self._replicas.here)
-        hooks: list[Any] = []
-        self._leave = weakref.finalize(self, _leave, self.client, self._under_way, hooks)
+        self._hooks: list[Any] = []
+        self._dropped = weakref.finalize(self, _leave, self.client, self._under_way, self._hooks)
 
         def start() -> None:
             memory = self._parameters.memory()
@@ -175,7 +175,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         try:
             self._replicas.together(start)
         except BaseException:
-            self._leave()
+            self._dropped()
             raise
         here = weakref.ref(self)
 
@@ -184,9 +184,15 @@ class RemoteOptimizer(torch.optim.Optimizer):
             if optimizer is not None:
                 optimizer._accumulated(parameter)
 
+        def settle() -> None:
+            optimizer = here()
+            if optimizer is not None:
+                optimizer._settle()
+
+        self.client.before_checkpoint = settle
         for parameter in trained.values() if self._under_way.allowed else ():
             hook: Any = parameter.register_post_accumulate_grad_hook
-            hooks.append(hook(accumulated))
+            self._hooks.append(hook(accumulated))
         self.state = _Elsewhere()
 
     # ---- what a torch optimizer does
@@ -283,7 +289,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def close(self) -> None:
         """Leave the job and disconnect. The end of the process, and of the last reference, do it too."""
-        self._leave()
+        if self._dropped.detach() is not None:
+            _leave(self.client, self._under_way, self._hooks, close=True)
 
     def __enter__(self) -> Self:
         return self
@@ -330,6 +337,15 @@ class RemoteOptimizer(torch.optim.Optimizer):
             self._parameters.forget()
             raise
         self._parameters.take(memory)
+
+    def _settle(self) -> None:
+        """Give the job what the next step would bring besides gradients: changed parameters and constants."""
+        self._under_way.give_up()
+        if changed := self._parameters.changed():
+            self._assign(changed)
+        rules = {name: (self._rules[name], self._rule_now(group, name)) for group, name, _ in self._members()}
+        constants = {name: {"lr": now.lr, **_changed(base, now)} for name, (base, now) in rules.items()}
+        self.client.set({}, constants=constants)
 
     def _assign(self, values: Mapping[str, Array]) -> None:
         """Give the job what the user has made of some parameters; it does not make the next gradient stale."""
@@ -438,11 +454,16 @@ class _Elsewhere(defaultdict[Any, Any]):
         )
 
 
-def _leave(client: Client, under_way: UnderWay, hooks: list[Any]) -> None:
+def _leave(client: Client, under_way: UnderWay, hooks: list[Any], *, close: bool = False) -> None:
+    """Give an early push up and leave the job, at the end of the object or of the process; or close it in good time."""
     for hook in hooks:
         hook.remove()
-    under_way.give_up()
-    client.close()
+    if (early := under_way.taken()) is not None:
+        early.push.give_up()
+    if close:
+        client.close()
+    else:
+        client.drop()
 
 
 def _wrapped(optimizer: torch.optim.Optimizer, *_: Any) -> NoReturn:

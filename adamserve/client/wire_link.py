@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any
 
 from adamserve.client.backoff import Backoff, Tries
 from adamserve.client.carriers import DirectCarrier, Full, GrpcCarrier, Unreachable
 from adamserve.client.credentials import Credentials
 from adamserve.client.links import Aborted, Member, Place, Pull, PushAnswer, Recovery
+from adamserve.client.threads import Thread
 from adamserve.errors import AdamServeError, Unavailable
 from adamserve.v1 import shard_pb2, types_pb2
 from adamserve.values import Joined, Outcome, Receipt, SparseRows, Stamp
@@ -65,7 +66,7 @@ class WireLink:
         self._credentials = credentials
         self._recovery = recovery
         self._backoff = backoff
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"adamserve-shard-{place.index}")
+        self._thread = Thread(f"adamserve-shard-{place.index}")
         self._lock = threading.Lock()
         self._endpoints = ("", "")
         self._carriers: tuple[DirectCarrier | None, GrpcCarrier | None] = (None, None)

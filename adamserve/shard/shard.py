@@ -391,7 +391,7 @@ class Shard:
         push = checked.push
         if push.pulled.incarnation != self.stamp.incarnation:
             return Decided(self._refuse_stale(push, "pulled before the shard was restored"))
-        self.store.assign(push.assign, checked.gradients, push.updates)
+        self.store.assign(push.assign, checked.gradients, push.updates, push.constants)
         staleness = max(0, self.stamp.clock - push.pulled.clock)
         self.stamp = Stamp(self.stamp.incarnation, self.stamp.clock + 1)
         self._bytes_in += checked.nbytes

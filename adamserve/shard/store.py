@@ -259,8 +259,12 @@ class Store:
         self.probe.end()
         return bits
 
-    def assign(self, slot: str, values: Mapping[str, Loaded], updates: Mapping[str, int]) -> None:
-        """Assign values to parameters ("w") or a slot, and update counts to tensors."""
+    def assign(
+        self, slot: str, values: Mapping[str, Loaded], updates: Mapping[str, int], constants: Constants
+    ) -> None:
+        """Assign values to parameters ("w") or a slot, and update counts and constants to tensors."""
+        for name in constants.keys() & self.spans.keys():
+            self._use(name, constants[name])
         for name in {**values, **updates}:
             value = values.get(name)
             for piece in self._pieces.get(name, ()):
