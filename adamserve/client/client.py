@@ -128,7 +128,8 @@ class Client:
         Raises:
             Conflict: the name is live in another client's session.
         """
-        return self._pushes.join(self._session.deadline())
+        self._opened(join=True)
+        return self._pushes.seq
 
     def pull(
         self,

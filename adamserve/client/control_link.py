@@ -20,7 +20,7 @@ from adamserve.client.backoff import Backoff, Tries
 from adamserve.client.credentials import Credentials
 from adamserve.client.endpoints import proxy_of, split
 from adamserve.client.links import Place
-from adamserve.errors import AdamServeError, Unavailable
+from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
 from adamserve.shard.sparse import to_places
@@ -67,6 +67,20 @@ class ControlLink:
         self._backoff = backoff
         self._timeout_s = timeout_s
         self._closed = threading.Event()
+        self._process = os.getpid()
+
+    def check_process(self) -> None:
+        """Refuse to be used in a process that was forked from the client's: their connections are the same.
+
+        Raises:
+            InvalidArgument: it is another process.
+        """
+        if os.getpid() != self._process:
+            raise InvalidArgument(
+                "the client belongs to the process that this one was forked from",
+                field="client",
+                fix="connect again here, after the fork",
+            )
 
     def topology(self, job: str, deadline: Deadline) -> Topology:
         """Where a job's shards are now.
@@ -159,6 +173,7 @@ class ControlLink:
             request: a message, or a function that begins a stream of them.
             deadline: in place of the timeout's.
         """
+        self.check_process()
         tries = Tries(self._backoff, deadline or Deadline.after(self._timeout_s))
         error: AdamServeError
         told_at = time.monotonic() + TELL_S

@@ -381,11 +381,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 )
                 for slot, values in given.items():
                     slots[slot][name] = values.detach().cpu().contiguous().numpy()
-        if any(updates.values()) and create:
+        fresh = not any(updates.values()) and not any(
+            x.any() for kept in slots.values() for x in kept.values()
+        )
+        if create and not fresh:
             self.client.set({}, updates=updates)
             for slot, by_name in slots.items():
                 self.client.set(by_name, slot=slot)
-        return create or not any(updates.values())
+        return create or fresh
 
     def _form(self) -> torch_map.Form:
         """How torch keeps the state of the optimizer that was wrapped."""

@@ -92,12 +92,7 @@ class Session:
         Raises:
             InvalidArgument: the client is closed.
         """
-        if self.forked:
-            raise InvalidArgument(
-                "the client belongs to the process that this one was forked from",
-                field="client",
-                fix="connect again here, after the fork",
-            )
+        self._control.check_process()
         if self.closed:
             raise InvalidArgument("the client is closed", field="client")
         if self.links:

@@ -246,7 +246,7 @@ FORMS: tuple[Form, ...] = (
 """The table. A torch optimizer's first row says which rule it becomes; a rule's first row that loses nothing, which
 optimizer."""
 
-_ONLY = {"differentiable": False, "initial_accumulator_value": 0}
+_ONLY = {"differentiable": False}
 """Options that no rule reproduces, with the only value allowed."""
 
 _NOTES = {

@@ -394,10 +394,6 @@ REFUSED: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
         lambda net: torch.optim.Adam(net.parameters(), differentiable=True),
         "differentiable: cannot",
     ),
-    "initial accumulator": (
-        lambda net: torch.optim.Adagrad(net.parameters(), initial_accumulator_value=0.1),
-        "initial_accumulator_value: cannot be reproduced",
-    ),
     "half": (lambda net: torch.optim.SGD(net.half().parameters(), lr=0.1), "is a torch.float16 parameter"),
     "slots": (
         lambda net: torch.optim.Adam(
