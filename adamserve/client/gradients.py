@@ -41,10 +41,7 @@ class Gradients:
         Raises:
             InvalidArgument, NotFound, NotFinite: what is wrong with it; names the tensor.
         """
-        spec = self._session.tensors.get(name)
-        if spec is None:
-            known = ", ".join([*self._session.tensors][:5])
-            raise NotFound("the job has no such tensor", field=name, fix=f"it has {known}")
+        spec = self._spec(name)
         rows = sparse.as_rows(name, gradient)
         if rows is not None:
             rows = sparse.for_shards(spec, SparseRows(rows.indices, _widened(rows.values)))
@@ -64,15 +61,15 @@ class Gradients:
         Raises:
             InvalidArgument, NotFound: what is wrong with them; names the tensor.
         """
-        rows = values.indices if isinstance(values, SparseRows) else ()
-        if len({*map(int, rows)}) < len(rows):
+        spec = self._spec(name)
+        rows = sparse.as_rows(name, values)
+        array = np.asarray(values) if rows is None else rows.values
+        check_value(spec, array)
+        if rows is not None and len(set(rows.indices.tolist())) < len(rows.indices):
             raise InvalidArgument("a row is assigned twice", field=name, fix="name each row once")
-        checked = self.checked(name, values, copy=False)
-        array = checked.values if isinstance(checked, SparseRows) else checked
-        check_value(self._session.tensors[name], array)
         if not np.isfinite(array).all():
             raise InvalidArgument("the values hold NaN or infinity", field=name, fix="assign finite values")
-        return Prepared(checked, str(array.dtype))
+        return Prepared(self.checked(name, values, copy=False), spec.dtype)
 
     def prepared(self, name: str, gradient: Gradient) -> Prepared:
         """Choose a checked gradient's encoding; to one that travels as int8, add what was lost of the last one."""
@@ -94,6 +91,13 @@ class Gradients:
     def pulled_as(self) -> str:
         """How float32 parameters travel."""
         return self._wire_dtype if self._wire_dtype in ("bfloat16", "float16") else "float32"
+
+    def _spec(self, name: str) -> TensorSpec:
+        spec = self._session.tensors.get(name)
+        if spec is None:
+            known = ", ".join([*self._session.tensors][:5])
+            raise NotFound("the job has no such tensor", field=name, fix=f"it has {known}")
+        return spec
 
     def _check_finite(self, spec: TensorSpec, values: Array, *, by_rows: bool) -> None:
         """One shard refuses a push whole by itself; of several, some would apply their part and others not. int8 would
