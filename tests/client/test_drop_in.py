@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -519,3 +521,20 @@ def test_a_dropped_optimizer_leaves(service: Ready) -> None:
     del first
     gc.collect()
     cell().close()
+
+
+def test_the_page_has_every_entry_of_torchs_interface() -> None:
+    """docs/drop-in.md names each public attribute of torch's optimizers, and nothing that neither has."""
+    page = (Path(__file__).parents[2] / "docs" / "drop-in.md").read_text(encoding="utf-8")
+    table = page.split("## The optimizer")[1].split("## The model")[0]
+    entries = {
+        name
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`(\w+)", row.split("|")[1])
+    }
+    bare = Optimizer([torch.zeros(1)], {})
+    interface = {name for name in {*dir(Optimizer), *vars(bare)} if not name.startswith("_")}
+    assert interface <= entries
+    ours = {name for name in dir(RemoteOptimizer) if not name.startswith("_")}
+    assert entries - interface - ours - {"RemoteOptimizer", "copy", "pickle", "with"} == set()
