@@ -99,6 +99,9 @@ class SparseRows:
 Gradient = Array | SparseRows
 """A gradient of a whole tensor, or of some of its rows."""
 
+Constants = Mapping[str, Mapping[str, float]]
+"""By tensor, constants of its rule by name, such as {"w": {"lr": 0.1, "beta1": 0.85}}."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -154,6 +157,10 @@ class Push:
             their numbers in the whole tensor, with values of shape (n, width). A tensor left out does not move.
         lr: rate for this push in place of the rule's own, or None.
         rates: by tensor, a rate in place of `lr`.
+        constants: by tensor, constants for this push in place of the rule's own.
+        assign: "" for gradients. Otherwise `gradients` holds values, in the tensors' own dtypes, that are assigned: to
+            the parameters ("w") or to a slot.
+        updates: with `assign`, by tensor the number of updates that it counts as having had.
         finite: whoever received the gradients has seen that all values are finite.
         session: the session that the pusher joined with.
     """
@@ -166,6 +173,9 @@ class Push:
     rates: Mapping[str, float] = field(default_factory=dict)
     session: str = ""
     finite: bool = False
+    constants: Constants = field(default_factory=dict)
+    assign: str = ""
+    updates: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +312,7 @@ class ShardState:
         arrays: slot (or "w") -> tensor -> the span's values, 1-D, of the tensor's dtype. They may be views of live
             buffers: the taker says how long they hold still.
         pushers: by name.
+        constants: those that the last push of a tensor brought, where it brought any; its rate is "lr".
     """
 
     shard: int
@@ -309,6 +320,7 @@ class ShardState:
     segments: tuple[Segment, ...]
     arrays: Mapping[str, Mapping[str, Array]]
     pushers: Mapping[str, PusherState] = field(default_factory=dict)
+    constants: Constants = field(default_factory=dict)
 
     @property
     def spans(self) -> list[Span]:

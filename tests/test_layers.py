@@ -89,7 +89,14 @@ LAYERS: tuple[dict[str, Row], ...] = (
     {"adamserve.wire": row("google grpc numpy")},
     {
         "adamserve.client": row("google grpc numpy"),
-        "adamserve.client.remote_optimizer": row("torch", siblings="adamserve.client"),
+        # The optimizer for torch's users; the client itself does without torch.
+        "adamserve.client.early": row("torch", siblings="adamserve.client"),
+        "adamserve.client.parameters": row("torch", siblings="adamserve.client"),
+        "adamserve.client.replicas": row("torch", siblings="adamserve.client adamserve.client.parameters"),
+        "adamserve.client.remote_optimizer": row(
+            "torch",
+            siblings="adamserve.client adamserve.client.early adamserve.client.parameters adamserve.client.replicas",
+        ),
     },
     {"adamserve.edge": row("google grpc grpc_health grpc_reflection ml_dtypes numpy")},
     {

@@ -9,7 +9,14 @@ unfinished and is never read. Restoring works onto any number of shards: every a
 that hold parts of it.
 """
 
-from adamserve.checkpoint.cuts import load_shard, load_tensors, seal_shard, update_counts, write_shard
+from adamserve.checkpoint.cuts import (
+    last_constants,
+    load_shard,
+    load_tensors,
+    seal_shard,
+    update_counts,
+    write_shard,
+)
 from adamserve.checkpoint.folder import (
     INCARNATION,
     CheckpointInfo,
@@ -35,6 +42,7 @@ __all__ = [
     "CheckpointInfo",
     "Manifest",
     "ShardEntry",
+    "last_constants",
     "list_checkpoints",
     "list_jobs",
     "load_shard",

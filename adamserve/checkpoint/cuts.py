@@ -32,6 +32,7 @@ def write_shard(folder: Path, state: ShardState) -> Path:
             "stamp": json.dumps(state.stamp),
             "segments": json.dumps([[s.tensor, s.start, s.stop, s.updates] for s in state.segments]),
             "pushers": json.dumps({name: _pusher_json(p) for name, p in state.pushers.items()}),
+            "constants": json.dumps({name: dict(given) for name, given in state.constants.items()}),
         }
     }
     arrays: list[Array] = []
@@ -92,7 +93,9 @@ def load_shard(
     segments = [segment for span in spans for segment in _cut(span, held.values())]
     clock = max(old.stamp.clock for old in sources)
     arrays = _gather(manifest, spans, held)
-    return ShardState(shard, Stamp(incarnation, clock), tuple(segments), arrays, pushers)
+    given = {name: constants for old in sources for name, constants in old.constants.items()}
+    own = {span.tensor: given[span.tensor] for span in spans if span.tensor in given}
+    return ShardState(shard, Stamp(incarnation, clock), tuple(segments), arrays, pushers, own)
 
 
 def load_tensors(folder: Path, manifest: Manifest) -> dict[str, dict[str, Array]]:
@@ -114,6 +117,12 @@ def update_counts(folder: Path, manifest: Manifest) -> dict[str, list[int]]:
     return counts
 
 
+def last_constants(folder: Path, manifest: Manifest) -> dict[str, Mapping[str, float]]:
+    """By tensor, the constants that its last push brought, where it brought any; the rate is "lr"."""
+    held = shard_headers(folder, manifest).values()
+    return {name: given for old in held for name, given in old.constants.items()}
+
+
 def shard_header(path: Path) -> ShardState:
     """A file's state without its arrays, of which there are the slots; raises CheckpointError if it cannot be read."""
     with reading(path), safe_open(path, framework="numpy") as file:
@@ -124,6 +133,7 @@ def shard_header(path: Path) -> ShardState:
             tuple(Segment(*segment) for segment in json.loads(meta["segments"])),
             {key.partition("/")[0]: {} for key in file.keys()},  # noqa: SIM118 - no mapping
             {name: _pusher(state) for name, state in json.loads(meta["pushers"]).items()},
+            json.loads(meta.get("constants", "{}")),
         )
 
 

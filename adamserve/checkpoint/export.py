@@ -21,8 +21,8 @@ def export_torch(folder: Path, out: Path, *, model_only: bool = False) -> list[s
     "model" is a state_dict; "optimizer" is what `getattr(torch.optim, optimizer_class)` over the model's parameters
     takes in `load_state_dict`. It has a param group for each rule of the job, with the names of the parameters in
     "param_names"; most jobs have one rule, and one group with all tensors in the job's order. For Nesterov the model
-    holds the look-ahead point, which is what torch calls the parameter. Rates that came with pushes, from schedulers or
-    by group, are not in a checkpoint: the rate is the rule's.
+    holds the look-ahead point, which is what torch calls the parameter. Rates and other constants are those that each
+    tensor's last push brought, from schedulers or by group, and otherwise the rule's.
 
     Args:
         folder: a checkpoint; it is verified first.
@@ -46,7 +46,8 @@ def export_torch(folder: Path, out: Path, *, model_only: bool = False) -> list[s
     document: dict[str, Any] = {"model": model, "notes": []}
     if not model_only:
         common, others = optim.rules_of(manifest.config.rule, manifest.config.tensor_rules)
-        rules = {name: others.get(name, common) for name in model}
+        given = checkpoint.last_constants(folder, manifest)
+        rules = {name: optim.with_constants(others.get(name, common), given.get(name, {})) for name in model}
         counts = checkpoint.update_counts(folder, manifest)
         updates = {name: max(pieces, default=0) for name, pieces in counts.items()}
         document |= _optimizer(rules, model, tensors, updates)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Concatenate, ParamSpec, Self, TypeVar, cast
 
 from adamserve.client.client import Client
 from adamserve.client.connect import connect
-from adamserve.values import Clocks, Gradient, JobReceipt
+from adamserve.client.threads import Thread
+from adamserve.values import Clocks, Constants, Gradient, JobReceipt
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -18,30 +19,44 @@ Result = TypeVar("Result")
 def _awaited(
     method: Callable[Concatenate[Client, Parameters], Result],
 ) -> Callable[Concatenate[AsyncClient, Parameters], Awaitable[Result]]:
-    """A method of `Client`, made in a thread and awaited."""
+    """A method of `Client`, made in the client's own thread for its kind, and awaited."""
+    pushes = method.__name__ in ("join", "pull", "push_pull", "set", "wait")
 
     @wraps(method)
     async def call(self: AsyncClient, /, *args: Parameters.args, **options: Parameters.kwargs) -> Result:
-        return await asyncio.to_thread(method, self._client, *args, **options)
+        thread = self._pushing if pushes else self._asking
+        return await asyncio.wrap_future(thread.submit(method, self._client, *args, **options))
 
     return call
 
 
 class AsyncClient:
-    """`Client` for asyncio: the same methods, awaited. One push at a time, as there."""
+    """`Client` for asyncio: the same methods, awaited. One push at a time, as there.
+
+    A client has two threads of its own, for what waits its turn at the shards and for the rest, so that clients do not
+    wait for each other's. A call whose await is cancelled goes on, and the next one comes after it.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._pushing, self._asking = Thread("adamserve-async-push"), Thread("adamserve-async")
 
     create = _awaited(Client.create)
     join = _awaited(Client.join)
     pull = _awaited(Client.pull)
     push_pull = _awaited(Client.push_pull)
+    set = _awaited(Client.set)
     status = _awaited(Client.status)
     jobs = _awaited(Client.jobs)
     checkpoint = _awaited(Client.checkpoint)
     delete = _awaited(Client.delete)
-    close = _awaited(Client.close)
+    wait = _awaited(Client.wait)
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        await asyncio.wrap_future(self._pushing.submit(self._client.close))
+        for thread in (self._pushing, self._asking):
+            thread.shutdown()
 
     async def push(
         self,
@@ -50,15 +65,20 @@ class AsyncClient:
         *,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
     ) -> JobReceipt:
         """As `Client.push` that waits; a task of its own does not."""
-        return await asyncio.to_thread(self._client.push, gradients, clock, lr=lr, rates=rates)
+        pushed = self._pushing.submit(
+            self._client.push, gradients, clock, lr=lr, rates=rates, constants=constants
+        )
+        return cast("JobReceipt", await asyncio.wrap_future(pushed))
 
     async def report(
         self, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
     ) -> None:
         """As `Client.report`."""
-        await asyncio.to_thread(self._client.report, loss, comparator_loss, **numbers)
+        reported = self._asking.submit(self._client.report, loss, comparator_loss, **numbers)
+        await asyncio.wrap_future(reported)
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,26 +7,33 @@ shard keep their order.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import json
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping
 from concurrent import futures
 from typing import Literal, Self, overload
 
 import numpy as np
 
 from adamserve import optim
-from adamserve.client.backoff import Backoff
+from adamserve.client.backoff import Backoff, Tries
 from adamserve.client.control_link import ControlLink
 from adamserve.client.credentials import Credentials
 from adamserve.client.destination import Target
 from adamserve.client.gradients import Gradients
 from adamserve.client.links import Pull
-from adamserve.client.pushes import OutgoingPush, Pushes
+from adamserve.client.pushes import OutgoingPush, Pushes, Terms
 from adamserve.client.reports import Reports
 from adamserve.client.session import Session
+from adamserve.errors import NotFound, Unavailable
 from adamserve.observe.state import JobState
 from adamserve.shard.checks import check_rates
 from adamserve.shard.sparse import check_tables, spec_of
-from adamserve.values import Array, Clocks, Deadline, Gradient, JobReceipt, PusherKind, TensorSpec
+from adamserve.values import Array, Clocks, Constants, Deadline, Gradient, JobReceipt, PusherKind, TensorSpec
+
+END_S = 1.0
+"""Longest that the end of the process waits for pushes that are under way."""
 
 CLOSE_S = 5.0
 """Longest that reports are still sent for when a client is closed."""
@@ -62,6 +69,7 @@ class Client:
             backoff: when a call that failed is made again.
         """
         credentials, backoff = credentials or Credentials(), backoff or Backoff()
+        self._backoff = backoff
         self._control = ControlLink(target, credentials, backoff, timeout_s)
         self._session = Session(
             self._control,
@@ -77,6 +85,9 @@ class Client:
         self._gradients = Gradients(self._session, wire_dtype)
         self._pushes = Pushes(self._session, self._gradients, max_in_flight)
         self._reports = Reports(self._control, job, self.pusher)
+        self.before_checkpoint: Callable[[], None] = lambda: None
+        """Brings what the service has to know before `checkpoint` writes one."""
+        self._end = weakref.finalize(self, _end, self._session, self._pushes, self._reports)
 
     @property
     def job(self) -> str:
@@ -99,6 +110,13 @@ class Client:
         self._opened(join=False)
         return tuple(self._session.tensors.values())
 
+    @property
+    def rules(self) -> dict[str, optim.Rule]:
+        """Each tensor's rule, with the constants that a push has where it brings none."""
+        self._opened(join=False)
+        made = {text: optim.from_dict(json.loads(text)) for text in set(self._session.rules.values())}
+        return {name: made[text] for name, text in self._session.rules.items()}
+
     # ---- pushes and pulls
 
     def join(self) -> int:
@@ -110,7 +128,8 @@ class Client:
         Raises:
             Conflict: the name is live in another client's session.
         """
-        return self._pushes.join(self._session.deadline())
+        self._opened(join=True)
+        return self._pushes.seq
 
     def pull(
         self,
@@ -156,6 +175,7 @@ class Client:
         *,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
         wait: Literal[True] = True,
     ) -> JobReceipt: ...
     @overload
@@ -166,6 +186,7 @@ class Client:
         *,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
         wait: Literal[False],
     ) -> OutgoingPush: ...
     def push(
@@ -175,6 +196,7 @@ class Client:
         *,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
         wait: bool = True,
     ) -> JobReceipt | OutgoingPush:
         """Send gradients to the shards that own them.
@@ -185,6 +207,7 @@ class Client:
             clock: what the pull returned.
             lr: rate for this push in place of the rule's.
             rates: by tensor, a rate in place of `lr` and the rule's.
+            constants: by tensor, other constants of its rule for this push, such as {"w": {"beta1": 0.85}}.
             wait: return the receipt when every shard has answered. False copies the gradients and returns a handle at
                 once; it waits only while `max_in_flight` pushes are under way.
 
@@ -193,7 +216,8 @@ class Client:
             RolledBack: a shard was restored after `clock`; the others have applied their part. Pull and go on.
             Unavailable: a shard did not answer within the timeout.
         """
-        handle = self._send(gradients, clock, lr, rates, None, self._opened(join=True), wait=wait)
+        terms = Terms(lr, rates or {}, constants or {})
+        handle = self._send(gradients, clock, terms, None, self._opened(join=True), wait=wait)
         return handle.result() if wait else handle
 
     def push_pull(
@@ -205,11 +229,43 @@ class Client:
         rows: Mapping[str, Array] | None = None,
         lr: float | None = None,
         rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
     ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
         """`push`, then `pull`, in one exchange with each shard."""
         deadline = self._opened(join=True)
         then = self._pull(into, rows, deadline)
-        return self._send(gradients, clock, lr, rates, then, deadline, wait=True).exchanged()
+        terms = Terms(lr, rates or {}, constants or {})
+        return self._send(gradients, clock, terms, then, deadline, wait=True).exchanged()
+
+    def set(
+        self,
+        values: Mapping[str, Gradient],
+        *,
+        slot: str = "w",
+        updates: Mapping[str, int] | None = None,
+        constants: Constants | None = None,
+    ) -> JobReceipt:
+        """Assign values to parameters: an update like a push, exactly once, in every consistency mode at once.
+
+        Args:
+            values: by tensor, arrays of its shape and dtype, or `SparseRows` for some of its rows; tensors left out
+                keep their values.
+            slot: "w" for the parameters, or a slot of the job's rule, such as "m".
+            updates: by tensor, the number of updates that it counts as having had (the rule's t).
+            constants: by tensor, those that a checkpoint is to hold in place of the last push's; the rate is "lr".
+
+        Raises:
+            InvalidArgument: a name, shape, dtype or value is wrong, or the rule has no such slot; nothing was sent.
+            RolledBack: a shard was restored meanwhile, and was assigned nothing. Pull, and assign again.
+            Unavailable: a shard did not answer within the timeout.
+        """
+        deadline = self._opened(join=True)
+        ready = {name: self._gradients.values(name, value) for name, value in values.items()}
+        push = self._pushes.begin(self._session.seen, None, deadline, slot)
+        for name, value in ready.items():
+            push.put(name, value)
+        push.finish(Terms(updates=updates or {}, constants=constants or {}))
+        return self._pushes.send(push, here=True).result()
 
     def stream(
         self,
@@ -238,20 +294,19 @@ class Client:
         self,
         gradients: Mapping[str, Gradient],
         clock: Clocks,
-        lr: float | None,
-        rates: Mapping[str, float] | None,
+        terms: Terms,
         then: Pull | None,
         deadline: Deadline,
         *,
         wait: bool,
     ) -> OutgoingPush:
         """Send a push whose gradients are all here; everything is checked before any of it is sent."""
-        check_rates(lr, rates or {})
+        check_rates(terms.lr, terms.rates)
         ready = {name: self._gradients.checked(name, g, copy=not wait) for name, g in gradients.items()}
         push = self._pushes.begin(clock, then, deadline)
         for name, gradient in ready.items():
-            push.put(name, gradient)
-        push.finish(lr, rates or {})
+            push.put(name, self._gradients.prepared(name, gradient))
+        push.finish(terms)
         return self._pushes.send(push, here=wait)
 
     def _pull(
@@ -320,6 +375,20 @@ class Client:
             checkpoint_every_s=checkpoint_every_s,
         )
 
+    def wait(self) -> None:
+        """Wait until the job exists, for no longer than the client's timeout.
+
+        Raises:
+            Unavailable: nobody has created it in time.
+        """
+        tries = Tries(self._backoff, self._session.deadline())
+        while True:
+            try:
+                return self._session.open(tries.deadline)
+            except NotFound as error:
+                missing = Unavailable(f"nobody has created it: {error.problem}", field="job", fix="create it")
+                time.sleep(tries.pause_after(missing))
+
     def report(
         self, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
     ) -> None:
@@ -351,6 +420,7 @@ class Client:
 
     def checkpoint(self) -> int:
         """Write a checkpoint now; returns its number, 0 where the service keeps none."""
+        self.before_checkpoint()
         return self._control.checkpoint(self.job)
 
     def delete(self, *, purge: bool = False) -> bool:
@@ -365,14 +435,29 @@ class Client:
         return self._control.delete(self.job, purge=purge)
 
     def close(self) -> None:
-        """Wait for the pushes under way, stop counting as live, and disconnect. Never raises what a push has raised."""
-        if not self._session.closed:
+        """Wait for the pushes under way, stop counting as live, and disconnect. Never raises what a push has raised.
+
+        The last reference's end and the process's do it too, and wait for no longer than a second.
+        """
+        if self._end.detach() is not None and not self._session.forked:
             self._pushes.wait()
             self._reports.close(Deadline.after(CLOSE_S))
             self._session.close()
+
+    def drop(self) -> None:
+        """As `close`, without waiting for pushes that take longer than a second."""
+        self._end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _end(session: Session, pushes: Pushes, reports: Reports) -> None:
+    """Close a client that nobody has closed, soon."""
+    if not session.forked:
+        pushes.end(END_S)
+        reports.close(Deadline.after(END_S / 4))
+        session.close(END_S / 2)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +18,9 @@ import numpy as np
 from adamserve import optim
 from adamserve.client.backoff import Backoff, Tries
 from adamserve.client.credentials import Credentials
+from adamserve.client.endpoints import proxy_of, split
 from adamserve.client.links import Place
-from adamserve.errors import AdamServeError, Unavailable
+from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
 from adamserve.shard.sparse import to_places
@@ -25,13 +30,20 @@ from adamserve.wire import codec
 from adamserve.wire.records import from_message, to_message
 from adamserve.wire.status import error_of
 
+log = logging.getLogger("adamserve.rpc")
+
+TELL_S = 3.0
+"""How long a service may be silent before that is said, while it is tried again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A job's tensors in order, and the places of its shards."""
+    """A job's tensors in order, the places of its shards, and its rules as JSON texts: the common one and others."""
 
     tensors: tuple[TensorSpec, ...]
     places: tuple[Place, ...]
+    rule: str
+    tensor_rules: Mapping[str, str]
 
 
 class ControlLink:
@@ -47,12 +59,28 @@ class ControlLink:
     """
 
     def __init__(self, target: str, credentials: Credentials, backoff: Backoff, timeout_s: float) -> None:
+        split(target)
+        self._target = target
         self._channel: Any = credentials.channel(target)
         self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._metadata = credentials.metadata
         self._backoff = backoff
         self._timeout_s = timeout_s
         self._closed = threading.Event()
+        self._process = os.getpid()
+
+    def check_process(self) -> None:
+        """Refuse to be used in a process that was forked from the client's: their connections are the same.
+
+        Raises:
+            InvalidArgument: it is another process.
+        """
+        if os.getpid() != self._process:
+            raise InvalidArgument(
+                "the client belongs to the process that this one was forked from",
+                field="client",
+                fix="connect again here, after the fork",
+            )
 
     def topology(self, job: str, deadline: Deadline) -> Topology:
         """Where a job's shards are now.
@@ -65,7 +93,8 @@ class ControlLink:
             TensorSpec(t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name), t.stride or 1)
             for t in answer.job.tensors
         )
-        return Topology(tuple(tensors), tuple(map(_place, answer.shards)))
+        places, spec = tuple(map(_place, answer.shards)), answer.job
+        return Topology(tuple(tensors), places, spec.rule_json, dict(spec.tensor_rules_json))
 
     def create(
         self,
@@ -144,8 +173,10 @@ class ControlLink:
             request: a message, or a function that begins a stream of them.
             deadline: in place of the timeout's.
         """
+        self.check_process()
         tries = Tries(self._backoff, deadline or Deadline.after(self._timeout_s))
         error: AdamServeError
+        told_at = time.monotonic() + TELL_S
         while True:
             try:
                 sent = request() if callable(request) else request
@@ -158,6 +189,15 @@ class ControlLink:
                 error = Unavailable("the client is closed")
             if not isinstance(error, Unavailable) or self._closed.is_set():
                 raise error
+            if proxy := proxy_of(self._target):
+                problem = f"{error.problem}, through the proxy of {proxy}={os.environ[proxy]}"
+                error = Unavailable(problem, field=error.field, fix="or name the host in no_proxy")
+            if time.monotonic() > told_at:
+                told_at = math.inf
+                seconds = round(tries.deadline.remaining())
+                log.warning(
+                    "%s does not answer, for another %d s it is tried again: %s", self._target, seconds, error
+                )
             self._closed.wait(tries.pause_after(error))
 
 

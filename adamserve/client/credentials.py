@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from adamserve.client import endpoints
+from adamserve.client.endpoints import proxy_of
 from adamserve.errors import InvalidArgument
 from adamserve.wire.frames import PREFACE, client_tls
 
@@ -55,11 +57,12 @@ class Credentials:
 
     def channel(self, endpoint: str) -> grpc.Channel:
         """A gRPC channel of its own to an endpoint; it connects when it is first used."""
+        options = [*OPTIONS, ("grpc.enable_http_proxy", int(bool(proxy_of(endpoint))))]
         if not self.ca:
-            return grpc.insecure_channel(endpoint, OPTIONS)
+            return grpc.insecure_channel(endpoint, options)
         name = [("grpc.ssl_target_name_override", self.server_name)] if self.server_name else []
         secure = grpc.ssl_channel_credentials(self.ca, self.key or None, self.cert or None)
-        return grpc.secure_channel(endpoint, secure, [*OPTIONS, *name])
+        return grpc.secure_channel(endpoint, secure, [*options, *name])
 
     def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
         """A bare connection to an endpoint, its preface sent.
@@ -67,9 +70,8 @@ class Credentials:
         Raises:
             OSError: it cannot be made.
         """
-        host, _, port = endpoint.rpartition(":")
-        host = host.strip("[]")
-        connected = socket.create_connection((host, int(port)), min(CONNECT_S, timeout_s))
+        host, port = endpoints.split(endpoint, "endpoint")
+        connected = socket.create_connection((host, port), min(CONNECT_S, timeout_s))
         try:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.ca:

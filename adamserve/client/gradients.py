@@ -9,7 +9,7 @@ import numpy as np
 from adamserve.client.session import Session
 from adamserve.errors import InvalidArgument, NotFound
 from adamserve.shard import sparse
-from adamserve.shard.checks import check_dense, not_finite
+from adamserve.shard.checks import check_dense, check_value, not_finite
 from adamserve.values import Array, Gradient, SparseRows, TensorSpec
 from adamserve.wire import codec
 
@@ -41,10 +41,7 @@ class Gradients:
         Raises:
             InvalidArgument, NotFound, NotFinite: what is wrong with it; names the tensor.
         """
-        spec = self._session.tensors.get(name)
-        if spec is None:
-            known = ", ".join([*self._session.tensors][:5])
-            raise NotFound("the job has no such tensor", field=name, fix=f"it has {known}")
+        spec = self._spec(name)
         rows = sparse.as_rows(name, gradient)
         if rows is not None:
             rows = sparse.for_shards(spec, SparseRows(rows.indices, _widened(rows.values)))
@@ -57,6 +54,20 @@ class Gradients:
         flat = sparse.to_places(spec, np.array(wide, order="C") if own else np.ascontiguousarray(wide))
         self._check_finite(spec, flat, by_rows=False)
         return flat
+
+    def values(self, name: str, values: Gradient) -> Prepared:
+        """Check values that a parameter or a slot is to be assigned; they travel in the tensor's own dtype.
+
+        Raises:
+            InvalidArgument, NotFound: what is wrong with them; names the tensor.
+        """
+        spec = self._spec(name)
+        rows = sparse.as_rows(name, values)
+        whole = np.asarray(values) if rows is None else rows
+        check_value(spec, whole)
+        if not np.isfinite(whole.values if isinstance(whole, SparseRows) else whole).all():
+            raise InvalidArgument("the values hold NaN or infinity", field=name, fix="assign finite values")
+        return Prepared(self.checked(name, values, copy=False), spec.dtype)
 
     def prepared(self, name: str, gradient: Gradient) -> Prepared:
         """Choose a checked gradient's encoding; to one that travels as int8, add what was lost of the last one."""
@@ -78,6 +89,13 @@ class Gradients:
     def pulled_as(self) -> str:
         """How float32 parameters travel."""
         return self._wire_dtype if self._wire_dtype in ("bfloat16", "float16") else "float32"
+
+    def _spec(self, name: str) -> TensorSpec:
+        spec = self._session.tensors.get(name)
+        if spec is None:
+            known = ", ".join([*self._session.tensors][:5])
+            raise NotFound("the job has no such tensor", field=name, fix=f"it has {known}")
+        return spec
 
     def _check_finite(self, spec: TensorSpec, values: Array, *, by_rows: bool) -> None:
         """One shard refuses a push whole by itself; of several, some would apply their part and others not. int8 would

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from typing import Self
 
 from adamserve.client.gradients import Gradients, Prepared
@@ -13,7 +14,17 @@ from adamserve.client.session import Session
 from adamserve.errors import InvalidArgument, Unavailable
 from adamserve.shard import sparse
 from adamserve.shard.checks import check_rates
-from adamserve.values import Array, Clocks, Deadline, Gradient, JobReceipt, Outcome, Span, Stamp
+from adamserve.values import Array, Clocks, Constants, Deadline, Gradient, JobReceipt, Outcome, Span, Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a push says at its end: its rates, its constants, and with values that are assigned their update counts."""
+
+    lr: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+    constants: Constants = field(default_factory=dict)
+    updates: Mapping[str, int] = field(default_factory=dict)
 
 
 class OutgoingPush:
@@ -23,21 +34,22 @@ class OutgoingPush:
         seq, clock: as in `values.Push`, the clock of every shard.
         then: what is pulled after it, in the same exchange.
         deadline: for all of it, the wait for its gradients included.
+        assign: as in `values.Push`.
         gradients: those known so far, by tensor; links read them from the first, however often.
-        lr, rates: as in `values.Push`; known after the commit.
+        terms: known after the commit.
         committed, aborted: all gradients are here; it was given up. Neither while they come.
         futures: each shard's answer.
     """
 
     def __init__(
-        self, pushes: Pushes, seq: int, clock: Clocks, then: Pull | None, deadline: Deadline
+        self, pushes: Pushes, seq: int, clock: Clocks, then: Pull | None, deadline: Deadline, assign: str
     ) -> None:
         self.seq = seq
+        self.assign = assign
         self.clock = clock
         self.deadline = deadline
         self.gradients: dict[str, Prepared] = {}
-        self.lr: float | None = None
-        self.rates: Mapping[str, float] = {}
+        self.terms = Terms()
         self.committed = self.aborted = False
         self.futures: list[Future[PushAnswer]] = []
         self.then = then
@@ -54,17 +66,21 @@ class OutgoingPush:
         """
         if name in self.gradients:
             raise InvalidArgument("its gradient was added before", field=name)
-        self.put(name, self._pushes.gradients.checked(name, gradient, copy=False))
+        checked = self._pushes.gradients.checked(name, gradient, copy=False)
+        self.put(name, self._pushes.gradients.prepared(name, checked))
 
-    def put(self, name: str, checked: Gradient) -> None:
+    def put(self, name: str, prepared: Prepared) -> None:
         """As `add`, for a gradient that is checked."""
-        prepared = self._pushes.gradients.prepared(name, checked)
         with self._changed:
             self.gradients[name] = prepared
             self._changed.notify_all()
 
     def commit(
-        self, *, lr: float | None = None, rates: Mapping[str, float] | None = None
+        self,
+        *,
+        lr: float | None = None,
+        rates: Mapping[str, float] | None = None,
+        constants: Constants | None = None,
     ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
         """Say that all gradients are here, and wait for the push and the pull after it; as `Client.push_pull`.
 
@@ -72,13 +88,13 @@ class OutgoingPush:
             Unavailable: the deadline passed before the commit, or a shard did not answer.
         """
         check_rates(lr, rates or {})
-        self.finish(lr, rates or {})
+        self.finish(Terms(lr, rates or {}, constants or {}))
         return self.exchanged()
 
-    def finish(self, lr: float | None, rates: Mapping[str, float]) -> None:
+    def finish(self, terms: Terms) -> None:
         """Say that all gradients are here."""
         with self._changed:
-            self.lr, self.rates, self.committed = lr, rates, not self.aborted
+            self.terms, self.committed = terms, not self.aborted
             lost = {name: each.lost for name, each in self.gradients.items() if each.lost is not None}
             self._changed.notify_all()
         if self.aborted:
@@ -89,11 +105,15 @@ class OutgoingPush:
 
     def abort(self) -> None:
         """Give the push up before its commit: no shard has applied anything, and its seq is free."""
+        self.give_up()
+        wait(self.futures)
+        self._pushes.ended(self)
+
+    def give_up(self) -> None:
+        """As `abort`, without waiting for the links to notice."""
         with self._changed:
             self.aborted = not self.committed
             self._changed.notify_all()
-        wait(self.futures)
-        self._pushes.ended(self)
 
     def parts(self, spans: Mapping[str, Span]) -> Iterator[tuple[Span, Prepared]]:
         """A shard's spans of the gradients, each when it is known, until the push is committed or given up."""
@@ -188,7 +208,9 @@ class Pushes:
             self._joined = True
         return self.seq
 
-    def begin(self, clock: Sequence[tuple[int, int]], then: Pull | None, deadline: Deadline) -> OutgoingPush:
+    def begin(
+        self, clock: Sequence[tuple[int, int]], then: Pull | None, deadline: Deadline, assign: str = ""
+    ) -> OutgoingPush:
         """Make room for the next push, and a pull after it. `send` alone uses its number up.
 
         Raises:
@@ -209,7 +231,7 @@ class Pushes:
             self._tidy()
         if len(self._under_way) >= self._most:
             raise Unavailable(f"{self._most} pushes are still under way", field="max_in_flight")
-        return OutgoingPush(self, self.seq + 1, stamps, then, deadline)
+        return OutgoingPush(self, self.seq + 1, stamps, then, deadline, assign)
 
     def send(self, push: OutgoingPush, *, here: bool) -> OutgoingPush:
         """Send a push to every shard; where the caller waits for it, its own thread may do the last one's part.
@@ -235,11 +257,16 @@ class Pushes:
         """Whether no push is under way."""
         return all(push.done() for push in self._under_way)
 
-    def wait(self) -> None:
-        """Wait until no push is under way, whatever became of them."""
-        for push in self._under_way:
-            wait(push.futures)
+    def wait(self, within_s: float | None = None) -> None:
+        """Wait until no push is under way, whatever became of them; or so long."""
+        wait([future for push in self._under_way for future in push.futures], within_s)
         self._tidy()
+
+    def end(self, within_s: float) -> None:
+        """Give a stream up, and wait for pushes that are committed, but not for long."""
+        if self._stream is not None:
+            self._stream.give_up()
+        self.wait(within_s)
 
     def _tidy(self) -> None:
         """Forget the pushes that are over; after an error some shards may have counted a seq, and others not."""

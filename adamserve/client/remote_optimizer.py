@@ -6,52 +6,55 @@ optimizer = adamserve.RemoteOptimizer.wrap(torch.optim.AdamW(model.parameters())
 
 from __future__ import annotations
 
-import threading
+import warnings
+import weakref
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import fields, replace
+from typing import Any, NoReturn, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adamserve import optim
 from adamserve.client.client import Client
 from adamserve.client.connect import connect
-from adamserve.client.pushes import OutgoingPush
+from adamserve.client.early import Early, UnderWay, as_array
+from adamserve.client.parameters import Group, Parameters
+from adamserve.client.replicas import Replicas
 from adamserve.errors import Conflict, InvalidArgument, RolledBack
 from adamserve.optim import torch_map
-from adamserve.shard.sparse import as_rows
-from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome
+from adamserve.values import Array, Clocks, JobReceipt, Stamp
 
-Group = dict[str, Any]
 RuleOf = Callable[[Group], optim.Rule]
-
-
-@dataclass(slots=True)
-class _Early:
-    """A push begun while backward runs; void where a gradient changed, so that it cannot be committed."""
-
-    push: OutgoingPush
-    sent: dict[str, Tensor]
-    void: bool = False
 
 
 class RemoteOptimizer(torch.optim.Optimizer):
     """Sends gradients to the service and takes parameters back, where a local optimizer would update them.
 
-    Several trainers may share a job: the first one's parameters start it, and each begins with a pull. Param groups may
-    differ in any constant of the rule; rates follow `group["lr"]` (so every scheduler of torch.optim.lr_scheduler
-    works), the other constants are the job's and stay. A parameter without a gradient does not move.
+    Several trainers may share a job: the first one's parameters start it, and each begins with a pull. Every constant
+    in `param_groups` counts from the next step on, so schedulers of any of them work. A parameter without a gradient
+    does not move, and one that needs none stays out of the job.
+
+    The model stays the user's. What was done to a parameter since the last step (loaded, clamped, averaged, given other
+    memory) is noticed, and assigned to the job before the gradient.
 
     With `overlap`, a gradient starts on its way when autograd has accumulated it. It is copied then; `step` compares,
     and sends the push again from the start if a gradient has changed since (clipping, unscaling, accumulation), and
     no more early from then on. The numbers are the same either way.
+
+    Under DistributedDataParallel, which averages gradients, rank 0 pushes and the others take its parameters; in bsp
+    every rank pushes.
+
+    docs/drop-in.md goes through torch's interface entry by entry.
 
     Args:
         params: parameters, (name, parameter) pairs or groups, as torch's optimizers take them; float32 or float64.
         target: host:port of the service.
         rule: the update rule.
         job: the job's name.
+        model: gives the parameters' names. Without it they are those given, or those in the module that is found to
+            have the parameters.
         consistency: "async", "bsp" or "ssp:S", when this call creates the job.
         sparse, tables: as in `Client.create`; a parameter with sparse gradients (nn.Embedding(sparse=True)) is sent by
             rows, and pulled whole.
@@ -70,6 +73,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         rule: optim.Rule,
         *,
         job: str,
+        model: nn.Module | None = None,
         consistency: str = "async",
         sparse: str = "exact",
         tables: Collection[str] = (),
@@ -77,17 +81,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
         **options: Any,
     ) -> None:
         names = [f.name for f in fields(rule)]
+        self._local: torch.optim.Optimizer | None = None
+        torch.optim.Optimizer.__init__(self, params, {name: getattr(rule, name) for name in names})
+        self._rule_of: RuleOf = lambda group: replace(rule, **{name: _plain(group[name]) for name in names})
         self._connect(
-            params,
-            {name: getattr(rule, name) for name in names},
-            lambda group: replace(rule, **{name: _plain(group[name]) for name in names}),
-            target,
-            job=job,
-            consistency=consistency,
-            sparse=sparse,
-            tables=tables,
-            overlap=overlap,
-            **options,
+            target, job, model, overlap, options, consistency=consistency, sparse=sparse, tables=tables
         )
 
     @classmethod
@@ -97,17 +95,19 @@ class RemoteOptimizer(torch.optim.Optimizer):
         target: str,
         *,
         job: str,
+        model: nn.Module | None = None,
         consistency: str = "async",
         sparse: str = "exact",
         tables: Collection[str] = (),
         overlap: bool = True,
         **options: Any,
     ) -> Self:
-        """The remote form of a torch optimizer that has not stepped yet: its groups, its names, its mathematics.
+        """The remote form of a torch optimizer: its groups, which both share, its mathematics, its moments.
 
         SGD, Adam, AdamW, Adamax, Adagrad and RMSprop with every option that changes what they compute. `foreach`,
         `fused` and `capturable` say how they compute it, and are passed over. Adagrad's `lr_decay` counts the job's
-        updates.
+        updates. Moments of an optimizer that has stepped start the job; one that exists keeps its own. The optimizer
+        that was wrapped can no longer step.
 
         Raises:
             InvalidArgument: an optimizer or option that cannot be reproduced; names it.
@@ -115,90 +115,97 @@ class RemoteOptimizer(torch.optim.Optimizer):
         kind = type(optimizer)
         for group in optimizer.param_groups:
             torch_map.rule_of(kind, group)
-        if any(float(state.get("step", 0)) for state in optimizer.state.values()):
-            raise InvalidArgument(
-                "it has taken steps already", field="optimizer", fix="wrap it before its first step"
-            )
         made = cls.__new__(cls)
+        made._local = optimizer
+        groups = optimizer.param_groups
+        torch.optim.Optimizer.__init__(made, [dict(group) for group in groups], dict(optimizer.defaults))
+        made.param_groups = groups
+        made._rule_of = lambda group: torch_map.rule_of(kind, group)
         made._connect(
-            [dict(group) for group in optimizer.param_groups],
-            dict(optimizer.defaults),
-            lambda group: torch_map.rule_of(kind, group),
-            target,
-            job=job,
-            consistency=consistency,
-            sparse=sparse,
-            tables=tables,
-            overlap=overlap,
-            **options,
+            target, job, model, overlap, options, consistency=consistency, sparse=sparse, tables=tables
         )
+        optimizer.register_step_pre_hook(_wrapped)
         return made
 
     def _connect(
         self,
-        params: Iterable[Any],
-        defaults: dict[str, Any],
-        rule_of: RuleOf,
         target: str,
-        *,
         job: str,
+        model: nn.Module | None,
+        overlap: bool,
+        options: Mapping[str, Any],
+        *,
         consistency: str,
         sparse: str,
         tables: Collection[str],
-        overlap: bool,
-        **options: Any,
     ) -> None:
-        self._ready = False
+        self._parameters = Parameters(self.param_groups, model)
+        trained = self._parameters.trained
+        rules = {name: self._rule_of(group) for group, name, _ in self._members()}
+        common = next(iter(rules.values()), self._rule_of(self.param_groups[0]))
+        others = {name: rule for name, rule in rules.items() if replace(rule, lr=common.lr) != common}
         self._clock = Clocks()
-        torch.optim.Optimizer.__init__(self, params, defaults)
-        self._rule_of = rule_of
-        self._named = dict(_names(self.param_groups))
-        self._name_of = {id(parameter): name for name, parameter in self._named.items()}
-        for name, parameter in self._named.items():
-            if parameter.dtype not in (torch.float32, torch.float64):
-                raise InvalidArgument(
-                    f"is a {parameter.dtype} parameter",
-                    field=name,
-                    fix="keep float32 parameters, and use autocast",
-                )
-        self._rules = [rule_of(group) for group in self.param_groups]
-        self._updates = dict.fromkeys(self._named, 0)
-        self._host = {name: _host_array(p) for name, p in self._named.items()}
-        common = self._rules[0]
-        others = {
-            self._name_of[id(p)]: rule
-            for group, rule in zip(self.param_groups, self._rules, strict=True)
-            for p in group["params"]
-            if replace(rule, lr=common.lr) != common
-        }
-        self.client: Client = connect(target, job, **options)
+        self._replicas = Replicas(() if consistency == "bsp" else trained.values())
         self.receipt: JobReceipt | None = None
-        """What became of the last push."""
-        self._early: _Early | None = None
-        self._sending = threading.Lock()
-        self._overlap = overlap
+        """What became of the last push; None on a rank that another one pushes for."""
+        self.client: Client = connect(target, job, **options)
+        self._under_way = UnderWay(allowed=overlap and not self._replicas.here)
         self._hooks: list[Any] = []
-        try:
-            self.client.create(
-                self._host,
+        self._dropped = weakref.finalize(self, _leave, self.client, self._under_way, self._hooks)
+
+        def start() -> None:
+            memory = self._parameters.memory()
+            created = self.client.create(
+                memory,
                 common,
                 consistency=consistency,
                 tensor_rules=others,
                 sparse=sparse,
                 tables=tables,
             )
+            self._rules = self.client.rules
+            if (
+                self._local is not None
+                and self._local.state
+                and not self._bring(self._local.state_dict(), create=created)
+            ):
+                _warn("the job has moments of its own; those of the optimizer that was wrapped are not used")
             self._pull()
+
+        try:
+            self._replicas.together(start)
         except BaseException:
-            self.client.close()
+            self._dropped()
             raise
-        if overlap:
-            for parameter in self._named.values():
-                if parameter.requires_grad:
-                    hook: Any = parameter.register_post_accumulate_grad_hook
-                    self._hooks.append(hook(self._accumulated))
-        self._ready = True
+        here = weakref.ref(self)
+
+        def accumulated(parameter: Tensor) -> None:
+            optimizer = here()
+            if optimizer is not None:
+                optimizer._accumulated(parameter)
+
+        def settle() -> None:
+            optimizer = here()
+            if optimizer is not None:
+                optimizer._settle()
+
+        self.client.before_checkpoint = settle
+        for parameter in trained.values() if self._under_way.allowed else ():
+            hook: Any = parameter.register_post_accumulate_grad_hook
+            self._hooks.append(hook(accumulated))
+        self.state = _Elsewhere()
 
     # ---- what a torch optimizer does
+
+    @property
+    def param_groups(self) -> list[Group]:
+        """The groups, which a wrapped optimizer shares: a scheduler of either moves both."""
+        groups: list[Group] = vars(self if self._local is None else self._local)["param_groups"]
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[Group]) -> None:
+        vars(self if self._local is None else self._local)["param_groups"] = groups
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -207,39 +214,21 @@ class RemoteOptimizer(torch.optim.Optimizer):
         Raises:
             RolledBack: a shard was restored meanwhile. The model holds the restored parameters: compute the gradients
                 again.
-            InvalidArgument: a gradient holds NaN or infinity, or a constant other than `lr` was changed.
+            InvalidArgument: a gradient or a changed parameter holds NaN or infinity, or a group asks for what the job's
+                rule cannot do.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_constants()
-        rates = self._rates()
-        gradients = {name: self._gradient(name, p) for name, p in self._named.items() if p.grad is not None}
-        early, self._early = self._early, None
-        if early is not None and not self._still(early, gradients):
-            early.push.abort()
-            early, self._overlap = None, False
-        try:
-            if early is None:
-                arrays = {name: _array(name, gradient) for name, gradient in gradients.items()}
-                self.receipt, _, self._clock = self.client.push_pull(
-                    arrays, self._clock, into=self._host, rates=rates
-                )
-            else:
-                self.receipt, self._clock = _finish(early, gradients, rates)
-        except RolledBack:
-            self._pull()
-            raise
-        self._to_model()
-        if self.receipt.outcome is not Outcome.STALE:
-            for name in gradients:
-                self._updates[name] += 1
+        self._replicas.together(self._exchange)
+        if self._local is not None:
+            self._local._opt_called = True  # type: ignore[attr-defined] # so that its schedulers do not warn
         return loss
 
     def add_param_group(self, param_group: Group) -> None:
         """As torch's, while the optimizer is being made; the job's tensors stay the same afterwards."""
-        if getattr(self, "_ready", False):
+        if hasattr(self, "_parameters"):
             raise InvalidArgument(
                 "the job's tensors are fixed",
                 field="param_group",
@@ -253,31 +242,55 @@ class RemoteOptimizer(torch.optim.Optimizer):
             "job": self.client.job,
             "seq": self.client.seq,
             "clocks": [tuple(stamp) for stamp in self._clock],
-            "updates": dict(self._updates),
         }
         return {**super().state_dict(), "remote": remote}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take the groups' options over, and pull the parameters that the job has now.
+        """Take over the groups' options, and of a torch optimizer's state its moments.
+
+        A state of this class holds no moments: the job's stay as they are, with a warning where they have moved on.
+        Parameters that were not changed since the last step are pulled; those that were go to the job with the next
+        step.
 
         Raises:
             Conflict: the state is of another job.
+            InvalidArgument: its moments are of another optimizer; nothing has changed.
         """
         rest = dict(state_dict)
-        remote = rest.pop("remote", {"job": self.client.job})
-        if remote["job"] != self.client.job:
+        remote = rest.pop("remote", None)
+        moments = rest.get("state") or {}
+        if remote is not None and remote["job"] != self.client.job:
             raise Conflict(f"the state is of job {remote['job']!r}, not {self.client.job!r}", field="job")
-        super().load_state_dict(rest)
-        self._check_constants()
-        self._updates.update(remote.get("updates", {}))
-        self._pull()
+        if moments:
+            self._form()
+        self._under_way.give_up()
+        super().load_state_dict({**rest, "state": {}})
+        if moments:
+            self._bring(rest)
+        if not self._parameters.changed():
+            self._pull()
+        clocks = remote and [tuple(stamp) for stamp in remote["clocks"]]
+        if clocks and clocks != list(self._clock):
+            _warn("the job has had updates since this state was taken, and its moments are those of now")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        rest = dict(state)
+        groups = rest.pop("param_groups", None)
+        super().__setstate__({**rest, "state": _Elsewhere()})
+        if groups is not None:
+            self.param_groups = groups
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InvalidArgument(
+            "cannot be copied or pickled: it is one trainer's connection",
+            field="RemoteOptimizer",
+            fix="make another one, or keep its state_dict()",
+        )
 
     def close(self) -> None:
-        """Leave the job and disconnect."""
-        for hook in self._hooks:
-            hook.remove()
-        self._give_up_early()
-        self.client.close()
+        """Leave the job and disconnect. The end of the process, and of the last reference, do it too."""
+        if self._dropped.detach() is not None:
+            _leave(self.client, self._under_way, self._hooks, close=True)
 
     def __enter__(self) -> Self:
         return self
@@ -287,138 +300,195 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     # ---- inside
 
-    def _give_up_early(self) -> None:
-        early, self._early = self._early, None
-        if early is not None:
+    def _exchange(self) -> None:
+        """One push and pull."""
+        gradients, rates, constants = {}, {}, {}
+        for group, name, parameter in self._members():
+            rule = self._rule_now(group, name)
+            if parameter.grad is not None:
+                gradient = parameter.grad.detach()
+                gradients[name] = (-gradient if group.get("maximize") else gradient).to("cpu")
+                rates[name] = rule.lr
+                if changed := _changed(self._rules[name], rule):
+                    constants[name] = changed
+        memory = self._parameters.memory()
+        early = self._under_way.taken()
+        changed_values = self._parameters.changed()
+        if early is not None and (changed_values or not early.stands(gradients, memory)):
             early.push.abort()
+            self._under_way.allowed = self._under_way.allowed and bool(changed_values)
+            early = None
+        try:
+            if changed_values:
+                self._assign(changed_values)
+            if early is None:
+                arrays = {name: as_array(name, gradient) for name, gradient in gradients.items()}
+                self.receipt, _, self._clock = self.client.push_pull(
+                    arrays, self._clock, into=memory, rates=rates, constants=constants
+                )
+            else:
+                self.receipt, self._clock = early.finish(gradients, rates, constants)
+        except RolledBack:
+            self._pull()
+            raise
+        except InvalidArgument:  # nothing was sent, or nothing came back
+            raise
+        except BaseException:
+            self._parameters.forget()
+            raise
+        self._parameters.take(memory)
+
+    def _settle(self) -> None:
+        """Give the job what the next step would bring besides gradients: changed parameters and constants."""
+        self._under_way.give_up()
+        if changed := self._parameters.changed():
+            self._assign(changed)
+        rules = {name: (self._rules[name], self._rule_now(group, name)) for group, name, _ in self._members()}
+        constants = {name: {"lr": now.lr, **_changed(base, now)} for name, (base, now) in rules.items()}
+        self.client.set({}, constants=constants)
+
+    def _assign(self, values: Mapping[str, Array]) -> None:
+        """Give the job what the user has made of some parameters; it does not make the next gradient stale."""
+        for name in values:
+            if self._rules[name].has_lookahead:
+                raise InvalidArgument(
+                    "was changed, but the model holds the look-ahead point, not the parameter",
+                    field=name,
+                    fix="assign it with client.set and pull, or wrap torch.optim.SGD(nesterov=True)",
+                )
+        now = self.client.set(values).clock
+        self._clock = Clocks(
+            new if new == Stamp(old.incarnation, old.clock + 1) else old
+            for old, new in zip(self._clock, now, strict=True)
+        )
+
+    def _bring(self, state: Mapping[str, Any], *, create: bool = True) -> bool:
+        """Assign the job's slots the moments in a torch optimizer's state_dict, if it has any and `create` says so.
+
+        Returns:
+            Whether the job has them now, or there are none.
+        """
+        form = self._form()
+        slots: dict[str, dict[str, Array]] = defaultdict(dict)
+        updates = {}
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        numbers = [i for group in state["param_groups"] for i in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            name = self._parameters.names[id(parameter)]
+            if name in self._parameters.trained:
+                given, updates[name] = form.slots_of(
+                    self._rules[name], parameter, state["state"].get(number, {})
+                )
+                for slot, values in given.items():
+                    slots[slot][name] = values.detach().cpu().contiguous().numpy()
+        fresh = not any(updates.values()) and not any(
+            x.any() for kept in slots.values() for x in kept.values()
+        )
+        if create and not fresh:
+            self.client.set({}, updates=updates)
+            for slot, by_name in slots.items():
+                self.client.set(by_name, slot=slot)
+        return create or fresh
+
+    def _form(self) -> torch_map.Form:
+        """How torch keeps the state of the optimizer that was wrapped."""
+        if self._local is None:
+            raise InvalidArgument(
+                "the moments of a torch optimizer can be taken over only where one was wrapped",
+                field="state",
+                fix="use RemoteOptimizer.wrap",
+            )
+        return torch_map.form_named(type(self._local))
+
+    def _members(self) -> Iterable[tuple[Group, str, Tensor]]:
+        return self._parameters.by_group(self.param_groups)
+
+    def _rule_now(self, group: Group, name: str) -> optim.Rule:
+        """The rule that a group asks for now.
+
+        Raises:
+            InvalidArgument: the job's rule cannot become it; names the constant.
+        """
+        asked, base = self._rule_of(group), self._rules[name]
+        if asked != base:
+            now = optim.with_constants(base, _changed(base, asked))
+            for f in fields(asked):
+                if f.name != "lr" and getattr(now, f.name) != getattr(asked, f.name):
+                    raise InvalidArgument(
+                        f"is {getattr(base, f.name)!r} in the job, and {getattr(asked, f.name)!r} in a group",
+                        field=f.name,
+                        fix="make a new job for it",
+                    )
+        return asked
 
     def _pull(self) -> None:
         """Take the job's parameters; a rollback is no news to a model that takes everything."""
-        self._give_up_early()
+        self._under_way.give_up()
+        memory = self._parameters.memory()
         for last in (False, True):
             try:
-                _, self._clock = self.client.pull(into=self._host)
+                _, self._clock = self.client.pull(into=memory)
                 break
             except RolledBack:
                 if last:
                     raise
-        self._to_model()
-
-    def _to_model(self) -> None:
-        """Copy what was pulled into parameters whose own memory could not be pulled into."""
-        for name, parameter in self._named.items():
-            pulled = torch.from_numpy(self._host[name])
-            if pulled.data_ptr() != parameter.data_ptr():
-                parameter.data.copy_(pulled)
+        self._parameters.take(memory)
 
     def _accumulated(self, parameter: Tensor) -> None:
-        """Send a gradient that autograd has accumulated. Autograd has a thread for each device."""
-        with self._sending:
-            if self._overlap:
-                self._send_early(parameter)
-
-    def _send_early(self, parameter: Tensor) -> None:
-        name = self._name_of[id(parameter)]
-        gradient = parameter.grad
+        """Send a gradient that autograd has accumulated."""
+        name, gradient = self._parameters.names[id(parameter)], parameter.grad
         if gradient is None or gradient.layout is not torch.strided:
             return
-        if self._early is None:
-            if not torch.isfinite(gradient.sum()):
-                return
-            self._early = _Early(self.client.stream(self._clock, into=self._host), {})
-        early = self._early
-        if name in early.sent:
-            early.void = True
-        if early.void or not bool(torch.isfinite(gradient.sum())):
-            early.void = True
-            return
-        copy = self._signed(name, gradient.detach()).to("cpu", copy=True)
-        early.sent[name] = copy
-        early.push.add(name, _array(name, copy))
+        group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
+        signed = -gradient.detach() if group.get("maximize") else gradient.detach()
+        self._under_way.send(name, signed, self._begin)
 
-    def _still(self, early: _Early, gradients: Mapping[str, Tensor]) -> bool:
-        """Whether what was sent early is what is to be sent now, and is still on its way."""
-        return (
-            early.push.alive
-            and not early.void
-            and all(
-                name in gradients and torch.equal(sent, gradients[name]) for name, sent in early.sent.items()
-            )
+    def _begin(self) -> Early:
+        memory = self._parameters.memory()
+        return Early(self.client.stream(self._clock, into=memory), memory)
+
+
+class _Elsewhere(defaultdict[Any, Any]):
+    """The state of an optimizer whose moments are with the service: empty, and no parameter's can be read."""
+
+    def __missing__(self, key: Any) -> NoReturn:
+        raise InvalidArgument(
+            "the moments are with the service", field="state", fix="export a checkpoint to see them"
         )
 
-    def _gradient(self, name: str, parameter: Tensor) -> Tensor:
-        gradient = parameter.grad
-        assert gradient is not None
-        return self._signed(name, gradient.detach()).to("cpu")
 
-    def _signed(self, name: str, gradient: Tensor) -> Tensor:
-        return -gradient if self._maximize.get(name) else gradient
-
-    @property
-    def _maximize(self) -> dict[str, bool]:
-        return {
-            self._name_of[id(p)]: True for g in self.param_groups if g.get("maximize") for p in g["params"]
-        }
-
-    def _rates(self) -> dict[str, float]:
-        """Each tensor's rate for this push."""
-        rates = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                name = self._name_of[id(parameter)]
-                if parameter.grad is not None:
-                    rates[name] = float(group["lr"])
-        return rates
-
-    def _check_constants(self) -> None:
-        """The service keeps a rule's constants; only the rate goes with each push."""
-        for group, rule in zip(self.param_groups, self._rules, strict=True):
-            now = self._rule_of(group)
-            for field in fields(now):
-                if field.name != "lr" and getattr(now, field.name) != getattr(rule, field.name):
-                    raise InvalidArgument(
-                        f"was changed from {getattr(rule, field.name)} to {getattr(now, field.name)}",
-                        field=field.name,
-                        fix="only lr may change while a job runs",
-                    )
+def _leave(client: Client, under_way: UnderWay, hooks: list[Any], *, close: bool = False) -> None:
+    """Give an early push up and leave the job, at the end of the object or of the process; or close it in good time."""
+    for hook in hooks:
+        hook.remove()
+    if (early := under_way.taken()) is not None:
+        early.push.give_up()
+    if close:
+        client.close()
+    else:
+        client.drop()
 
 
-def _finish(
-    early: _Early, gradients: Mapping[str, Tensor], rates: Mapping[str, float]
-) -> tuple[JobReceipt, Clocks]:
-    """Add what was not sent early, and commit; a gradient that is refused gives the whole push up."""
-    with early.push:
-        for name, gradient in gradients.items():
-            if name not in early.sent:
-                early.push.add(name, _array(name, gradient))
-        receipt, _, clock = early.push.commit(rates=rates)
-    return receipt, clock
+def _wrapped(optimizer: torch.optim.Optimizer, *_: Any) -> NoReturn:
+    raise InvalidArgument(
+        "was wrapped, and no longer steps by itself", field="optimizer", fix="step the RemoteOptimizer"
+    )
 
 
-def _names(groups: Iterable[Group]) -> Iterable[tuple[str, Tensor]]:
-    """Every parameter's name: its own where it was given, else its place."""
-    for g, group in enumerate(groups):
-        names = group.get("param_names") or [f"group{g}.{i}" for i in range(len(group["params"]))]
-        yield from zip(names, group["params"], strict=True)
-
-
-def _host_array(parameter: Tensor) -> Array:
-    """Memory to pull a parameter into: its own, where it lies on the CPU in one run."""
-    data = parameter.detach()
-    own = data.device.type == "cpu" and data.is_contiguous()
-    array: Array = data.numpy() if own else data.to("cpu", copy=True).contiguous().numpy()
-    return array
-
-
-def _array(name: str, gradient: Tensor) -> Gradient:
-    """A gradient on the CPU as numpy; bfloat16 is widened."""
-    wide = gradient.float() if gradient.dtype in (torch.bfloat16, torch.float16) else gradient
-    rows = as_rows(name, wide)
-    if rows is not None:
-        return rows
-    array: Array = wide.contiguous().numpy()
-    return array
+def _changed(base: optim.Rule, rule: optim.Rule) -> dict[str, float]:
+    """The numbers and flags, apart from the rate, that differ between two rules of a class."""
+    return {
+        f.name: float(now)
+        for f in fields(base)
+        if f.name != "lr"
+        and isinstance(now := getattr(rule, f.name), bool | float)
+        and now != getattr(base, f.name)
+    }
 
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)

@@ -7,13 +7,14 @@ import socket
 import threading
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from contextlib import suppress
 
 from adamserve.client.backoff import Backoff, Tries
 from adamserve.client.control_link import ControlLink
 from adamserve.client.credentials import Credentials
 from adamserve.client.links import Member, Place, ShardLink
+from adamserve.client.threads import Thread
 from adamserve.client.wire_link import WireLink
 from adamserve.errors import (
     AdamServeError,
@@ -41,7 +42,7 @@ class Session:
     Attributes:
         member: who the client is to the shards.
         links: the ways to them, in shard order; empty before `open`.
-        tensors: the job's, by name; empty before `open`.
+        tensors, rules: the job's, by name, rules as JSON texts; empty before `open`.
         restores: how often a shard was found to have been restored; it may know of fewer pushes than were made.
     """
 
@@ -64,6 +65,7 @@ class Session:
         self.member = Member(job, pusher, session or uuid.uuid4().hex, kind, lease_s)
         self.links: tuple[ShardLink, ...] = ()
         self.tensors: dict[str, TensorSpec] = {}
+        self.rules: dict[str, str] = {}
         self.restores = 0
         self._control = control
         self._credentials = credentials
@@ -71,7 +73,8 @@ class Session:
         self._timeout_s = timeout_s
         self._opening = threading.Lock()
         self._closed = threading.Event()
-        self._beside: ThreadPoolExecutor | None = None
+        self._beside: list[Thread] = []
+        self._process = os.getpid()
         self._beating: threading.Thread | None = None
         self._lock = threading.Lock()
         self._seen: list[Stamp] = []
@@ -89,6 +92,7 @@ class Session:
         Raises:
             InvalidArgument: the client is closed.
         """
+        self._control.check_process()
         if self.closed:
             raise InvalidArgument("the client is closed", field="client")
         if self.links:
@@ -98,6 +102,7 @@ class Session:
                 return
             topology = self._control.topology(self.member.job, deadline)
             self.tensors = {spec.name: spec for spec in topology.tensors}
+            self.rules = {name: topology.tensor_rules.get(name, topology.rule) for name in self.tensors}
             self._seen = [Stamp(place.incarnation, 0) for place in topology.places]
             self.links = tuple(
                 WireLink(place, self.member, self._credentials, self, self._backoff)
@@ -147,9 +152,8 @@ class Session:
     def join(self, last_seq: int, deadline: Deadline) -> list[int]:
         """Be live on every shard, from now on until `close`; returns the last seq that each knows."""
         self.open(deadline)
-        if self._beside is None:
-            self._beside = ThreadPoolExecutor(len(self.links), thread_name_prefix="adamserve-lease")
-        joins = [self._beside.submit(self._join, link, last_seq, deadline) for link in self.links]
+        self._beside = self._beside or [Thread(f"adamserve-lease-{link.index}") for link in self.links]
+        joins = [self._beside[link.index].submit(self._join, link, last_seq, deadline) for link in self.links]
         known = [join.result().last_seq for join in joins]
         if self._beating is None:
             self._beating = threading.Thread(target=self._beat, name="adamserve-beat", daemon=True)
@@ -170,12 +174,11 @@ class Session:
 
     def _beat(self) -> None:
         """Renew the leases three times in their length, until closed."""
-        assert self._beside is not None
         third = self.member.lease_s / 3
         while not self._closed.wait(third):
             due = [link for link in self.links if time.monotonic() - link.renewed_at > third]
             with suppress(RuntimeError):  # the interpreter is ending
-                for renewal in [self._beside.submit(self._renew, link) for link in due]:
+                for renewal in [self._beside[link.index].submit(self._renew, link) for link in due]:
                     renewal.result()
 
     def _renew(self, link: ShardLink) -> None:
@@ -192,21 +195,33 @@ class Session:
         """Whether `close` was called."""
         return self._closed.is_set()
 
-    def close(self) -> None:
-        """Stop counting as live, and disconnect."""
+    @property
+    def forked(self) -> bool:
+        """Whether this is another process than the client's."""
+        return os.getpid() != self._process
+
+    def close(self, within_s: float = LEAVE_S) -> None:
+        """Stop counting as live, if that can be said in time, and disconnect."""
         self._closed.set()
         if self._beating is not None:
-            self._beating.join(LEAVE_S)  # so that no renewal comes after the leaving
-        if self._beside is not None:
-            leaving = [self._beside.submit(link.leave, LEAVE_S) for link in self.links]
-            for left in leaving:
-                left.exception()
-            self._beside.shutdown()
+            self._beating.join(within_s)  # so that no renewal comes after the leaving
+        leaving = [
+            self._beside[link.index].submit(link.leave, within_s) for link in self.links if self._beside
+        ]
+        wait(leaving, within_s)
+        for thread in self._beside:
+            thread.shutdown()
         for link in self.links:
             link.close()
         self._control.close()
 
     # ---- what was seen of the shards, and lost
+
+    @property
+    def seen(self) -> Clocks:
+        """The newest stamp that was seen of every shard."""
+        with self._lock:
+            return Clocks(self._seen)
 
     def see(self, clock: Clocks) -> None:
         """Note every shard's stamp; one of a new incarnation is asked at which clock that began."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any
 
 from adamserve.client.backoff import Backoff, Tries
 from adamserve.client.carriers import DirectCarrier, Full, GrpcCarrier, Unreachable
 from adamserve.client.credentials import Credentials
 from adamserve.client.links import Aborted, Member, Place, Pull, PushAnswer, Recovery
+from adamserve.client.threads import Thread
 from adamserve.errors import AdamServeError, Unavailable
 from adamserve.v1 import shard_pb2, types_pb2
 from adamserve.values import Joined, Outcome, Receipt, SparseRows, Stamp
@@ -19,7 +20,7 @@ from adamserve.wire import chunks, codec
 from adamserve.wire.frames import Parts
 
 if TYPE_CHECKING:
-    from adamserve.client.pushes import OutgoingPush
+    from adamserve.client.pushes import OutgoingPush, Terms
 
 AVOID_S = 300.0
 """How long gRPC is used once no bare connection could be made, and"""
@@ -65,7 +66,7 @@ class WireLink:
         self._credentials = credentials
         self._recovery = recovery
         self._backoff = backoff
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"adamserve-shard-{place.index}")
+        self._thread = Thread(f"adamserve-shard-{place.index}")
         self._lock = threading.Lock()
         self._endpoints = ("", "")
         self._carriers: tuple[DirectCarrier | None, GrpcCarrier | None] = (None, None)
@@ -192,8 +193,9 @@ class WireLink:
         m, pulled = self._member, push.clock[self.index]
         stamp = types_pb2.Stamp(incarnation=pulled.incarnation, clock=pulled.clock)
         start = shard_pb2.PushStart(
-            job=m.job, pusher=m.pusher, session=m.session, seq=push.seq, pulled=stamp, shard=self.index
-        )
+            job=m.job, pusher=m.pusher, session=m.session, seq=push.seq, pulled=stamp, shard=self.index,
+            assign=push.assign,
+        )  # fmt: skip
         message: list[bytes | memoryview] = [shard_pb2.PushRequest(start=start).SerializeToString()]
         size = 0
         for span, (gradient, encoding, _) in push.parts(self._spans):
@@ -208,8 +210,7 @@ class WireLink:
                     yield message
                     message, size = [], 0
         if not push.aborted:
-            commit = shard_pb2.PushCommit(lr=push.lr, rates=push.rates)
-            message.append(shard_pb2.PushRequest(commit=commit).SerializeToString())
+            message.append(shard_pb2.PushRequest(commit=_commit(push.terms)).SerializeToString())
         yield message
 
     def _messages_of_both(self, push: OutgoingPush, then: Pull) -> Iterator[list[bytes | memoryview]]:
@@ -282,6 +283,17 @@ def _only(answers: Answers) -> bytes:
     for _ in answers:
         pass
     return answer
+
+
+def _commit(terms: Terms) -> shard_pb2.PushCommit:
+    """The end of a push; tensors with equal constants share a message."""
+    groups: dict[tuple[tuple[str, float], ...], list[str]] = {}
+    for name, values in terms.constants.items():
+        groups.setdefault(tuple(values.items()), []).append(name)
+    constants = [
+        shard_pb2.PushConstants(tensors=names, values=dict(group)) for group, names in groups.items()
+    ]
+    return shard_pb2.PushCommit(lr=terms.lr, rates=terms.rates, constants=constants, updates=terms.updates)
 
 
 def _receipt(answer: shard_pb2.PushResponse) -> Receipt:

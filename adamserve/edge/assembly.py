@@ -36,17 +36,15 @@ class Assembly:
         partition: the job's.
         shard: whose spans are expected.
         buffers: where arrays come from.
-        parameters: the chunks are parameters, in the tensors' own dtypes, rather than gradients.
+        values: the chunks are values of parameters or slots, in the tensors' own dtypes, rather than gradients.
     """
 
-    def __init__(
-        self, partition: Partition, shard: int, buffers: Buffers, *, parameters: bool = False
-    ) -> None:
+    def __init__(self, partition: Partition, shard: int, buffers: Buffers, *, values: bool = False) -> None:
         self._partition = partition
         self._shard = shard
         self._spans = {span.tensor: span for span in partition.shards[shard]}
         self._buffers = buffers
-        self._parameters = parameters
+        self._values = values
         self._arrays: dict[str, Array] = {}
         self._ranges: dict[str, list[tuple[int, int]]] = {}
         self._rows: dict[str, list[tuple[Array, Array]]] = {}
@@ -78,11 +76,9 @@ class Assembly:
             )
         name = codec.encoding_name(chunk.encoding, field=chunk.tensor)
         encoding = codec.ENCODINGS[name]
-        if spec.dtype not in encoding.gradients or (self._parameters and name != spec.dtype):
-            what = "parameter" if self._parameters else "gradient of a"
+        if spec.dtype not in encoding.gradients or (self._values and name != spec.dtype):
+            what = "parameter" if self._values else "gradient of a"
             raise InvalidArgument(f"{name} for a {spec.dtype} {what}", field=chunk.tensor)
-        if by_rows and self._parameters:
-            raise InvalidArgument("parameters come by elements, not by rows", field=chunk.tensor)
         if not (self._add_rows(chunk, spec) if by_rows else self._add_elements(chunk, span, name)):
             what = "rows" if by_rows else f"elements {chunk.start} to {chunk.start + chunk.length}"
             raise NotFinite(

@@ -118,7 +118,7 @@ class ControlCalls:
                 return False
             if (jobs := len(self._jobs.status())) >= self._limits.jobs:
                 raise LimitExceeded(f"the service has {jobs} jobs", field="jobs")
-            assembly = Assembly(partition(config.tensors, 1), 0, Buffers(), parameters=True)
+            assembly = Assembly(partition(config.tensors, 1), 0, Buffers(), values=True)
             for message in messages:
                 moved()
                 rest, pieces = chunks.split(message)

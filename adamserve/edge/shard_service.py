@@ -148,7 +148,7 @@ class ShardCalls:
                     start = part.start
                     host = self._host(start, call)
                     host.may_push(start.pusher, start.session)
-                    assembly = Assembly(host.partition, host.index, self._buffers)
+                    assembly = Assembly(host.partition, host.index, self._buffers, values=bool(start.assign))
                     if beside:
                         pull = parse(shard_pb2.PushPullRequest, beside).pull
                 elif part.HasField("start"):
@@ -169,10 +169,20 @@ class ShardCalls:
         with host.refusing(start.pusher):
             gradients = assembly.gradients()
         pulled = Stamp(start.pulled.incarnation, start.pulled.clock)
-        lr = commit.lr if commit.HasField("lr") else None
-        # A rate for a tensor of another shard is that shard's to check.
-        rates = dict(commit.rates)
-        push = Push(start.pusher, start.seq, pulled, gradients, lr, rates, start.session, finite=True)
+        push = Push(
+            start.pusher,
+            start.seq,
+            pulled,
+            gradients,
+            commit.lr if commit.HasField("lr") else None,
+            # A rate for a tensor of another shard is that shard's to check.
+            dict(commit.rates),
+            start.session,
+            finite=True,
+            constants={name: dict(group.values) for group in commit.constants for name in group.tensors},
+            assign=start.assign,
+            updates=dict(commit.updates),
+        )
         return host, push, pull
 
     def _answer(

@@ -11,7 +11,7 @@ The dictionary of a rule carries its name only, so a package has to be installed
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from inspect import isabstract
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -176,6 +176,35 @@ def from_dict(d: Mapping[str, Any]) -> Rule:
     if not isinstance(d, Mapping) or "rule" not in d:
         raise InvalidArgument("is missing", field="rule", fix=f"one of {', '.join(RULES)}")
     return by_name(d["rule"], **{str(k): v for k, v in d.items() if k != "rule"})
+
+
+def with_constants(rule: Rule, constants: Mapping[str, float]) -> Rule:
+    """A job's rule with other constants, for one update: numbers and flags, so long as it keeps the same slots.
+
+    Raises:
+        InvalidArgument: no such constant, a value out of its range, or one that needs other slots; names it.
+    """
+    known = {f.name: getattr(rule, f.name) for f in fields(rule)}
+    for name in constants:
+        if not isinstance(known.get(name), bool | float):
+            numbers = [name for name, x in known.items() if isinstance(x, bool | float)]
+            raise InvalidArgument(
+                f"is no constant of {type(rule).__name__} that a push may bring",
+                field=name,
+                fix=f"one of {', '.join(numbers)}",
+            )
+    given: dict[str, Any] = {
+        name: bool(x) if isinstance(known[name], bool) else x for name, x in constants.items()
+    }
+    changed = replace(rule, **given)
+    if changed.slot_names != rule.slot_names:
+        raise InvalidArgument(
+            f"the job keeps the slots {', '.join(rule.slot_names) or 'none'},"
+            f" this would need {', '.join(changed.slot_names) or 'none'}",
+            field=", ".join(constants),
+            fix="make a new job",
+        )
+    return changed
 
 
 def rules_of(

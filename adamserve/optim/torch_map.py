@@ -30,6 +30,10 @@ def _square(slot: Tensor, rule: Rule) -> Tensor:
     return slot.square()
 
 
+def _root(state: Tensor) -> Tensor:
+    return state.sqrt()
+
+
 def _over_rate(slot: Tensor, rule: Rule) -> Tensor:
     """SGD's velocity as torch keeps it, without the rate."""
     if not rule.lr:
@@ -47,6 +51,7 @@ class Form:
         constants: by torch's option, the rule's constant. Torch's pair `betas` counts as two options.
         slots: by torch's state, the rule's slot. A slot that a rule does not have is passed over.
         change: makes torch's state of a slot.
+        back: makes a slot of torch's state, for a form that a torch optimizer becomes.
         refused: by constant, a value that torch does not take.
         extra: torch's options beside those that constants give.
     """
@@ -56,6 +61,7 @@ class Form:
     constants: Mapping[str, str]
     slots: Mapping[str, str]
     change: Callable[[Tensor, Rule], Tensor] = lambda slot, rule: slot.clone()
+    back: Callable[[Tensor], Tensor] = lambda state: state
     refused: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,6 +85,28 @@ class Form:
         state = {} if self.optimizer == "SGD" else {"step": torch.tensor(float(t))}
         kept = {name: slot for name, slot in self.slots.items() if slot in rule.slot_names}
         return state | {name: self.change(slots[slot], rule) for name, slot in kept.items()}
+
+    def slots_of(self, rule: Rule, w: Tensor, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:
+        """Return a parameter's slots, and how many updates it has had, from its entry in an optimizer's state.
+
+        Args:
+            rule: the parameter's rule.
+            w: the parameter.
+            state: as torch keeps it; empty before the first step.
+
+        Raises:
+            InvalidArgument: it is the state of another optimizer; names what is missing.
+        """
+        kept = {name: slot for name, slot in self.slots.items() if slot in rule.slot_names}
+        known = {name: x for name, x in state.items() if name in kept and x is not None}
+        t = int(bool(known)) if self.optimizer == "SGD" else int(state.get("step", 0))
+        if t and len(known) < len(kept):
+            missing = ", ".join(kept.keys() - known.keys())
+            raise InvalidArgument(
+                f"lacks {missing}", field="state", fix=f"give the state of a torch.optim.{self.optimizer}"
+            )
+        slots = {slot: known.get(name, w.detach().new_zeros(w.shape)) for name, slot in kept.items()}
+        return {slot: self.back(x) for slot, x in slots.items()}, t
 
     def lost(self, rule: Rule) -> dict[str, Any]:
         """Return the constants, with their values, for which torch has no option."""
@@ -123,7 +151,14 @@ FORMS: tuple[Form, ...] = (
         _named("lr", "beta1", "beta2", "eps", weight_decay="l2"),
         {"exp_avg": "m", "exp_inf": "u"},
     ),
-    Form("Adagrad", AdaGrad, _named("lr", "lr_decay", "eps", weight_decay="l2"), {"sum": "root"}, _square),
+    Form(
+        "Adagrad",
+        AdaGrad,
+        _named("lr", "lr_decay", "eps", weight_decay="l2"),
+        {"sum": "root"},
+        _square,
+        _root,
+    ),
     Form(
         "RMSprop",
         TorchRMSprop,
@@ -146,7 +181,7 @@ FORMS: tuple[Form, ...] = (
 """The table. A torch optimizer's first row says which rule it becomes; a rule's first row that loses nothing, which
 optimizer."""
 
-_ONLY = {"differentiable": False, "initial_accumulator_value": 0}
+_ONLY = {"differentiable": False}
 """Options that no rule reproduces, with the only value allowed."""
 
 _NOTES = {
@@ -170,13 +205,7 @@ def rule_of(optimizer: type[torch.optim.Optimizer], group: Mapping[str, Any]) ->
     import torch
 
     decoupled = optimizer is torch.optim.Adam and group.get("decoupled_weight_decay")
-    kind = torch.optim.AdamW if decoupled else optimizer
-    form = next((form for form in FORMS if getattr(torch.optim, form.optimizer) is kind), None)
-    if form is None:
-        known = ", ".join(dict.fromkeys(form.optimizer for form in FORMS))
-        raise InvalidArgument(
-            f"{optimizer.__name__} cannot be reproduced", field="optimizer", fix=f"wrap one of {known}"
-        )
+    form = form_named(torch.optim.AdamW if decoupled else optimizer)
     for option, only in _ONLY.items():
         if group.get(option, only) != only:
             raise InvalidArgument("cannot be reproduced", field=option, fix=f"leave it {only}")
@@ -184,6 +213,23 @@ def rule_of(optimizer: type[torch.optim.Optimizer], group: Mapping[str, Any]) ->
         group = {**group, **dict(zip(("beta1", "beta2"), group["betas"], strict=True))}
     constants: dict[str, Any] = {f.name: _COMPUTED[f.name] for f in fields(form.rule) if f.name in _COMPUTED}
     return form.rule(**constants, **{name: group[option] for option, name in form.constants.items()})
+
+
+def form_named(optimizer: type[torch.optim.Optimizer]) -> Form:
+    """Find what a torch optimizer becomes.
+
+    Raises:
+        InvalidArgument: nothing that there is.
+    """
+    import torch
+
+    form = next((form for form in FORMS if getattr(torch.optim, form.optimizer) is optimizer), None)
+    if form is None:
+        known = ", ".join(dict.fromkeys(form.optimizer for form in FORMS))
+        raise InvalidArgument(
+            f"{optimizer.__name__} cannot be reproduced", field="optimizer", fix=f"wrap one of {known}"
+        )
+    return form
 
 
 def form_of(rules: Sequence[Rule]) -> Form:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from adamserve.errors import BadSequence, InvalidArgument, NotFinite
-from adamserve.values import GRADIENT_DTYPES, Array, TensorSpec
+from adamserve.values import GRADIENT_DTYPES, Array, Gradient, SparseRows, TensorSpec
 
 
 def check_dtype(spec: TensorSpec, dtype: np.dtype[np.generic]) -> None:
@@ -26,6 +26,20 @@ def check_dtype(spec: TensorSpec, dtype: np.dtype[np.generic]) -> None:
 def _name(dtype: np.dtype[np.generic]) -> str:
     """The dtype's name; numpy works it out anew each time, which takes longer than a small update."""
     return dtype.name
+
+
+def check_value(spec: TensorSpec, values: Gradient) -> None:
+    """Raise InvalidArgument unless what is assigned is of the parameter's own dtype, and names each row once."""
+    rows = values.indices if isinstance(values, SparseRows) else np.empty(0)
+    dtype = values.values.dtype if isinstance(values, SparseRows) else values.dtype
+    if _name(dtype) != spec.dtype:
+        raise InvalidArgument(
+            f"values of dtype {dtype} for a {spec.dtype} parameter",
+            field=spec.name,
+            fix=f"assign {spec.dtype}",
+        )
+    if len(np.unique(rows)) < len(rows):
+        raise InvalidArgument("a row is assigned twice", field=spec.name, fix="name each row once")
 
 
 def check_dense(spec: TensorSpec, gradient: Array, shape: tuple[int, ...]) -> None:

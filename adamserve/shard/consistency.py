@@ -212,6 +212,7 @@ def admit(
     pusher: str,
     steps: Mapping[str, int],
     waiting: Collection[str] = (),
+    round_began: int | None = None,
 ) -> Decision:
     """Decide whether a push may be applied now: by incarnations, which no mode may overrule, then by the mode.
 
@@ -220,6 +221,8 @@ def admit(
         pulled: stamp that the push's parameters were pulled at.
         now: the shard's stamp at arrival.
         pusher, steps, waiting: as in `Arrival`.
+        round_began: clock at which the round began, where a mode gathers one: values assigned since then do not end it.
+            None is now.
     """
     staleness = now.clock - pulled.clock
     if pulled.incarnation < now.incarnation:
@@ -234,6 +237,8 @@ def admit(
             f"pulled at incarnation {pulled.incarnation} clock {pulled.clock}, but the shard is only at"
             f" incarnation {now.incarnation} clock {now.clock}",
         )
+    if mode.gathers and round_began is not None and pulled.clock >= round_began:
+        staleness = 0
     return mode.admit(
         Arrival(pusher=pusher, clock=now.clock, staleness=staleness, steps=steps, waiting=waiting)
     )

@@ -64,10 +64,10 @@ class Pusher:
             return replace(receipt, outcome=Outcome.DUPLICATE)
         return receipt
 
-    def record(self, seq: int, receipt: Receipt, at: float) -> None:
-        """Note that a push is decided."""
+    def record(self, seq: int, receipt: Receipt, at: float, *, steps: int = 1) -> None:
+        """Note that a push is decided; `steps` says for how many steps it counts."""
         self.last_seq = seq
-        self.steps += 1
+        self.steps += steps
         self.pushed_at = at
         self.receipts[seq] = receipt
         while len(self.receipts) > RECEIPTS_KEPT:

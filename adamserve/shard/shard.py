@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from adamserve import optim
 from adamserve.errors import BadSequence, InvalidArgument, LimitExceeded
-from adamserve.shard.checks import check_rates, check_seq
+from adamserve.shard.checks import check_rates, check_seq, check_value
 from adamserve.shard.consistency import Consistency, Decision, Verdict, admit
 from adamserve.shard.durations import APPLY_BUCKETS, PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch
 from adamserve.shard.events import Events
@@ -22,7 +22,17 @@ from adamserve.shard.gradients import Loaded, load, mean
 from adamserve.shard.ledger import Decided, Ledger
 from adamserve.shard.statistics import STALENESS_CAP, PusherStatistics, ShardStatistics
 from adamserve.shard.store import Point, Room, Store
-from adamserve.values import Array, Joined, Outcome, Push, PusherKind, Receipt, ShardState, Stamp
+from adamserve.values import (
+    Array,
+    Constants,
+    Joined,
+    Outcome,
+    Push,
+    PusherKind,
+    Receipt,
+    ShardState,
+    Stamp,
+)
 
 WAITING_BYTES = 4 << 30
 """Bytes of gradients that may wait for a round to end, where nobody says otherwise."""
@@ -89,6 +99,7 @@ class Shard:
         self._events = Events(self.index, wall)
         self._waiting_bytes = waiting_bytes
         self._round: dict[str, CheckedPush] = {}
+        self._round_began = state.stamp.clock
         self._pulled: dict[str, tuple[Stamp, Point]] = {}
         self._pushes: Counter[str] = Counter()
         self._staleness: Counter[int] = Counter()
@@ -113,7 +124,11 @@ class Shard:
         check_seq(push.seq)
         for name in push.rates:
             self.partition.spec(name)
-        check_rates(push.lr, push.rates)
+        check_rates(push.lr, {**_rates(push.constants), **push.rates})
+        for name, constants in push.constants.items():
+            self.store.rule_with(name, constants)
+        if push.assign:
+            self._check_values(push)
         gradients = {
             name: load(*self.store.span(name), gradient, self.store.device, finite=push.finite)
             for name, gradient in push.gradients.items()
@@ -153,6 +168,8 @@ class Shard:
                 field="seq",
                 fix="send pushes in order; after a restart join again with the last seq used",
             )
+        if push.assign:
+            return self._assign(checked)
         decision = admit(
             self.consistency,
             pulled=push.pulled,
@@ -160,6 +177,7 @@ class Shard:
             pusher=push.pusher,
             steps=self.ledger.steps(push.pusher),
             waiting=self._round,
+            round_began=self._round_began,
         )
         match decision.verdict:
             case Verdict.INVALID:
@@ -271,7 +289,8 @@ class Shard:
     def state(self) -> ShardState:
         """Everything that a restart needs; on the CPU views of the live buffers."""
         segments, arrays = self.store.state()
-        return ShardState(self.index, self.stamp, segments, arrays, self.ledger.states())
+        pushers, constants = self.ledger.states(), dict(self.store.constants)
+        return ShardState(self.index, self.stamp, segments, arrays, pushers, constants)
 
     def statistics(self) -> ShardStatistics:
         """An immutable account of what the shard has done and how it stands; without `seen`."""
@@ -299,6 +318,36 @@ class Shard:
         )
 
     # ---- inside
+
+    def _check_values(self, push: Push) -> None:
+        """Check what only concerns values that are assigned."""
+        slots = ("w", *self.rule.slot_names)
+        if push.assign not in slots:
+            raise InvalidArgument(
+                f"the job's rule has no slot {push.assign!r}",
+                field="assign",
+                fix=f"one of {', '.join(slots)}",
+            )
+        for name, values in push.gradients.items():
+            check_value(self.partition.spec(name), values)
+        for name, updates in push.updates.items():
+            self.partition.spec(name)
+            if not updates >= 0:
+                raise InvalidArgument(f"must be at least 0, got {updates}", field=f"updates[{name}]")
+
+    def _assign(self, checked: CheckedPush) -> Decided:
+        """Assign values now, in every mode: it is an update, but no step of its pusher."""
+        push = checked.push
+        if push.pulled.incarnation != self.stamp.incarnation:
+            return Decided(self._refuse_stale(push, "pulled before the shard was restored"))
+        self.store.assign(push.assign, checked.gradients, push.updates, push.constants)
+        staleness = max(0, self.stamp.clock - push.pulled.clock)
+        self.stamp = Stamp(self.stamp.incarnation, self.stamp.clock + 1)
+        self._bytes_in += checked.nbytes
+        receipt = Receipt(Outcome.APPLIED, self.stamp, staleness, f"assigned {push.assign}")
+        self.ledger[push.pusher].record(push.seq, receipt, self._wall(), steps=0)
+        self._pushes[receipt.outcome] += 1
+        return Decided(receipt)
 
     def _fell_silent(self, pusher: str) -> None:
         """Free what was kept for a pusher that may never come back; if it does, its next push goes uncompensated."""
@@ -342,9 +391,11 @@ class Shard:
             if len(pushes) == 1
             else mean([member.gradients for member in pushes], self.store.spans)
         )
-        copy = self.store.step(gradients, lambda name: _mean_rate(pushes, name), decision.lr_scale, room)
+        constants = {name: _mean_constants(pushes, name) for name in gradients}
+        copy = self.store.step(gradients, constants, decision.lr_scale, room)
         self._apply_seconds.add(time.perf_counter() - began)
         before, self.stamp = self.stamp, Stamp(self.stamp.incarnation, self.stamp.clock + 1)
+        self._round_began = self.stamp.clock
         for member in pushes:
             self._bytes_in += member.nbytes
             staleness = before.clock - member.push.pulled.clock
@@ -360,8 +411,17 @@ class Shard:
         return self.store.compensated(checked.gradients, pulled, weight)
 
 
-def _mean_rate(pushes: list[CheckedPush], tensor: str) -> float | None:
-    """The mean of the rates that the members give this tensor; None where none of them gives one."""
-    given = (checked.push.rates.get(tensor, checked.push.lr) for checked in pushes)
-    rates = [rate for rate in given if rate is not None]
-    return sum(rates) / len(rates) if rates else None
+def _rates(constants: Constants) -> dict[str, float]:
+    return {name: given["lr"] for name, given in constants.items() if "lr" in given}
+
+
+def _mean_constants(pushes: list[CheckedPush], tensor: str) -> dict[str, float]:
+    """The constants that the members give this tensor, each the mean of those who give it; its rate is "lr"."""
+    given: dict[str, list[float]] = {}
+    for push in (checked.push for checked in pushes):
+        rate = push.rates.get(tensor, push.lr)
+        for name, value in push.constants.get(tensor, {}).items():
+            given.setdefault(name, []).append(value)
+        if rate is not None:
+            given["lr"] = [*given.get("lr", []), rate]
+    return {name: sum(values) / len(values) for name, values in given.items()}

@@ -20,7 +20,10 @@ from adamserve.shard import sparse
 from adamserve.shard.geometry import Partition
 from adamserve.shard.gradients import Loaded, RowGradient, corrected
 from adamserve.shard.sampling import Probe
-from adamserve.values import Array, Segment, ShardState, Span, TensorSpec
+from adamserve.values import Array, Constants, Segment, ShardState, Span, TensorSpec
+
+RULES_KEPT = 4096
+"""Rules with changed constants that a shard remembers."""
 
 Room = Callable[[int], Array]
 """Makes memory for so many uint16."""
@@ -97,13 +100,15 @@ class Store:
         self.spans = {span.tensor: span for span in partition.shards[state.shard]}
         self._partition = partition
         self._index = state.shard
-        self._rules = {rule, *tensor_rules.values()}
+        self.constants: dict[str, Mapping[str, float]] = dict(state.constants)
+        self._own_rules = dict.fromkeys(self.spans, rule) | dict(tensor_rules)
+        self._changed: dict[tuple[optim.Rule, tuple[tuple[str, float], ...]], optim.Rule] = {}
         self._exact = exact
         self._layout = {span.tensor: (dtype, at) for span, dtype, at in partition.layout(state.shard)}
         self._w: dict[str, torch.Tensor] = {}
         self._slots: dict[str, dict[str, torch.Tensor]] = {}
         self._pieces: dict[str, list[_Piece]] = {name: [] for name in self.spans}
-        self._load(state, tensor_rules)
+        self._load(state)
         self.parameter_bytes = sum(w.nbytes for w in self._w.values())
         slots = (slot for slots in self._slots.values() for slot in slots.values())
         self.state_bytes = self.parameter_bytes + sum(slot.nbytes for slot in slots)
@@ -136,7 +141,7 @@ class Store:
             dtypes.add(torch.float32)  # a mean's
         for dtype in dtypes:
             if (dtype, copied) not in self._prepared:
-                for rule in self._rules:
+                for rule in set(self._own_rules.values()):
                     optim.prepare(rule, torch.float32, [dtype], self.device, bfloat16=copied)
                 self._prepared.add((dtype, copied))
 
@@ -147,7 +152,14 @@ class Store:
         self.catch_up()
         if not training:
             return self._w
-        return {dtype: self.rule.lookahead(w, self._slots[dtype]) for dtype, w in self._w.items()}
+        point = {dtype: self.rule.lookahead(w, self._slots[dtype]) for dtype, w in self._w.items()}
+        for pieces in self._pieces.values() if self.rule.has_lookahead else ():
+            for piece in pieces:
+                if piece.rule != self.rule:
+                    dtype, at = self._layout[piece.span.tensor]
+                    at += piece.span.start - self.spans[piece.span.tensor].start
+                    point[dtype][at : at + piece.span.numel] = piece.point(training=True)
+        return point
 
     def read_rows(self, wanted: Mapping[str, Array], *, training: bool = True) -> dict[str, Array]:
         """Some rows of some tensors, and the other tensors whole. At the cost of what is read.
@@ -199,7 +211,7 @@ class Store:
     def step(
         self,
         gradients: Mapping[str, Loaded],
-        rate_of: Callable[[str], float | None],
+        constants: Constants,
         lr_scale: float,
         room: Room | None,
     ) -> Array | None:
@@ -207,7 +219,7 @@ class Store:
 
         Args:
             gradients: by tensor.
-            rate_of: the rate for a tensor; None for the rule's own.
+            constants: by tensor, those in place of its rule's own.
             lr_scale: factor of every rate.
             room: asks for a copy of the new parameters in bfloat16, in memory from it.
 
@@ -223,7 +235,8 @@ class Store:
         bits = None if room is None or not self._writes_all(gradients) else room(self.parameter_bytes // 4)
         copy = None if bits is None else torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
         for name, gradient in gradients.items():
-            lr, first = rate_of(name), self.spans[name].start
+            self._use(name, constants[name])
+            lr, first = constants[name].get("lr"), self.spans[name].start
             for piece in self._pieces[name]:
                 if isinstance(gradient, RowGradient):
                     width = self._partition.specs[name].width
@@ -241,6 +254,49 @@ class Store:
                 piece.updates += 1
         self.probe.end()
         return bits
+
+    def assign(
+        self, slot: str, values: Mapping[str, Loaded], updates: Mapping[str, int], constants: Constants
+    ) -> None:
+        """Assign values to parameters ("w") or a slot, and update counts and constants to tensors."""
+        for name in constants.keys() & self.spans.keys():
+            self._use(name, constants[name])
+        for name in self.spans.keys() & {**values, **updates}.keys():
+            value, first = values.get(name), self.spans[name].start
+            for piece in self._pieces[name]:
+                array = {"w": piece.w, **piece.slots}[slot]
+                if isinstance(value, RowGradient):
+                    width = self._partition.specs[name].width
+                    own = sparse.within(value.rows, piece.span, width)
+                    rows = value.rows[own] - sparse.rows_of(piece.span, width)[0]
+                    if piece.table is not None:
+                        piece.table.catch_up(rows)
+                    array.view(-1, width)[torch.from_numpy(rows).to(self.device)] = value.values[own]
+                elif value is not None:
+                    piece.catch_up()
+                    array.copy_(value[piece.span.start - first : piece.span.stop - first])
+                if name in updates:
+                    piece.catch_up()
+                    piece.updates = updates[name]
+
+    def rule_with(self, name: str, constants: Mapping[str, float]) -> optim.Rule:
+        """A tensor's rule with some constants changed, except for the rate. Thread-safe.
+
+        Raises:
+            NotFound: there is no such tensor.
+            InvalidArgument: no such constant, one out of its range, or one that would need other slots.
+        """
+        self._partition.spec(name)
+        rule = self._own_rules.get(name, self.rule)
+        key = rule, tuple((constant, value) for constant, value in constants.items() if constant != "lr")
+        if not key[1]:
+            return rule
+        changed = self._changed.get(key)
+        if changed is None:
+            if len(self._changed) >= RULES_KEPT:
+                self._changed = {}
+            changed = self._changed[key] = optim.with_constants(rule, dict(key[1]))
+        return changed
 
     def compensated(
         self, gradients: Mapping[str, Loaded], pulled: Point, weight: float
@@ -278,6 +334,18 @@ class Store:
             and all(name in dense or not span.numel for name, span in self.spans.items())
         )
 
+    def _use(self, name: str, constants: Mapping[str, float]) -> None:
+        """Let a tensor's next update have these constants; rows that missed updates of other ones catch up first."""
+        rule = self.rule_with(name, constants)
+        for piece in self._pieces[name]:
+            if piece.rule != rule:
+                piece.catch_up()
+                piece.rule = rule
+        if constants:
+            self.constants[name] = constants
+        else:
+            self.constants.pop(name, None)
+
     def _own_rows(self, name: str, rows: Array) -> Array:
         span, spec = self.span(name)
         rows = sparse.check_indices(spec, rows, span)
@@ -291,7 +359,7 @@ class Store:
         dtype, at = self._layout[tensor]
         return self._w[dtype][at + start : at + stop]
 
-    def _load(self, state: ShardState, tensor_rules: Mapping[str, optim.Rule]) -> None:
+    def _load(self, state: ShardState) -> None:
         """Fill the buffers, and cut them into pieces by update count."""
         sizes = {dtype: at + self.spans[name].numel for name, (dtype, at) in self._layout.items()}
         for dtype, size in sizes.items():
@@ -305,7 +373,7 @@ class Store:
             for slot, tensors in state.arrays.items():
                 values = torch.from_numpy(np.array(tensors[name], dtype=dtype)).reshape(-1)
                 (w if slot == "w" else slots[slot])[at : at + span.numel].copy_(values)
-            rule = tensor_rules.get(name, self.rule)
+            rule = self.rule_with(name, self.constants.get(name, {}))
             for cut in segments.get(name) or [Segment(name, span.start, span.stop, 0)]:
                 own = slice(at + cut.start - span.start, at + cut.stop - span.start)
                 views = {slot: buffer[own] for slot, buffer in slots.items()}

@@ -25,17 +25,21 @@ _sym_db = _symbol_database.Default()
 from adamserve.v1 import types_pb2 as adamserve_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x64\x61mserve/v1/shard.proto\x12\x0c\x61\x64\x61mserve.v1\x1a\x18\x61\x64\x61mserve/v1/types.proto\"\x8a\x01\n\x0bJoinRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x10\n\x08last_seq\x18\x06 \x01(\x03\x12\x12\n\x05shard\x18\x07 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_shard\"\\\n\x0cJoinResponse\x12\"\n\x05stamp\x18\x01 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x10\n\x08last_seq\x18\x02 \x01(\x03\x12\x16\n\x0erestored_clock\x18\x03 \x01(\x03\"Z\n\x0cLeaveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x12\n\x05shard\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_shard\"\x0f\n\rLeaveResponse\"\x89\x01\n\tPushStart\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0b\n\x03seq\x18\x04 \x01(\x03\x12#\n\x06pulled\x18\x05 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x12\n\x05shard\x18\x06 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_shard\"\x86\x01\n\nPushCommit\x12\x0f\n\x02lr\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x32\n\x05rates\x18\x02 \x03(\x0b\x32#.adamserve.v1.PushCommit.RatesEntry\x1a,\n\nRatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x05\n\x03_lr\"\x84\x01\n\x0bPushRequest\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x17.adamserve.v1.PushStart\x12#\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x13.adamserve.v1.Chunk\x12(\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.adamserve.v1.PushCommit\"}\n\x0cPushResponse\x12&\n\x07outcome\x18\x01 \x01(\x0e\x32\x15.adamserve.v1.Outcome\x12\"\n\x05stamp\x18\x02 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x11\n\tstaleness\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xcb\x01\n\x0bPullRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x10\n\x08training\x18\x04 \x01(\x08\x12\x10\n\x08\x61t_least\x18\x05 \x01(\x03\x12(\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32\x16.adamserve.v1.Encoding\x12\"\n\x04rows\x18\x07 \x03(\x0b\x32\x14.adamserve.v1.RowSet\x12\x12\n\x05shard\x18\x08 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_shard\"&\n\x06RowSet\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\"W\n\x0cPullResponse\x12\"\n\x05stamp\x18\x01 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12#\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x13.adamserve.v1.Chunk\"c\n\x0fPushPullRequest\x12\'\n\x04push\x18\x01 \x01(\x0b\x32\x19.adamserve.v1.PushRequest\x12\'\n\x04pull\x18\x02 \x01(\x0b\x32\x19.adamserve.v1.PullRequest\"f\n\x10PushPullResponse\x12(\n\x04push\x18\x01 \x01(\x0b\x32\x1a.adamserve.v1.PushResponse\x12(\n\x04pull\x18\x02 \x01(\x0b\x32\x1a.adamserve.v1.PullResponse*a\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x02\x12\x11\n\rOUTCOME_STALE\x10\x03\x32\xe0\x02\n\x0cShardService\x12=\n\x04Join\x12\x19.adamserve.v1.JoinRequest\x1a\x1a.adamserve.v1.JoinResponse\x12@\n\x05Leave\x12\x1a.adamserve.v1.LeaveRequest\x1a\x1b.adamserve.v1.LeaveResponse\x12?\n\x04Push\x12\x19.adamserve.v1.PushRequest\x1a\x1a.adamserve.v1.PushResponse(\x01\x12?\n\x04Pull\x12\x19.adamserve.v1.PullRequest\x1a\x1a.adamserve.v1.PullResponse0\x01\x12M\n\x08PushPull\x12\x1d.adamserve.v1.PushPullRequest\x1a\x1e.adamserve.v1.PushPullResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61\x64\x61mserve/v1/shard.proto\x12\x0c\x61\x64\x61mserve.v1\x1a\x18\x61\x64\x61mserve/v1/types.proto\"\x8a\x01\n\x0bJoinRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x10\n\x08last_seq\x18\x06 \x01(\x03\x12\x12\n\x05shard\x18\x07 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_shard\"\\\n\x0cJoinResponse\x12\"\n\x05stamp\x18\x01 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x10\n\x08last_seq\x18\x02 \x01(\x03\x12\x16\n\x0erestored_clock\x18\x03 \x01(\x03\"Z\n\x0cLeaveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x12\n\x05shard\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_shard\"\x0f\n\rLeaveResponse\"\x99\x01\n\tPushStart\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x0b\n\x03seq\x18\x04 \x01(\x03\x12#\n\x06pulled\x18\x05 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x12\n\x05shard\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06\x61ssign\x18\x07 \x01(\tB\x08\n\x06_shard\"\x88\x01\n\rPushConstants\x12\x0f\n\x07tensors\x18\x01 \x03(\t\x12\x37\n\x06values\x18\x02 \x03(\x0b\x32\'.adamserve.v1.PushConstants.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x9e\x02\n\nPushCommit\x12\x0f\n\x02lr\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x32\n\x05rates\x18\x02 \x03(\x0b\x32#.adamserve.v1.PushCommit.RatesEntry\x12.\n\tconstants\x18\x03 \x03(\x0b\x32\x1b.adamserve.v1.PushConstants\x12\x36\n\x07updates\x18\x04 \x03(\x0b\x32%.adamserve.v1.PushCommit.UpdatesEntry\x1a,\n\nRatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a.\n\x0cUpdatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x42\x05\n\x03_lr\"\x84\x01\n\x0bPushRequest\x12&\n\x05start\x18\x01 \x01(\x0b\x32\x17.adamserve.v1.PushStart\x12#\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x13.adamserve.v1.Chunk\x12(\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x18.adamserve.v1.PushCommit\"}\n\x0cPushResponse\x12&\n\x07outcome\x18\x01 \x01(\x0e\x32\x15.adamserve.v1.Outcome\x12\"\n\x05stamp\x18\x02 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12\x11\n\tstaleness\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xcb\x01\n\x0bPullRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06pusher\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x10\n\x08training\x18\x04 \x01(\x08\x12\x10\n\x08\x61t_least\x18\x05 \x01(\x03\x12(\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32\x16.adamserve.v1.Encoding\x12\"\n\x04rows\x18\x07 \x03(\x0b\x32\x14.adamserve.v1.RowSet\x12\x12\n\x05shard\x18\x08 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_shard\"&\n\x06RowSet\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x0c\"W\n\x0cPullResponse\x12\"\n\x05stamp\x18\x01 \x01(\x0b\x32\x13.adamserve.v1.Stamp\x12#\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x13.adamserve.v1.Chunk\"c\n\x0fPushPullRequest\x12\'\n\x04push\x18\x01 \x01(\x0b\x32\x19.adamserve.v1.PushRequest\x12\'\n\x04pull\x18\x02 \x01(\x0b\x32\x19.adamserve.v1.PullRequest\"f\n\x10PushPullResponse\x12(\n\x04push\x18\x01 \x01(\x0b\x32\x1a.adamserve.v1.PushResponse\x12(\n\x04pull\x18\x02 \x01(\x0b\x32\x1a.adamserve.v1.PullResponse*a\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_APPLIED\x10\x01\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x02\x12\x11\n\rOUTCOME_STALE\x10\x03\x32\xe0\x02\n\x0cShardService\x12=\n\x04Join\x12\x19.adamserve.v1.JoinRequest\x1a\x1a.adamserve.v1.JoinResponse\x12@\n\x05Leave\x12\x1a.adamserve.v1.LeaveRequest\x1a\x1b.adamserve.v1.LeaveResponse\x12?\n\x04Push\x12\x19.adamserve.v1.PushRequest\x1a\x1a.adamserve.v1.PushResponse(\x01\x12?\n\x04Pull\x12\x19.adamserve.v1.PullRequest\x1a\x1a.adamserve.v1.PullResponse0\x01\x12M\n\x08PushPull\x12\x1d.adamserve.v1.PushPullRequest\x1a\x1e.adamserve.v1.PushPullResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'adamserve.v1.shard_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PUSHCONSTANTS_VALUESENTRY']._loaded_options = None
+  _globals['_PUSHCONSTANTS_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_PUSHCOMMIT_RATESENTRY']._loaded_options = None
   _globals['_PUSHCOMMIT_RATESENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=1491
-  _globals['_OUTCOME']._serialized_end=1588
+  _globals['_PUSHCOMMIT_UPDATESENTRY']._loaded_options = None
+  _globals['_PUSHCOMMIT_UPDATESENTRY']._serialized_options = b'8\001'
+  _globals['_OUTCOME']._serialized_start=1798
+  _globals['_OUTCOME']._serialized_end=1895
   _globals['_JOINREQUEST']._serialized_start=69
   _globals['_JOINREQUEST']._serialized_end=207
   _globals['_JOINRESPONSE']._serialized_start=209
@@ -45,25 +49,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEAVERESPONSE']._serialized_start=395
   _globals['_LEAVERESPONSE']._serialized_end=410
   _globals['_PUSHSTART']._serialized_start=413
-  _globals['_PUSHSTART']._serialized_end=550
-  _globals['_PUSHCOMMIT']._serialized_start=553
-  _globals['_PUSHCOMMIT']._serialized_end=687
-  _globals['_PUSHCOMMIT_RATESENTRY']._serialized_start=636
-  _globals['_PUSHCOMMIT_RATESENTRY']._serialized_end=680
-  _globals['_PUSHREQUEST']._serialized_start=690
-  _globals['_PUSHREQUEST']._serialized_end=822
-  _globals['_PUSHRESPONSE']._serialized_start=824
-  _globals['_PUSHRESPONSE']._serialized_end=949
-  _globals['_PULLREQUEST']._serialized_start=952
-  _globals['_PULLREQUEST']._serialized_end=1155
-  _globals['_ROWSET']._serialized_start=1157
-  _globals['_ROWSET']._serialized_end=1195
-  _globals['_PULLRESPONSE']._serialized_start=1197
-  _globals['_PULLRESPONSE']._serialized_end=1284
-  _globals['_PUSHPULLREQUEST']._serialized_start=1286
-  _globals['_PUSHPULLREQUEST']._serialized_end=1385
-  _globals['_PUSHPULLRESPONSE']._serialized_start=1387
-  _globals['_PUSHPULLRESPONSE']._serialized_end=1489
-  _globals['_SHARDSERVICE']._serialized_start=1591
-  _globals['_SHARDSERVICE']._serialized_end=1943
+  _globals['_PUSHSTART']._serialized_end=566
+  _globals['_PUSHCONSTANTS']._serialized_start=569
+  _globals['_PUSHCONSTANTS']._serialized_end=705
+  _globals['_PUSHCONSTANTS_VALUESENTRY']._serialized_start=660
+  _globals['_PUSHCONSTANTS_VALUESENTRY']._serialized_end=705
+  _globals['_PUSHCOMMIT']._serialized_start=708
+  _globals['_PUSHCOMMIT']._serialized_end=994
+  _globals['_PUSHCOMMIT_RATESENTRY']._serialized_start=895
+  _globals['_PUSHCOMMIT_RATESENTRY']._serialized_end=939
+  _globals['_PUSHCOMMIT_UPDATESENTRY']._serialized_start=941
+  _globals['_PUSHCOMMIT_UPDATESENTRY']._serialized_end=987
+  _globals['_PUSHREQUEST']._serialized_start=997
+  _globals['_PUSHREQUEST']._serialized_end=1129
+  _globals['_PUSHRESPONSE']._serialized_start=1131
+  _globals['_PUSHRESPONSE']._serialized_end=1256
+  _globals['_PULLREQUEST']._serialized_start=1259
+  _globals['_PULLREQUEST']._serialized_end=1462
+  _globals['_ROWSET']._serialized_start=1464
+  _globals['_ROWSET']._serialized_end=1502
+  _globals['_PULLRESPONSE']._serialized_start=1504
+  _globals['_PULLRESPONSE']._serialized_end=1591
+  _globals['_PUSHPULLREQUEST']._serialized_start=1593
+  _globals['_PUSHPULLREQUEST']._serialized_end=1692
+  _globals['_PUSHPULLRESPONSE']._serialized_start=1694
+  _globals['_PUSHPULLRESPONSE']._serialized_end=1796
+  _globals['_SHARDSERVICE']._serialized_start=1898
+  _globals['_SHARDSERVICE']._serialized_end=2250
 # @@protoc_insertion_point(module_scope)

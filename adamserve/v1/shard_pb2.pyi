@@ -64,23 +64,40 @@ class LeaveResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class PushStart(_message.Message):
-    __slots__ = ("job", "pusher", "session", "seq", "pulled", "shard")
+    __slots__ = ("job", "pusher", "session", "seq", "pulled", "shard", "assign")
     JOB_FIELD_NUMBER: _ClassVar[int]
     PUSHER_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     PULLED_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
+    ASSIGN_FIELD_NUMBER: _ClassVar[int]
     job: str
     pusher: str
     session: str
     seq: int
     pulled: _types_pb2.Stamp
     shard: int
-    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., seq: _Optional[int] = ..., pulled: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ..., shard: _Optional[int] = ...) -> None: ...
+    assign: str
+    def __init__(self, job: _Optional[str] = ..., pusher: _Optional[str] = ..., session: _Optional[str] = ..., seq: _Optional[int] = ..., pulled: _Optional[_Union[_types_pb2.Stamp, _Mapping]] = ..., shard: _Optional[int] = ..., assign: _Optional[str] = ...) -> None: ...
+
+class PushConstants(_message.Message):
+    __slots__ = ("tensors", "values")
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedScalarFieldContainer[str]
+    values: _containers.ScalarMap[str, float]
+    def __init__(self, tensors: _Optional[_Iterable[str]] = ..., values: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class PushCommit(_message.Message):
-    __slots__ = ("lr", "rates")
+    __slots__ = ("lr", "rates", "constants", "updates")
     class RatesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -88,11 +105,22 @@ class PushCommit(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class UpdatesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     LR_FIELD_NUMBER: _ClassVar[int]
     RATES_FIELD_NUMBER: _ClassVar[int]
+    CONSTANTS_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
     lr: float
     rates: _containers.ScalarMap[str, float]
-    def __init__(self, lr: _Optional[float] = ..., rates: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    constants: _containers.RepeatedCompositeFieldContainer[PushConstants]
+    updates: _containers.ScalarMap[str, int]
+    def __init__(self, lr: _Optional[float] = ..., rates: _Optional[_Mapping[str, float]] = ..., constants: _Optional[_Iterable[_Union[PushConstants, _Mapping]]] = ..., updates: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class PushRequest(_message.Message):
     __slots__ = ("start", "chunks", "commit")

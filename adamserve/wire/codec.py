@@ -35,6 +35,7 @@ BLOCK = 256
 
 _SIGNATURES = {
     "sum_words": 1,
+    "digest_words": 2,
     "take_float32": 3,
     "take_bfloat16": 3,
     "keep_bfloat16": 3,

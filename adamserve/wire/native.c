@@ -126,3 +126,21 @@ uint32_t give_bfloat16(long long n, const uint32_t *x, half *restrict out) {
     }
     return sum;
 }
+
+/* A digest of n words that depends on their places, for noticing a change: 32 accumulators of xxHash's round, side by side so
+   that it vectorises. */
+uint32_t digest_words(long long n, const uint32_t *x, uint64_t *digest) {
+    uint32_t lanes[32];
+    for (int k = 0; k < 32; k++) lanes[k] = (uint32_t)k * 2654435761u;
+    for (long long i = 0; i < n; i += 32) {
+        const int width = n - i < 32 ? (int)(n - i) : 32;
+        for (int k = 0; k < width; k++) {
+            const uint32_t mixed = lanes[k] + x[i + k] * 2246822519u;
+            lanes[k] = (mixed << 13 | mixed >> 19) * 2654435761u;
+        }
+    }
+    uint64_t sum = (uint64_t)n;
+    for (int k = 0; k < 32; k++) sum = (sum ^ lanes[k]) * 1099511628211u, sum ^= sum >> 29;
+    *digest = sum;
+    return 0;
+}

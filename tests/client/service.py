@@ -177,7 +177,7 @@ class Service:
         if self._job is not None:
             return control_pb2.CreateJobResponse(created=False)
         self._job = start
-        assembly = Assembly(partition(self._parts.tensors, 1), 0, Buffers(), parameters=True)
+        assembly = Assembly(partition(self._parts.tensors, 1), 0, Buffers(), values=True)
         for message in messages:
             for chunk in chunks.split(message)[1]:
                 assembly.add(chunk)

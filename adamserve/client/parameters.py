@@ -1,0 +1,256 @@
+"""The parameters that an optimizer trains: what they are called, where they lie, and what their owner did to them."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adamserve.errors import InvalidArgument
+from adamserve.values import Array
+from adamserve.wire import codec
+
+Group = dict[str, Any]
+"""One of an optimizer's `param_groups`."""
+
+
+class Parameters:
+    """The parameters that a job trains, by name, as they were left in the model.
+
+    Those that need no gradient stay with the model, whatever they hold. No view of a parameter's memory is kept: its
+    owner may give it another at any time.
+
+    Args:
+        groups: the optimizer's.
+        model: gives the names; without it they come with the groups, or from the module that has the parameters.
+
+    Attributes:
+        names: by id, those of all parameters.
+        trained: by name, those that the job holds.
+
+    Raises:
+        InvalidArgument: two have one name or share memory, one is not in the model, or of a dtype that is not trained;
+            names it.
+    """
+
+    def __init__(self, groups: Sequence[Group], model: nn.Module | None) -> None:
+        named = list(_named(groups, model))
+        _check_names(named)
+        self.names = {id(parameter): name for name, parameter in named}
+        self.trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+        for name, parameter in self.trained.items():
+            if parameter.dtype not in (torch.float32, torch.float64):
+                raise InvalidArgument(
+                    f"is a {parameter.dtype} parameter",
+                    field=name,
+                    fix="keep float32 parameters, and use autocast",
+                )
+        _check_apart(self.trained)
+        self._hosts: dict[str, Array] = {}
+        self._left: dict[str, _Left] = {}
+
+    def by_group(self, groups: Iterable[Group]) -> Iterable[tuple[Group, str, Tensor]]:
+        """Each trained parameter with its group and name.
+
+        Raises:
+            InvalidArgument: a parameter has a gradient, and the job does not hold it.
+        """
+        for group in groups:
+            for parameter in group["params"]:
+                name = self.names.get(id(parameter), "param_groups")
+                if name in self.trained:
+                    yield group, name, parameter
+                elif parameter.grad is not None:
+                    raise InvalidArgument(
+                        "has a gradient, but needed none, or was elsewhere, when the optimizer was made",
+                        field=name,
+                        fix="make a RemoteOptimizer with a new job",
+                    )
+
+    def memory(self) -> dict[str, Array]:
+        """Memory to pull into, by name: a parameter's own, where it lies on the CPU in one run."""
+        return {name: self._memory(name, parameter) for name, parameter in self.trained.items()}
+
+    def take(self, memory: Mapping[str, Array]) -> None:
+        """Note what a pull has written, and bring it into parameters whose own memory could not be pulled into."""
+        for name, parameter in self.trained.items():
+            host = self._hosts.get(name)
+            if host is not None and memory[name] is host:
+                parameter.data.copy_(torch.from_numpy(host))
+            self._left[name] = _Left(parameter)
+        # What autograd has saved of them is void, as after a local step.
+        torch.autograd.graph.increment_version(list(self.trained.values()))
+
+    def forget(self) -> None:
+        """After an error, which may have left anything: nothing counts as changed until the next pull."""
+        self._left.clear()
+
+    def changed(self) -> dict[str, Array]:
+        """Those whose values are not what the last pull left, with copies of their values."""
+        return {
+            name: parameter.detach().cpu().contiguous().numpy().copy()
+            for name, parameter in self.trained.items()
+            if name in self._left and not self._left[name].still(parameter)
+        }
+
+    def _memory(self, name: str, parameter: Tensor) -> Array:
+        data = parameter.detach()
+        if data.device.type == "cpu" and data.is_contiguous():
+            self._hosts.pop(name, None)
+            own: Array = data.numpy()
+            return own
+        host = self._hosts.get(name)
+        if host is None or host.shape != data.shape:
+            host = self._hosts[name] = data.to("cpu", copy=True).contiguous().numpy()
+        return host
+
+
+class _Left:
+    """What a parameter held when it was left: a digest of it, or a copy of what is not in one run on the CPU."""
+
+    __slots__ = ("_copy", "_digest")
+
+    def __init__(self, parameter: Tensor) -> None:
+        data = parameter.detach()
+        self._digest = _digest(data)
+        self._copy = data.clone() if self._digest is None else None
+
+    def still(self, parameter: Tensor) -> bool:
+        data = parameter.detach()
+        if self._copy is None:
+            return _digest(data.cpu().contiguous()) == self._digest
+        return torch.equal(self._copy, data.to(self._copy.device))
+
+
+def _digest(data: Tensor) -> int | None:
+    """A number that changes when an element does; None for a tensor that is not in one run on the CPU."""
+    if data.device.type != "cpu" or not data.is_contiguous():
+        return None
+    library = codec.library()
+    if library is None:
+        return zlib.crc32(data.numpy().data)
+    digest = ctypes.c_uint64()
+    library.digest_words(data.nbytes // 4, data.data_ptr(), ctypes.byref(digest))
+    return digest.value
+
+
+# ---- names
+
+
+def _named(groups: Sequence[Group], model: nn.Module | None) -> Iterable[tuple[str, Tensor]]:
+    """Every parameter and its name."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if model is None and any(group.get("param_names") for group in groups):
+        for g, group in enumerate(groups):
+            names = group.get("param_names") or _places(g, group)
+            yield from zip(names, group["params"], strict=True)
+        return
+    module = model if model is not None else _owner(parameters)
+    if module is not None:
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        for parameter in parameters:
+            if id(parameter) not in names:
+                raise InvalidArgument(
+                    f"has no parameter of shape {tuple(parameter.shape)} that the optimizer trains",
+                    field="model",
+                    fix="give the module whose parameters the optimizer was made with",
+                )
+            yield names[id(parameter)], parameter
+        return
+    if len({(parameter.shape, parameter.dtype) for parameter in parameters}) < len(parameters):
+        warnings.warn(
+            "the parameters have no names, only places (group0.0, group0.1, ...): a trainer that lists equal shapes in"
+            " another order would exchange them. Give model=..., or named parameters",
+            stacklevel=5,
+        )
+    for g, group in enumerate(groups):
+        yield from zip(_places(g, group), group["params"], strict=True)
+
+
+def _places(g: int, group: Group) -> list[str]:
+    return [f"group{g}.{i}" for i in range(len(group["params"]))]
+
+
+def _owner(parameters: Sequence[Tensor]) -> nn.Module | None:
+    """The module that these are the parameters of: the one with the fewest others, without what is wrapped around it;
+    None where there is none, or more than one."""
+    wanted = {id(parameter) for parameter in parameters}
+    having: list[tuple[int, nn.Module]] = []
+    for thing in gc.get_objects():
+        if issubclass(type(thing), nn.Module):
+            own = {id(parameter) for parameter in thing.parameters()}
+            if wanted <= own:
+                having.append((len(own), thing))
+    fewest = min((size for size, _ in having), default=0)
+    modules = [module for size, module in having if size == fewest]
+    inner = {id(child) for module in modules for child in module.modules() if child is not module}
+    outer = [module for module in modules if id(module) not in inner]
+    if len(outer) != 1:
+        return None
+    module = outer[0]
+    while isinstance(inside := _inside(module), nn.Module):
+        module = inside
+    return module
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """What torch's own wrappers wrap: DistributedDataParallel, DataParallel, torch.compile."""
+    inside = getattr(module, "_orig_mod", None)
+    if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        inside = module.module
+    return inside
+
+
+def replicated(parameters: Iterable[Tensor]) -> bool:
+    """Whether DistributedDataParallel averages these parameters' gradients over the processes of a group."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return False
+    wanted = {id(parameter) for parameter in parameters}
+    return any(
+        wanted & {id(parameter) for parameter in thing.parameters()}
+        for thing in gc.get_objects()
+        if issubclass(type(thing), nn.parallel.DistributedDataParallel)
+    )
+
+
+# ---- checks
+
+
+def _check_names(named: Sequence[tuple[str, Tensor]]) -> None:
+    seen: dict[str, Tensor] = {}
+    for name, parameter in named:
+        other = seen.setdefault(name, parameter)
+        if other is not parameter:
+            raise InvalidArgument(
+                "is the name of two parameters", field=name, fix="give model=..., or names that differ"
+            )
+    if len(seen) < len(named):
+        twice = next(name for k, (name, _) in enumerate(named) if name in dict(named[:k]))
+        raise InvalidArgument("is given twice", field=twice, fix="give each parameter once")
+
+
+def _check_apart(trained: Mapping[str, Tensor]) -> None:
+    """Check that no two parameters share memory, and that no parameter's elements do."""
+    last: dict[torch.device, tuple[int, str]] = {}
+    for name, parameter in sorted(trained.items(), key=lambda item: item[1].data_ptr()):
+        if not parameter.numel():
+            continue
+        data = parameter.detach()
+        if torch._debug_has_internal_overlap(data) == 1:
+            raise InvalidArgument(
+                "has elements that share memory", field=name, fix="give it memory of its own"
+            )
+        reach = sum((size - 1) * stride for size, stride in zip(data.shape, data.stride(), strict=True))
+        end, before = last.get(data.device, (0, ""))
+        if data.data_ptr() < end:
+            raise InvalidArgument(
+                f"shares memory with {before}", field=name, fix="tie weights by using one parameter twice"
+            )
+        last[data.device] = (data.data_ptr() + (reach + 1) * data.element_size(), name)

@@ -1,0 +1,50 @@
+"""Processes that hold one model: DistributedDataParallel has averaged their gradients, so one of them pushes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+
+import torch.distributed as dist
+from torch import Tensor
+
+from adamserve.client.parameters import replicated
+
+
+class Replicas:
+    """The ranks of torch.distributed's default group that DistributedDataParallel keeps alike, if it does.
+
+    Rank 0 talks to the service, and the others take the parameters from it.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._parameters = list(parameters)
+        self.here = replicated(self._parameters)
+        if self.here and dist.get_rank() == 0:
+            warnings.warn(
+                f"DistributedDataParallel averages the gradients of {dist.get_world_size()} ranks:"
+                " rank 0 pushes for all of them",
+                stacklevel=5,
+            )
+
+    @property
+    def follows(self) -> bool:
+        """Whether another rank talks to the service."""
+        return self.here and dist.get_rank() != 0
+
+    def together(self, exchange: Callable[[], None]) -> None:
+        """Make an exchange with the service on rank 0, and give all ranks its parameters, or its error."""
+        if not self.here:
+            exchange()
+            return
+        told: list[BaseException | None] = [None]
+        if not self.follows:
+            try:
+                exchange()
+            except Exception as error:
+                told[0] = error
+        dist.broadcast_object_list(told, src=0)
+        if told[0] is not None:
+            raise told[0]
+        for parameter in self._parameters:
+            dist.broadcast(parameter.data, src=0)

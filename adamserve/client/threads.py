@@ -1,0 +1,61 @@
+"""Threads of a client. None of them keeps its process alive: what is under way ends with it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from queue import Empty, SimpleQueue
+from typing import Any
+
+Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+class Thread(Executor):
+    """One daemon thread, begun with the first piece of work, that does what it is given in that order.
+
+    The interpreter's end waits for the threads of `ThreadPoolExecutor`, so a push that waits for its gradients, or its
+    round, would hold a script up that has failed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._begun = self._ended = False
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        """As `Executor.submit`."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("the thread has ended")
+            if not self._begun:
+                threading.Thread(target=_run, args=(self._queue,), name=self._name, daemon=True).start()
+                self._begun = True
+            self._queue.put((future, work, args, options))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As `Executor.shutdown`, without waiting."""
+        with self._lock:
+            self._ended = True
+        while cancel_futures:
+            try:
+                waiting = self._queue.get_nowait()
+            except Empty:
+                break
+            if waiting is not None:
+                waiting[0].cancel()
+        self._queue.put(None)
+
+
+def _run(queue: SimpleQueue[Work | None]) -> None:
+    while (work := queue.get()) is not None:
+        future, function, args, options = work
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(*args, **options))
+            except BaseException as error:
+                future.set_exception(error)
+        del work, future, function, args, options  # so that nothing is kept alive meanwhile
