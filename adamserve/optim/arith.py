@@ -120,20 +120,20 @@ def _powers(terms: int) -> tuple[float, ...]:
 
 # The series of float32 interpolate at Chebyshev nodes. Each is within 1.6e-8 of its function, a quarter of a unit in
 # the last place. Those of float64 are Taylor series that are as accurate: there, speed matters less.
-FLOAT32 = Real(
-    c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127,
-    sqrt_half=0x3F3504F3,
-    log=(2.88539004, 0.961798847, 0.576713622, 0.431760728),
-    exp=(1, 0.693147182, 0.240226507, 0.0555032715, 0.00961805694, 0.0013400428, 0.000154614449),
-    root_log=(2.88539004, 0.961791694, 0.577432871, 0.403451949, 0.406230867),
-    root_exp=(0.693147182, 0.240225449, 0.0555210486, 0.00952434354, 0.0015423384),
-)  # fmt: skip
-FLOAT64 = Real(
-    c_type="double", c_int="long long", tiny=2.0**-1022, fraction_bits=52, bias=1023,
-    sqrt_half=0x3FE6A09E667F3BCD,
-    log=_artanh(11), exp=_powers(14), root_log=_artanh(17), root_exp=_powers(15)[1:],
-)  # fmt: skip
-REALS: Mapping[str, Real] = {"float32": FLOAT32, "float64": FLOAT64}
+REALS: Mapping[str, Real] = {
+    "float32": Real(
+        c_type="float", c_int="int", tiny=2.0**-126, fraction_bits=23, bias=127, sqrt_half=0x3F3504F3,
+        log=(2.88539004, 0.961798847, 0.576713622, 0.431760728),
+        exp=(1, 0.693147182, 0.240226507, 0.0555032715, 0.00961805694, 0.0013400428, 0.000154614449),
+        root_log=(2.88539004, 0.961791694, 0.577432871, 0.403451949, 0.406230867),
+        root_exp=(0.693147182, 0.240225449, 0.0555210486, 0.00952434354, 0.0015423384),
+    ),
+    "float64": Real(
+        c_type="double", c_int="long long", tiny=2.0**-1022, fraction_bits=52, bias=1023,
+        sqrt_half=0x3FE6A09E667F3BCD,
+        log=_artanh(11), exp=_powers(14), root_log=_artanh(17), root_exp=_powers(15)[1:],
+    ),
+}  # fmt: skip
 
 
 class Ops:

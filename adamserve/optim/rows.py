@@ -127,7 +127,6 @@ class History:
         return cast("Array", self.sums[phase] + since * self.logs[phase])
 
     def _phase(self, t: Any) -> Any:
-        """The phase of an update, or of each."""
         return np.maximum(np.searchsorted(self.first[: self.phases], t, "right") - 1, 0)
 
     def _grow(self) -> None:

@@ -91,7 +91,6 @@ def used_constants(program: Program) -> list[int]:
 
 
 def _fill(file: str, **parts: str) -> str:
-    """Fill a C file's generated parts in."""
     return "\n" + Template(text("adamserve.optim.engine", file)).substitute(parts)
 
 
