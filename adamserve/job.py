@@ -54,6 +54,30 @@ class JobConfig:
             )
 
 
+def difference(job: JobConfig, asked: JobConfig) -> str:
+    """What a job would have to be otherwise, with both values, to be what was asked for; "" where nothing.
+
+    The order of tensors does not matter, nor who created the job.
+    """
+    tensors, others = ({t.name: t for t in config.tensors} for config in (job, asked))
+    for name in dict.fromkeys([*tensors, *others]):
+        pair = tensors.get(name), others.get(name)
+        if pair[0] != pair[1]:
+            has_it, asked_it = (
+                f"{t.dtype} {t.shape}, stride {t.stride}" if t is not None else "absent" for t in pair
+            )
+            return f"tensor {name!r} is {has_it}, not {asked_it}"
+    configs = [("rule", job.rule, asked.rule), ("consistency", job.consistency, asked.consistency)]
+    for name in dict.fromkeys([*job.tensor_rules, *asked.tensor_rules]):
+        own, other = (config.tensor_rules.get(name, config.rule) for config in (job, asked))
+        configs.append((f"rule of {name!r}", own, other))
+    for what, has, wants in configs:
+        for key in dict.fromkeys([*has, *wants]):
+            if has.get(key) != wants.get(key):
+                return f"{what}: {key} is {has.get(key)!r}, not {wants.get(key)!r}"
+    return "" if job.sparse == asked.sparse else f"sparse is {job.sparse!r}, not {asked.sparse!r}"
+
+
 def check_name(name: str) -> None:
     """Raise InvalidArgument for what cannot be a job's name."""
     plain = name.replace("-", "").replace("_", "").replace(".", "")

@@ -28,6 +28,7 @@ from adamserve.checkpoint.folder import (
     prune,
     verify,
 )
+from adamserve.checkpoint.lock import FolderLock
 from adamserve.checkpoint.manifest import (
     MANIFEST,
     Manifest,
@@ -40,6 +41,7 @@ __all__ = [
     "INCARNATION",
     "MANIFEST",
     "CheckpointInfo",
+    "FolderLock",
     "Manifest",
     "ShardEntry",
     "last_constants",

@@ -117,6 +117,12 @@ class Client:
         made = {text: optim.from_dict(json.loads(text)) for text in set(self._session.rules.values())}
         return {name: made[text] for name, text in self._session.rules.items()}
 
+    @property
+    def modes(self) -> dict[str, str]:
+        """The job's "consistency" and "sparse", as `create` takes them."""
+        self._opened(join=False)
+        return dict(self._session.modes)
+
     # ---- pushes and pulls
 
     def join(self) -> int:

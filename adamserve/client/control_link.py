@@ -38,12 +38,15 @@ TELL_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A job's tensors in order, the places of its shards, and its rules as JSON texts: the common one and others."""
+    """A job's tensors in order, the places of its shards, its rules as JSON texts, and its modes as `Client.create` has
+    them."""
 
     tensors: tuple[TensorSpec, ...]
     places: tuple[Place, ...]
     rule: str
     tensor_rules: Mapping[str, str]
+    consistency: str
+    sparse: str
 
 
 class ControlLink:
@@ -94,7 +97,8 @@ class ControlLink:
             for t in answer.job.tensors
         )
         places, spec = tuple(map(_place, answer.shards)), answer.job
-        return Topology(tuple(tensors), places, spec.rule_json, dict(spec.tensor_rules_json))
+        rules = spec.rule_json, dict(spec.tensor_rules_json)
+        return Topology(tuple(tensors), places, *rules, spec.consistency, spec.sparse)
 
     def create(
         self,

@@ -22,7 +22,7 @@ from adamserve.client.connect import connect
 from adamserve.client.early import Early, UnderWay, as_array
 from adamserve.client.parameters import Group, Parameters
 from adamserve.client.replicas import Replicas
-from adamserve.errors import Conflict, InvalidArgument, RolledBack
+from adamserve.errors import Conflict, InvalidArgument, NotFound, RolledBack
 from adamserve.optim import torch_map
 from adamserve.values import Array, Clocks, JobReceipt, Stamp
 
@@ -154,16 +154,22 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._dropped = weakref.finalize(self, _leave, self.client, self._under_way, self._hooks)
 
         def start() -> None:
-            memory = self._parameters.memory()
-            created = self.client.create(
-                memory,
-                common,
-                consistency=consistency,
-                tensor_rules=others,
-                sparse=sparse,
-                tables=tables,
-            )
-            self._rules = self.client.rules
+            modes = {"consistency": consistency, "sparse": sparse}
+            created = not self._join(modes)
+            if created:
+                memory = self._parameters.memory()
+                try:
+                    created = self.client.create(
+                        memory,
+                        common,
+                        consistency=consistency,
+                        tensor_rules=others,
+                        tables=tables,
+                        sparse=sparse,
+                    )
+                except Conflict:  # another trainer was faster, with constants of its own
+                    created = False
+                self._join(modes)
             if (
                 self._local is not None
                 and self._local.state
@@ -300,6 +306,32 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     # ---- inside
 
+    def _join(self, modes: Mapping[str, str]) -> bool:
+        """Use the job if it exists: constants are each push's own, so they may be other ones than the job's.
+
+        Returns:
+            Whether it exists.
+
+        Raises:
+            Conflict: it differs in anything else; says in what, with both values.
+        """
+        try:
+            self._rules = self.client.rules
+        except NotFound:
+            return False
+        here = {name: (tuple(p.shape), str(p.dtype)[6:]) for name, p in self._parameters.trained.items()}
+        there = {tensor.name: (tensor.shape, tensor.dtype) for tensor in self.client.tensors}
+        asked = {**here, **modes}
+        for name, has in {**there, **self.client.modes}.items():
+            if has != asked.get(name):
+                raise Conflict(f"the job has {has}, this optimizer {asked.get(name, 'none')}", field=name)
+        for name in here:
+            if name not in there:
+                raise Conflict(f"the job has none, this optimizer {here[name]}", field=name)
+        for group, name, _ in self._members():
+            self._rule_now(group, name)
+        return True
+
     def _exchange(self) -> None:
         """One push and pull."""
         gradients, rates, constants = {}, {}, {}
@@ -410,6 +442,10 @@ class RemoteOptimizer(torch.optim.Optimizer):
             InvalidArgument: the job's rule cannot become it; names the constant.
         """
         asked, base = self._rule_of(group), self._rules[name]
+        if type(asked) is not type(base):
+            raise Conflict(
+                f"the job has {type(base).__name__}, this optimizer {type(asked).__name__}", field="rule"
+            )
         if asked != base:
             now = optim.with_constants(base, _changed(base, asked))
             for f in fields(asked):

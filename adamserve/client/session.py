@@ -43,6 +43,7 @@ class Session:
         member: who the client is to the shards.
         links: the ways to them, in shard order; empty before `open`.
         tensors, rules: the job's, by name, rules as JSON texts; empty before `open`.
+        modes: its consistency and how it takes rows; empty before `open`.
         restores: how often a shard was found to have been restored; it may know of fewer pushes than were made.
     """
 
@@ -66,6 +67,7 @@ class Session:
         self.links: tuple[ShardLink, ...] = ()
         self.tensors: dict[str, TensorSpec] = {}
         self.rules: dict[str, str] = {}
+        self.modes: dict[str, str] = {}
         self.restores = 0
         self._control = control
         self._credentials = credentials
@@ -103,6 +105,7 @@ class Session:
             topology = self._control.topology(self.member.job, deadline)
             self.tensors = {spec.name: spec for spec in topology.tensors}
             self.rules = {name: topology.tensor_rules.get(name, topology.rule) for name in self.tensors}
+            self.modes = {"consistency": topology.consistency, "sparse": topology.sparse}
             self._seen = [Stamp(place.incarnation, 0) for place in topology.places]
             self.links = tuple(
                 WireLink(place, self.member, self._credentials, self, self._backoff)

@@ -30,7 +30,7 @@ from adamserve.cluster.watch import Watch, log_skipped
 from adamserve.edge.control_service import open_control
 from adamserve.edge.security import Security
 from adamserve.errors import CheckpointError, Conflict, InvalidArgument, NotFound, Unavailable
-from adamserve.job import JobConfig, Place, Topology, check_name
+from adamserve.job import JobConfig, Place, Topology, check_name, difference
 from adamserve.observe.logs import fields
 from adamserve.observe.rpc_counts import Calls
 from adamserve.observe.state import JobState
@@ -58,6 +58,8 @@ class Controller:
         now: the clock that intervals are measured by, in seconds.
 
     Raises:
+        Conflict: another service holds the folder.
+        InvalidArgument: the folder cannot be written.
         Unavailable: the shards did not start, or the port cannot be bound.
     """
 
@@ -76,6 +78,7 @@ class Controller:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = checkpoint_dir
+        self._lock = checkpoint.FolderLock(checkpoint_dir) if checkpoint_dir is not None else None
         for folder in trash.unfinished(checkpoint_dir) if checkpoint_dir is not None else ():
             try:
                 trash.finish(folder)
@@ -135,13 +138,13 @@ class Controller:
                 checkpoint_every_s=config.checkpoint_every_s,
                 checkpoints_kept=config.checkpoints_kept,
             )
-            if config != kept:
+            if different := difference(kept, config):
                 raise Conflict(
-                    f"job {config.name!r} exists with another configuration",
+                    f"job {config.name!r} exists with another configuration: {different}",
                     field="job",
                     fix="choose another name",
                 )
-            job.config = config
+            job.config = replace(kept, extra=config.extra)
             return True
 
     def _open(self, config: JobConfig, initial: Sequence[Any]) -> None:
@@ -314,6 +317,8 @@ class Controller:
         self._endpoint.cut()
         self._watch.stop()
         self._shards.kill()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def initial_parts(

@@ -18,8 +18,8 @@ from adamserve.job import is_loopback
 NAMESPACE = "adamserve"
 """Ray namespace of every named actor."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""They end a process in its own way."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""They end a process in its own way; one that it ignores, as nohup has it ignore SIGHUP, is left ignored."""
 
 PROBE_S = 5.0
 """How long a cluster's address may take to accept a connection."""

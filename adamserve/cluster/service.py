@@ -23,7 +23,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adamserve.cluster.actors import ControllerActor, Made, RayHandle, WorkerActor, controller_of
-from adamserve.cluster.config import ServiceConfig, listening
+from adamserve.cluster.config import SHARD_CPUS, ServiceConfig, listening
 from adamserve.cluster.placement import Handle
 from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected, node_address
 from adamserve.cluster.running import RunningService
@@ -172,6 +172,13 @@ def launch(config: ServiceConfig) -> Any:
             f"{config.shards} shards ask for {gpus:g} GPUs, the cluster has {present:g}",
             field="gpus_per_shard",
             fix="ask for less, or leave it out to run on CPUs",
+        )
+    cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+    if config.shards * SHARD_CPUS > cpus:
+        raise InvalidArgument(
+            f"{config.shards} shards ask for {config.shards * SHARD_CPUS:g} CPUs, the cluster has {cpus:g}",
+            field="shards",
+            fix=f"at most {int(cpus / SHARD_CPUS)} shards, or more nodes",
         )
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:

@@ -101,14 +101,15 @@ class Ready:
 
 
 def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
-    """Serve until SIGTERM or SIGINT; then drain, write a checkpoint of every job, and return."""
+    """Serve until SIGTERM, SIGHUP or SIGINT; then drain, write a checkpoint of every job, and return."""
     stopping = threading.Event()
     if config.log is not None:
         set_up(config.log)
     # While Ray starts, Ctrl-C still ends the process at once.
     with connected(config.address), same_signals():
         for number in SIGNALS:
-            signal.signal(number, lambda *_: stopping.set())
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: stopping.set())
         with serving(config) as (ready, observe):
             on_ready(ready)
             log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))
