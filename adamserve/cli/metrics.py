@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adamserve.cli.train import Format
+from adamserve.cli.options import Format, answer, opt
+
+if TYPE_CHECKING:
+    from adamserve.observe.usage import Usage
 
 app = typer.Typer(help="What there is to watch.", no_args_is_help=True)
 
@@ -19,21 +23,19 @@ def _root() -> None:
 
 @app.command("list")
 def list_metrics(
-    output: Annotated[Format, typer.Option("--format", help="Print text or JSON.")] = Format.table,
+    output: Annotated[Format, opt("Print text or JSON.", "--format")] = "table",
 ) -> None:
     """List every metric: its type, its labels, which processes have it, and the panels and alerts that look at it."""
-    from dataclasses import asdict
-
     from adamserve.observe.usage import usages
 
     found = usages()
-    if output is Format.json:
-        print(json.dumps([asdict(usage) for usage in found]))
-        return
-    for usage in found:
-        print(f"{usage.name}  {usage.type}  {', '.join(usage.labels)}")
-        print(f"    {usage.help}")
-        print(f"    from: {', '.join(usage.processes)}")
-        for name, lookers in (("panels", usage.panels), ("alerts", usage.alerts)):
-            if lookers:
-                print(f"    {name}: {'; '.join(lookers)}")
+    answer(output, [asdict(usage) for usage in found], *(line for usage in found for line in _lines(usage)))
+
+
+def _lines(usage: Usage) -> Iterator[str]:
+    yield f"{usage.name}  {usage.type}  {', '.join(usage.labels)}"
+    yield f"    {usage.help}"
+    yield f"    from: {', '.join(usage.processes)}"
+    for name, lookers in (("panels", usage.panels), ("alerts", usage.alerts)):
+        if lookers:
+            yield f"    {name}: {'; '.join(lookers)}"

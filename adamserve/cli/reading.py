@@ -6,13 +6,14 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from adamserve.cli.options import opt, seconds
 from adamserve.errors import (
     AdamServeError,
     DataError,
@@ -36,80 +37,51 @@ Target = Annotated[
         " `adamserve train --metrics-port` has too."
     ),
 ]
-Job = Annotated[str | None, typer.Option(help="One job; all that the token may see without it.")]
-TokenFile = Annotated[Path | None, typer.Option(help="File that holds the bearer token.")]
-TlsCa = Annotated[
-    Path | None, typer.Option(help="PEM authorities of the service's certificate; plain text without it.")
-]
-TlsCert = Annotated[Path | None, typer.Option(help="This client's PEM certificate (mutual TLS).")]
-TlsKey = Annotated[Path | None, typer.Option(help="Its PEM key.")]
-Timeout = Annotated[float, typer.Option(help="Longest that an answer may take, in seconds.")]
+Job = Annotated[str | None, opt("One job; all that the token may see without it.")]
+TokenFile = Annotated[Path | None, opt("File that holds the bearer token.")]
+TlsCa = Annotated[Path | None, opt("PEM authorities of the service's certificate; plain text without it.")]
+TlsCert = Annotated[Path | None, opt("This client's PEM certificate (mutual TLS).")]
+TlsKey = Annotated[Path | None, opt("Its PEM key.")]
+Timeout = Annotated[float, opt("Longest that an answer may take, in seconds.")]
 
 
 @contextmanager
-def reading(
-    target: str,
-    job: str | None,
-    *,
-    token_file: Path | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    timeout_s: float,
-) -> Iterator[Read]:
-    """Connect; nothing is asked before the first read.
+def reading(options: Mapping[str, Any]) -> Iterator[Read]:
+    """Connect as a command's options say; nothing is asked before the first read.
 
     Raises:
         InvalidArgument: an option is wrong, or its file cannot be read; names it.
     """
-    if not 0 < timeout_s < float("inf"):
-        raise InvalidArgument(f"must be a positive number of seconds, got {timeout_s}", field="timeout_s")
-    if "://" in target:
-        context = _context(tls_ca, tls_cert, tls_key)
-        yield lambda: _of_page(target, job, _token(token_file), context, timeout_s)
+    seconds("timeout_s", options["timeout_s"])
+    if "://" in options["target"]:
+        context = _context(options["tls_ca"], options["tls_cert"], options["tls_key"])
+        yield lambda: _of_page(
+            options["target"], options["job"], _token(options["token_file"]), context, options["timeout_s"]
+        )
         return
-    with connecting(
-        target,
-        job or "",
-        token_file=token_file,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        timeout_s=timeout_s,
-    ) as client:
+    with connecting(options) as client:
         yield client.jobs
 
 
 @contextmanager
-def connecting(
-    target: str,
-    job: str,
-    *,
-    token_file: Path | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    timeout_s: float,
-) -> Iterator[Client]:
-    """A client of one job, by the options that commands share; nothing is sent yet.
+def connecting(options: Mapping[str, Any]) -> Iterator[Client]:
+    """A client of one job, as a command's options say; nothing is sent yet.
 
     Raises:
         InvalidArgument: an option is wrong, or its file cannot be read; names it.
     """
     from adamserve.client.connect import connect
 
+    files = {name: options[f"tls_{name}"] for name in ("ca", "cert", "key")}
+    named = {name: options[name] for name in ("target", "token_file", "timeout_s")}
     try:
-        client = connect(
-            target, job, token_file=token_file, ca=tls_ca, cert=tls_cert, key=tls_key, timeout_s=timeout_s
-        )
+        client = connect(job=options["job"] or "", **named, **files)
     except InvalidArgument as error:
-        if error.field in ("ca", "cert", "key"):
+        if error.field in files:
             raise InvalidArgument(error.problem, field=f"tls_{error.field}", fix=error.fix) from None
         raise
-    try:
+    with closing(client):
         yield client
-    finally:
-        client.close()
 
 
 def _of_page(

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from adamserve.cli.train import PLAIN_EVERY_S, Format
+from adamserve.cli.options import Format, RayAddress, answer, live_line, opt, table
 from adamserve.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -21,6 +17,9 @@ if TYPE_CHECKING:
 
 GROUP = "adamserve.experiments"
 """An entry point of this group names a `Study`."""
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between progress lines where there is no terminal to redraw."""
 
 SCALES = ("smoke", "cpu", "full")
 
@@ -45,26 +44,17 @@ def reproduce(
         str,
         typer.Argument(help="An experiment's name, such as mlp-mnist, or all. A wrong one gets their list."),
     ],
-    scale: Annotated[
-        str, typer.Option(help="smoke (minutes), cpu (an hour or two on two cores) or full.")
-    ] = "smoke",
+    scale: Annotated[str, opt("smoke (minutes), cpu (an hour or two on two cores) or full.")] = "smoke",
     data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the data sets' files; embedded stand-ins are used without it."),
+        Path | None, opt("Folder with the data sets' files; embedded stand-ins are used without it.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write; runs/reproduce-SCALE by default.")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds: 1 for smoke, 3 for cpu, 5 for full.")] = None,
-    shards: Annotated[int, typer.Option(help="Shard processes.")] = 2,
-    workers: Annotated[
-        int, typer.Option(help="Workers of each training, but for regret, which compares several.")
-    ] = 1,
-    consistency: Annotated[str, typer.Option(help="async, ssp:S or bsp; regret is async.")] = "async",
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster, host:port or auto.")] = None,
-    output: Annotated[
-        Format, typer.Option("--format", help="Print the verdicts as a table or as JSON.")
-    ] = Format.table,
+    out: Annotated[Path | None, opt("Folder to write; runs/reproduce-SCALE by default.")] = None,
+    seeds: Annotated[int | None, opt("Seeds: 1 for smoke, 3 for cpu, 5 for full.")] = None,
+    shards: Annotated[int, opt("Shard processes.")] = 2,
+    workers: Annotated[int, opt("Workers of each training, but for regret, which compares several.")] = 1,
+    consistency: Annotated[str, opt("async, ssp:S or bsp; regret is async.")] = "async",
+    address: RayAddress = None,
+    output: Annotated[Format, opt("Print the verdicts as a table or as JSON.", "--format")] = "table",
 ) -> None:
     """Run the paper's experiments through the service, and say by numbers which of its claims held.
 
@@ -80,7 +70,7 @@ def reproduce(
 
     mode = parse(consistency)
     folder = out if out is not None else Path("runs") / f"reproduce-{scale}"
-    with _progress() as show:
+    with live_line(PLAIN_EVERY_S) as show:
         verdicts = study.run(
             names,
             scale=scale,
@@ -91,12 +81,15 @@ def reproduce(
             data_dir=data_dir,
             out=folder,
             address=address,
-            progress=show,
+            progress=lambda line: show(line[:150]),
         )
-    if output is Format.json:
-        print(json.dumps(verdicts))
-    else:
-        _table(verdicts, folder / "REPORT.html")
+    rows = [
+        (verdict["experiment"], claim["text"], "held" if claim["held"] else "not held")
+        for verdict in verdicts
+        for claim in verdict["claims"]
+    ]
+    title = f"claims; the figures are in {folder / 'REPORT.html'}"
+    answer(output, verdicts, table("experiment", "claim", "verdict", rows=rows, title=title))
 
 
 def _chosen(name: str) -> tuple[Study, Sequence[str]]:
@@ -112,37 +105,3 @@ def _chosen(name: str) -> tuple[Study, Sequence[str]]:
         field="EXPERIMENT",
         fix=f"choose {', '.join(known for study in studies for known in study.NAMES)} or all",
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on stderr that is redrawn in a terminal, and printed now and then elsewhere."""
-    terminal = sys.stderr.isatty()
-    printed = 0.0
-
-    def show(line: str) -> None:
-        nonlocal printed
-        if terminal:
-            print(f"\r\033[K{line[:150]}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - printed >= 5 * PLAIN_EVERY_S:
-            printed = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
-
-    try:
-        yield show
-    finally:
-        if terminal:
-            print(file=sys.stderr)
-
-
-def _table(verdicts: Sequence[dict[str, Any]], report: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"claims; the figures are in {report}")
-    for heading in ("experiment", "claim", "verdict"):
-        table.add_column(heading)
-    for verdict in verdicts:
-        for claim in verdict["claims"]:
-            table.add_row(verdict["experiment"], claim["text"], "held" if claim["held"] else "not held")
-    Console().print(table)

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from adamserve.cli.train import CHECK_ONLY, Format, train
+from adamserve.cli.options import Format, opt, seconds
+from adamserve.cli.train import CHECK_ONLY, train
 from adamserve.errors import InvalidArgument
 
 MISSING = 127
@@ -29,25 +30,18 @@ def submit(
         ),
     ] = None,
     address: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server, http://HOST:8265."
-        ),
+        str | None, opt("URL of the cluster's job server, http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS")
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended.")
-    ] = True,
+    wait: Annotated[bool, opt("Show the log until the job has ended.", "--wait/--no-wait")] = True,
     timeout_s: Annotated[
-        float, typer.Option(help="Longest to wait for the job's end; it goes on without this command.")
+        float, opt("Longest to wait for the job's end; it goes on without this command.")
     ] = 86400.0,
     output: Annotated[
-        Format,
-        typer.Option("--format", help="With json, the job as one line, and its log on standard error."),
-    ] = Format.table,
+        Format, opt("With json, the job as one line, and its log on standard error.", "--format")
+    ] = "table",
 ) -> None:
     """Run `adamserve train` on a running Ray cluster; exit as it exits."""
-    if not 0 < timeout_s < float("inf"):
-        raise InvalidArgument(f"must be positive and finite, got {timeout_s}", field="timeout_s")
+    seconds("timeout_s", timeout_s)
     words = list(arguments or [])
     _check(
         words,
@@ -61,7 +55,7 @@ def submit(
     began = time.monotonic()
     submission_id = submit.submit(client, entrypoint)
     _say(f"submitted {submission_id}: {entrypoint}")
-    log = sys.stderr if output is Format.json else sys.stdout
+    log = sys.stderr if output == "json" else sys.stdout
     try:
         job = (
             submit.follow(
@@ -73,7 +67,7 @@ def submit(
     except KeyboardInterrupt:
         _say(f"\n{submission_id} goes on; to end it: ray job stop --address {address} {submission_id}")
         raise
-    if output is Format.json:
+    if output == "json":
         print(json.dumps({**asdict(job), "address": address, "entrypoint": entrypoint}))
     elif wait:
         _say(f"{submission_id} {job.status} after {time.monotonic() - began:.1f} s: {job.message}")

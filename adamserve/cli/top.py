@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adamserve.cli.options import Format, opt
 from adamserve.cli.reading import Job, Read, Target, Timeout, TlsCa, TlsCert, TlsKey, TokenFile, reading
-from adamserve.cli.train import Format
 from adamserve.errors import InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 
 
 def top(
+    context: typer.Context,
     target: Target,
     job: Job = None,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    interval: Annotated[float, opt("Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, opt("Look once and end.", "--once")] = False,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     timeout_s: Timeout = 10.0,
-    output: Annotated[Format, typer.Option("--format", help="Draw, or print one line of JSON a look.")] = (
-        Format.table
-    ),
+    output: Annotated[Format, opt("Draw, or print one line of JSON a look.", "--format")] = "table",
 ) -> None:
     """Watch the jobs of a running service until Ctrl-C."""
     if not 0.1 <= interval < float("inf"):
@@ -38,18 +37,10 @@ def top(
     from adamserve.observe.page import Board
 
     board = Board()
-    with reading(
-        target,
-        job,
-        token_file=token_file,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        timeout_s=timeout_s,
-    ) as read:
+    with reading(context.params) as read:
         try:
             board.show(*read())
-            if output is Format.table and sys.stdout.isatty() and not once:
+            if output == "table" and sys.stdout.isatty() and not once:
                 _live(board, read, interval)
                 return
             _print(board, output)
@@ -64,7 +55,7 @@ def top(
 
 
 def _print(board: Board, output: Format) -> None:
-    if output is Format.json:
+    if output == "json":
         from adamserve.observe.state import as_json
 
         jobs = [as_json(state) for state, _ in board.jobs()]
