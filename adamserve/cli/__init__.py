@@ -29,6 +29,9 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 """Exit code when Ctrl-C ended the command at once."""
 
+TYPED = {"network": "NETWORK", "rule": "--optimizer"}
+"""What the user types where the field of an error is called otherwise."""
+
 app = typer.Typer(
     name="adamserve",
     help="A distributed optimizer service for parameter servers.",
@@ -71,7 +74,8 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except AdamServeError as error:
-        _complain(str(_as_typed(error)))
+        error.field = _as_typed(error.field)
+        _complain(str(error))
         code = USAGE_ERROR
     except Exception as error:
         # What Typer raises for a wrong option has no public name in the versions that carry their own click.
@@ -84,17 +88,12 @@ def main() -> None:
     sys.exit(code)
 
 
-def _as_typed(error: AdamServeError) -> AdamServeError:
-    """The error with its field as the user typed it: `data_dir` is `--data-dir`."""
-    if error.field == "network":
-        return type(error)(error.problem, field="NETWORK", fix=error.fix)
-    if error.field == "rule":
-        return type(error)(error.problem, field="--optimizer", fix=error.fix)
+def _as_typed(field: str) -> str:
+    """An error's field as the user typed it: `data_dir` is `--data-dir`."""
     commands = (train, serve, reproduce, status, top, delete, render, submit)
-    if any(error.field in inspect.signature(command).parameters for command in commands):
-        return type(error)(error.problem, field=f"--{error.field.replace('_', '-')}", fix=error.fix)
-    return error
+    option = any(field in inspect.signature(command).parameters for command in commands)
+    return TYPED.get(field, f"--{field.replace('_', '-')}" if option else field)
 
 
 def _complain(message: str) -> None:
-    print(f"adamserve: {' '.join(message.split())}", file=sys.stderr)
+    typer.echo(f"adamserve: {' '.join(message.split())}", err=True)

@@ -28,14 +28,8 @@ def list_(root: Root, output: Output = "table") -> None:
     """List a run's checkpoints, oldest first."""
     infos = _all(root)
     rows = [
-        (
-            str(info.number),
-            info.created,
-            " ".join(map(str, info.clocks)),
-            f"{info.nbytes / 1e6:.1f}",
-            info.problem or "ok",
-        )
-        for info in infos
+        (i.number, i.created, " ".join(map(str, i.clocks)), f"{i.nbytes / 1e6:.1f}", i.problem or "ok")
+        for i in infos
     ]
     answer(
         output,

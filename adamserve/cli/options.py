@@ -74,24 +74,24 @@ def configured(kind: Callable[..., Config], options: Mapping[str, Any], **made: 
 def answer(output: Format, value: Any, *shown: Any) -> None:
     """Print a command's answer as a line of JSON, or what is shown in its place: lines and tables."""
     if output == "json":
-        print(json.dumps(value))
+        print(json.dumps(value), flush=True)
         return
     for part in shown:
         if isinstance(part, str):
-            print(part)
+            print(part, flush=True)
             continue
         from rich.console import Console
 
         Console().print(part)
 
 
-def table(*columns: str, rows: Iterable[Iterable[str]], title: str | None = None) -> Any:
+def table(*columns: str, rows: Iterable[Iterable[Any]], title: str | None = None) -> Any:
     """A table to show; without columns it has no head."""
     from rich.table import Table
 
     made = Table(*columns, title=title, show_header=bool(columns))
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(str, row))
     return made
 
 

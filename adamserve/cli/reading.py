@@ -8,20 +8,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adamserve.cli.options import opt, seconds
-from adamserve.errors import (
-    AdamServeError,
-    DataError,
-    InvalidArgument,
-    NotFound,
-    Unauthenticated,
-    Unavailable,
-)
+from adamserve.errors import DataError, InvalidArgument, NotFound, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
     from adamserve.client.client import Client
@@ -54,10 +48,7 @@ def reading(options: Mapping[str, Any]) -> Iterator[Read]:
     """
     seconds("timeout_s", options["timeout_s"])
     if "://" in options["target"]:
-        context = _context(options["tls_ca"], options["tls_cert"], options["tls_key"])
-        yield lambda: _of_page(
-            options["target"], options["job"], _token(options["token_file"]), context, options["timeout_s"]
-        )
+        yield partial(_of_page, options)
         return
     with connecting(options) as client:
         yield client.jobs
@@ -84,21 +75,28 @@ def connecting(options: Mapping[str, Any]) -> Iterator[Client]:
         yield client
 
 
-def _of_page(
-    url: str, job: str | None, token: str, context: ssl.SSLContext | None, timeout_s: float
-) -> Sequence[JobState]:
+def _of_page(options: Mapping[str, Any]) -> Sequence[JobState]:
     """The jobs of a status page."""
     from adamserve.observe.state import from_json
 
+    url, job, token_file = options["target"], options["job"], options["token_file"]
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"{url!r} is no URL of a page", field="TARGET", fix="begin it with http://")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(f"{url.rstrip('/')}/status.json", headers=headers)
+    request = urllib.request.Request(f"{url.rstrip('/')}/status.json")
+    if token_file is not None and (token := _token(token_file)):
+        request.add_header("Authorization", f"Bearer {token}")
+    context = _context(options["tls_ca"], options["tls_cert"], options["tls_key"])
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s, context=context) as answer:
-            found = [from_json(one) for one in json.load(answer)]
+        with urllib.request.urlopen(request, timeout=options["timeout_s"], context=context) as answer:
+            states = [from_json(state) for state in json.load(answer)]
     except urllib.error.HTTPError as error:
-        raise _refusal(url, error.code) from None
+        if error.code == 401:
+            raise Unauthenticated(
+                f"{url} wants a token", field="token_file", fix="give the service's token"
+            ) from None
+        raise DataError(
+            f"{url} answers {error.code}", field="TARGET", fix="give the URL that was printed"
+        ) from None
     except OSError as error:
         raise Unavailable(
             f"{url} does not answer: {getattr(error, 'reason', error)}",
@@ -109,20 +107,13 @@ def _of_page(
         raise DataError(
             f"{url} is not a status page of this version", field="TARGET", fix="give the URL that was printed"
         ) from None
-    if job is not None and job not in {state.job for state in found}:
-        raise NotFound(f"there is no job {job!r}", field="job", fix=f"it has {[s.job for s in found]}")
-    return [state for state in found if job in (None, state.job)]
+    jobs = [state.job for state in states]
+    if job is not None and job not in jobs:
+        raise NotFound(f"there is no job {job!r}", field="job", fix=f"it has {jobs}")
+    return [state for state in states if job in (None, state.job)]
 
 
-def _refusal(url: str, code: int) -> AdamServeError:
-    if code == 401:
-        return Unauthenticated(f"{url} wants a token", field="token_file", fix="give the service's token")
-    return DataError(f"{url} answers {code}", field="TARGET", fix="give the URL that was printed")
-
-
-def _token(path: Path | None) -> str:
-    if path is None:
-        return ""
+def _token(path: Path) -> str:
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

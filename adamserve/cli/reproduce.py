@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,27 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 GROUP = "adamserve.experiments"
-"""An entry point of this group names a `Study`."""
+"""An entry point of this group names a study, a module or an object: `NAMES` are its experiments in the order in which
+"all" runs them, and `run` runs some of them and returns each one's verdict."""
 
 PLAIN_EVERY_S = 10.0
 """Seconds between progress lines where there is no terminal to redraw."""
 
 SCALES = ("smoke", "cpu", "full")
-
-
-class Study(Protocol):
-    """Experiments that belong together: a module or an object.
-
-    Attributes:
-        NAMES: the experiments, in the order in which `all` runs them.
-        run: runs some of them, and returns each one's verdict.
-    """
-
-    @property
-    def NAMES(self) -> Sequence[str]: ...
-
-    @property
-    def run(self) -> Callable[..., list[dict[str, Any]]]: ...
 
 
 def reproduce(
@@ -92,9 +77,9 @@ def reproduce(
     answer(output, verdicts, table("experiment", "claim", "verdict", rows=rows, title=title))
 
 
-def _chosen(name: str) -> tuple[Study, Sequence[str]]:
+def _chosen(name: str) -> tuple[Any, Sequence[str]]:
     """The study that has the experiment, and which of its experiments are meant; "all" takes the first study's."""
-    studies: list[Study] = [entry.load() for entry in entry_points(group=GROUP)]
+    studies: list[Any] = [entry.load() for entry in entry_points(group=GROUP)]
     for study in studies:
         if name in study.NAMES:
             return study, (name,)

@@ -31,4 +31,4 @@ def status(
 
     board = Board()
     board.show(*states)
-    answer(output, [as_json(state) for state in states], text(board).rstrip("\n"))
+    answer(output, [as_json(state) for state in states], text(board).removesuffix("\n"))

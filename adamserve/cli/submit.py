@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -45,7 +46,7 @@ def submit(
     words = list(arguments or [])
     _check(
         words,
-        {name for parameter in context.command.params for name in parameter.opts + parameter.secondary_opts},
+        own={name for option in context.command.params for name in (*option.opts, *option.secondary_opts)},
     )
     entrypoint = shlex.join(["adamserve", "train", *words, "--address", "auto"])
 
@@ -54,33 +55,38 @@ def submit(
     client = submit.connect(address)
     began = time.monotonic()
     submission_id = submit.submit(client, entrypoint)
-    _say(f"submitted {submission_id}: {entrypoint}")
-    log = sys.stderr if output == "json" else sys.stdout
+    typer.echo(f"submitted {submission_id}: {entrypoint}", err=True)
+    show = partial(print, end="", file=sys.stderr if output == "json" else sys.stdout, flush=True)
     try:
         job = (
-            submit.follow(
-                client, submission_id, lambda text: print(text, end="", file=log, flush=True), timeout_s
-            )
+            submit.follow(client, submission_id, show, timeout_s)
             if wait
             else submit.state(client, submission_id)
         )
     except KeyboardInterrupt:
-        _say(f"\n{submission_id} goes on; to end it: ray job stop --address {address} {submission_id}")
+        typer.echo(
+            f"\n{submission_id} goes on; to end it: ray job stop --address {address} {submission_id}",
+            err=True,
+        )
         raise
     if output == "json":
         print(json.dumps({**asdict(job), "address": address, "entrypoint": entrypoint}))
     elif wait:
-        _say(f"{submission_id} {job.status} after {time.monotonic() - began:.1f} s: {job.message}")
+        typer.echo(
+            f"{submission_id} {job.status} after {time.monotonic() - began:.1f} s: {job.message}", err=True
+        )
     else:
         print(submission_id)
     if job.exit_code == MISSING:
-        _say("is adamserve installed on the cluster's head, and on its PATH?")
+        typer.echo("is adamserve installed on the cluster's head, and on its PATH?", err=True)
     raise typer.Exit(job.exit_code or 0)
 
 
-def _check(words: list[str], own: set[str]) -> None:
+def _check(words: list[str], *, own: set[str]) -> None:
     """Refuse what `adamserve train` would refuse, without running it."""
-    command: Any = typer.main.get_command(_train_alone())
+    alone = typer.Typer(add_completion=False)
+    alone.command()(train)
+    command: Any = typer.main.get_command(alone)
     try:
         parsed = command.make_context("adamserve train", list(words), obj=CHECK_ONLY)
     except Exception as error:
@@ -98,13 +104,3 @@ def _check(words: list[str], own: set[str]) -> None:
                 fix="give it before the network",
             )
         command.invoke(parsed)
-
-
-def _train_alone() -> typer.Typer:
-    alone = typer.Typer(add_completion=False)
-    alone.command()(train)
-    return alone
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adamserve.cli.options import Format, opt
+from adamserve.cli.options import Format, answer, opt
 from adamserve.cli.reading import Job, Read, Target, Timeout, TlsCa, TlsCert, TlsKey, TokenFile, reading
 from adamserve.errors import InvalidArgument, Unavailable
 
@@ -35,6 +34,8 @@ def top(
     if not 0.1 <= interval < float("inf"):
         raise InvalidArgument(f"must be at least 0.1 seconds, got {interval}", field="interval")
     from adamserve.observe.page import Board
+    from adamserve.observe.state import as_json
+    from adamserve.observe.terminal import text
 
     board = Board()
     with reading(context.params) as read:
@@ -43,27 +44,17 @@ def top(
             if output == "table" and sys.stdout.isatty() and not once:
                 _live(board, read, interval)
                 return
-            _print(board, output)
-            while not once:
+            while True:
+                jobs = [as_json(state) for state, _ in board.jobs()]
+                answer(output, {"at": board.now(), "jobs": jobs}, text(board).removesuffix("\n"))
+                if once:
+                    return
                 time.sleep(interval)
                 board.show(*read())
-                _print(board, output)
         except KeyboardInterrupt:
             return
         except BrokenPipeError:  # whoever read has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print(board: Board, output: Format) -> None:
-    if output == "json":
-        from adamserve.observe.state import as_json
-
-        jobs = [as_json(state) for state, _ in board.jobs()]
-        print(json.dumps({"at": board.now(), "jobs": jobs}), flush=True)
-        return
-    from adamserve.observe.terminal import text
-
-    print(text(board), end="", flush=True)
 
 
 def _live(board: Board, read: Read, interval: float) -> None:

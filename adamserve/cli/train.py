@@ -258,9 +258,9 @@ def _table(record: dict[str, Any]) -> Any:
         ("test loss", _number(record.get("test_loss"), ".4f")),
         ("training loss", _number(record.get("train_loss"), ".4f")),
         ("steps", f"{record['steps']} by {config['workers']} workers on {config['shards']} shards"),
-        ("pushes/s", f"{record['pushes']['per_s']}"),
+        ("pushes/s", record["pushes"]["per_s"]),
         ("staleness", ", ".join(f"{k} {v:g}" for k, v in record["staleness"].items())),
-        ("rollbacks", str(len(record["rollbacks"]))),
+        ("rollbacks", len(record["rollbacks"])),
         ("training time", f"{record['seconds']['training']:.1f} s"),
         ("run folder", record["run_dir"]),
     ]

@@ -15,8 +15,7 @@ from adamserve.observe.logs import LogConfig
 from adamserve.shard import consistency
 from adamserve.shard.consistency import Consistency
 from adamserve.train.bound import theorem_of
-from adamserve.train.loop import LoopConfig
-from adamserve.train.task import Recipe
+from adamserve.train.task import Part, Recipe
 
 JOB = "train"
 """Name of a training run's one job."""
@@ -24,30 +23,14 @@ JOB = "train"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run.
+    """A training run: the options of `adamserve train` by their names, as values, and
 
     Attributes:
         recipe: what is trained.
         rule: the update rule.
         consistency: when a push may be applied.
-        shards, workers: processes of each kind.
-        epochs: passes over the training set by all workers together.
-        batch: examples in one worker's mini-batch.
-        seed: of the initial weights, the data order and dropout.
-        run_dir: folder to write; it must be new, or the run to resume.
-        resume: go on from the newest checkpoint in `run_dir`.
-        address: of a running Ray cluster; None starts a local one.
-        shard_ports: ports that shards listen on; None for any free ones.
         security: tokens of others than the run's own workers, who may push and look too.
-        insecure: whether others need no token where the run can be reached from other machines.
-        gpus_per_shard, gpus_per_worker: GPUs (or fractions) that each is given.
-        lease_s: seconds after which a silent worker stops counting.
-        checkpoint_every_s: seconds between checkpoints.
-        max_steps, target_loss: stop conditions of each worker, beside `epochs`.
         log: how the run's processes log.
-        metrics_host, metrics_port: where to serve Prometheus metrics; port None serves none, 0 takes a free one. Shards
-            and workers serve theirs beside it, on any free port.
-        sd_file: file to keep for Prometheus' file_sd: where every process's metrics are.
     """
 
     recipe: Recipe
@@ -76,12 +59,10 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name in ("shards", "workers", "epochs", "batch"):
-            if not getattr(self, name) >= 1:
-                raise InvalidArgument(f"must be at least 1, got {getattr(self, name)}", field=name)
-        for name in ("gpus_per_shard", "gpus_per_worker"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)
+        counts = dict.fromkeys(("shards", "workers", "epochs", "batch"), 1)
+        for name, least in (counts | {"gpus_per_shard": 0, "gpus_per_worker": 0}).items():
+            if not least <= getattr(self, name) < float("inf"):
+                raise InvalidArgument(f"must be at least {least}, got {getattr(self, name)}", field=name)
         for name in ("lease_s", "checkpoint_every_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
@@ -110,9 +91,9 @@ class TrainConfig:
         """The folder of the run's checkpoints."""
         return self.run_dir / "checkpoints"
 
-    def loop(self, rank: int) -> LoopConfig:
+    def part(self, rank: int) -> Part:
         """One worker's part in the run."""
-        return LoopConfig(
+        return Part(
             rank=rank,
             workers=self.workers,
             batch=self.batch,

@@ -117,7 +117,7 @@ class Crew:
         return stopping
 
     def _take(self, rank: int) -> Future[Any]:
-        return self._workers[rank].call("take", self._assignment, self._task, self._config.loop(rank))
+        return self._workers[rank].call("take", self._assignment, self._task, self._config.part(rank))
 
     def _replace(self, rank: int) -> Future[Any]:
         """Start a dead worker again; it goes on after its last decided push."""

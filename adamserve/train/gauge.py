@@ -12,72 +12,33 @@ import numpy as np
 
 from adamserve.optim import Adam
 from adamserve.regret import Meter
-from adamserve.train.loop import Client
-from adamserve.values import Array, Clocks, Gradient, JobReceipt
-
-PARTS = ("pull", "compute", "push")
+from adamserve.values import Array, Gradient
 
 
 class Timed:
-    """A client that notes how long the loop spends where; what is neither pull nor push counts as computing.
+    """Notes how long the loop spends where; what is neither pull nor push counts as computing.
 
     An exchange that pushes and pulls counts as a push.
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._last = time.perf_counter()
+    def __init__(self) -> None:
         self.steps = 0
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-
-    @property
-    def seq(self) -> int:
-        """As the client's."""
-        return self._client.seq
-
-    def pull(
-        self,
-        *,
-        into: Mapping[str, Array] | None = None,
-        rows: Mapping[str, Array] | None = None,
-        training: bool = True,
-    ) -> tuple[Mapping[str, Array], Clocks]:
-        """As the client's."""
-        self._until("compute")
-        try:
-            return self._client.pull(into=into, rows=rows, training=training)
-        finally:
-            self._until("pull")
-
-    def push(self, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt:
-        """As the client's."""
-        with self._pushing():
-            return self._client.push(gradients, clock)
-
-    def push_pull(
-        self,
-        gradients: Mapping[str, Gradient],
-        clock: Clocks,
-        *,
-        into: Mapping[str, Array] | None = None,
-        rows: Mapping[str, Array] | None = None,
-    ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]:
-        """As the client's."""
-        with self._pushing():
-            return self._client.push_pull(gradients, clock, into=into, rows=rows)
-
-    @contextmanager
-    def _pushing(self) -> Iterator[None]:
-        self._until("compute")
-        try:
-            yield
-        finally:
-            self._until("push")
-        self.steps += 1
+        self.seconds = dict.fromkeys(("pull", "compute", "push"), 0.0)
+        self.begin()
 
     def begin(self) -> None:
         """The loop begins now."""
         self._last = time.perf_counter()
+
+    @contextmanager
+    def during(self, part: str) -> Iterator[None]:
+        """Time a pull or a push; a push that ends without an error is a step."""
+        self._until("compute")
+        try:
+            yield
+        finally:
+            self._until(part)
+        self.steps += part == "push"
 
     def _until(self, part: str) -> None:
         now = time.perf_counter()

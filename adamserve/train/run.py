@@ -174,7 +174,7 @@ def _train(
     for shard in state.shards:
         pushes.update(shard.pushes)
     staleness = np.array([step.staleness for step in log.steps] or [0])
-    regret = task.regret(log.steps, config.loop(0).part)
+    regret = task.regret(log.steps, config.part(0))
     return {
         "status": "stopped" if stopped_early else "completed",
         "task": task.name,

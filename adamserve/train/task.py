@@ -10,9 +10,10 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import nn
 
+from adamserve.errors import InvalidArgument
 from adamserve.shard.gradients import borrow
 from adamserve.shard.sparse import spec_of
-from adamserve.train.batches import indices, step_seed
+from adamserve.train.batches import indices, step_seed, steps_per_epoch
 from adamserve.values import Array, TensorSpec
 
 B = TypeVar("B")
@@ -21,21 +22,39 @@ B = TypeVar("B")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """One worker's part in a job: it says which examples the worker takes at a step, and what is random in them.
+    """One worker's part in a job: which examples it takes at a step, what is random in them, and when it ends.
 
     Attributes:
         rank: this worker, from 0.
         workers: all workers of the job.
         batch: examples in a worker's mini-batch.
-        seed: the job's.
+        seed: of the data order and of dropout.
+        epochs: stop after this many passes over the training set by all workers together.
+        max_steps: stop after this many pushes of this worker; None sets no such bound.
+        target_loss: stop when the training loss of the last 20 batches, on average, is at most this.
         device: where the gradient is computed, as torch names it.
+        evaluate: after every epoch rank 0 evaluates.
     """
 
     rank: int
     workers: int
     batch: int
     seed: int
+    epochs: int = 1
+    max_steps: int | None = None
+    target_loss: float | None = None
     device: str = "cpu"
+    evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch", "epochs", "max_steps"):
+            if (value := getattr(self, name)) is not None and not value >= 1:
+                raise InvalidArgument(f"must be at least 1, got {value}", field=name)
+
+    def last_step(self, examples: int) -> int:
+        """Steps that this worker makes in all, from the start of the job."""
+        steps = self.epochs * steps_per_epoch(examples, self.batch, self.workers)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def examples(self, n: int, step: int) -> Array:
         """The numbers, [batch] from 0 to n - 1, of the examples of a step, counted from 0."""
@@ -61,7 +80,6 @@ class Task(Protocol[B]):
     """What a run trains: a value that never changes. It is pickled, and each worker has a copy.
 
     A class that derives from this one has to write `examples`, `model`, `batches` and `loss`; the rest is optional.
-
     """
 
     @property

@@ -23,8 +23,8 @@ from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
 from adamserve.train.gauge import Timed, Watched
-from adamserve.train.loop import LoopConfig, Report, StepReport, run
-from adamserve.train.task import Task, initial_model
+from adamserve.train.loop import Report, StepReport, run
+from adamserve.train.task import Part, Task, initial_model
 from adamserve.values import Array
 
 log = logging.getLogger("adamserve.worker")
@@ -74,28 +74,28 @@ class Worker:
         self._reports: list[Report] = []
         self._metrics = ""
 
-    def take(self, assignment: Assignment, task: Task[Any], config: LoopConfig) -> None:
+    def take(self, assignment: Assignment, task: Task[Any], part: Part) -> None:
         """Take up a job; the worker pushes as "worker-RANK".
 
         Args:
             assignment: the job.
             task: what is trained.
-            config: this worker's part.
+            part: this worker's.
         """
         self._assignment = assignment
         self._task = task
-        self._config = config
-        self._model = initial_model(task, config.seed)
+        self._part = part
+        self._model = initial_model(task, part.seed)
         self._client = Client(
             assignment.target,
             assignment.job,
-            pusher=f"worker-{config.rank}",
-            session=assignment.session and f"{assignment.session}-{config.rank}",
+            pusher=f"worker-{part.rank}",
+            session=assignment.session and f"{assignment.session}-{part.rank}",
             kind="worker",
             credentials=assignment.credentials,
             lease_s=assignment.lease_s,
         )
-        self._timed = Timed(self._client)
+        self._timed = Timed()
         self._watched = Watched(assignment.theorem) if assignment.theorem is not None else None
         if assignment.metrics_host is not None and not self._metrics:
             _, self._metrics = expose(
@@ -121,19 +121,19 @@ class Worker:
 
     def run(self) -> int:
         """Train to the end; returns the last step made."""
-        job, pusher = self._assignment.job, f"worker-{self._config.rank}"
+        job, pusher = self._assignment.job, f"worker-{self._part.rank}"
         log.info("worker begins", extra=fields(job=job, pusher=pusher, seq=self._client.seq))
-        self._timed.begin()
         with self._client:
             last = run(
-                self._timed,
+                self._client,
                 self._task,
                 self._model,
-                self._config,
+                self._part,
                 report=self._keep,
                 stopped=self._may_not_begin,
                 comparator=self._assignment.comparator,
                 observe=self._watched,
+                timed=self._timed,
             )
         log.info("worker has ended", extra=fields(job=job, pusher=pusher, seq=last))
         return last
@@ -175,7 +175,7 @@ class Worker:
             return False
 
     def _of_job(self) -> WorkerOfJob:
-        return self._assignment.job, self._config.rank, self._timed
+        return self._assignment.job, self._part.rank, self._timed
 
     def _keep(self, report: Report) -> None:
         """Keep a report until the driver asks, and tell the service the loss; it does without where it is away."""

@@ -17,7 +17,7 @@ from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
 from adamserve.train.gauge import Timed
-from adamserve.train.loop import EpochReport, LoopConfig, Report, StepReport, gradient, run
+from adamserve.train.loop import EpochReport, Report, StepReport, gradient, run
 from adamserve.train.task import Part, Task, arrays, initial_model, tensor_specs
 from adamserve.values import Outcome
 from tests.train.line import Line
@@ -62,7 +62,7 @@ def train(
     **changes: Any,
 ) -> list[Report]:
     """One worker's whole loop; returns its reports."""
-    config = LoopConfig(**{"batch": 4, "epochs": 4, "seed": SEED, **changes}, rank=rank, workers=workers)
+    part = Part(**{"batch": 4, "epochs": 4, "seed": SEED, **changes}, rank=rank, workers=workers)
     reports: list[Report] = []
 
     def report(one: Report) -> None:
@@ -71,7 +71,7 @@ def train(
 
     with service.client(job, pusher=f"worker-{rank}") as client:
         client.join()
-        run(client, task, initial_model(task, SEED), config, report=report, stopped=stopped)
+        run(client, task, initial_model(task, SEED), part, report=report, stopped=stopped)
     return reports
 
 
@@ -118,38 +118,28 @@ def test_an_evaluation_leaves_the_training_as_it_is(service: testing.Service) ->
     assert tests[-1].numbers["test_loss"] < tests[0].numbers["test_loss"]
 
 
-def test_a_step_is_one_exchange_but_for_the_first(service: testing.Service) -> None:
+def test_a_step_is_one_exchange_but_for_the_first(
+    service: testing.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start(service, Line())
     calls: list[str] = []
 
-    class Counted(Timed):
-        def pull(self, **options: Any) -> Any:
-            calls.append("pull")
-            return super().pull(**options)
-
-        def push(self, *args: Any) -> Any:
-            calls.append("push")
-            return super().push(*args)
-
-        def push_pull(self, *args: Any, **options: Any) -> Any:
-            calls.append("push_pull")
-            return super().push_pull(*args, **options)
-
-    config = LoopConfig(rank=0, workers=1, batch=4, epochs=1, seed=SEED, evaluate=False)
+    timed = Timed()
     with service.client("line", pusher="worker-0") as client:
-        counted = Counted(client)
-        counted.begin()
-        run(
-            counted,
-            Line(),
-            initial_model(Line(), SEED),
-            config,
-            report=lambda report: None,
-            stopped=lambda: False,
-        )
+        for name in ("pull", "push", "push_pull"):
+            method = getattr(client, name)
+
+            def counted(*args: Any, name: str = name, method: Any = method, **options: Any) -> Any:
+                calls.append(name)
+                return method(*args, **options)
+
+            monkeypatch.setattr(client, name, counted)
+        part = Part(rank=0, workers=1, batch=4, seed=SEED, evaluate=False)
+        model = initial_model(Line(), SEED)
+        run(client, Line(), model, part, report=lambda report: None, stopped=lambda: False, timed=timed)
     assert calls == ["pull", "push_pull", "push_pull", "push"]
-    assert counted.steps == 3
-    assert all(seconds > 0 for seconds in counted.seconds.values())
+    assert timed.steps == 3
+    assert all(seconds > 0 for seconds in timed.seconds.values())
 
 
 @pytest.mark.parametrize("mode", ["async", "ssp:1", "bsp"])

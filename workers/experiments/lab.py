@@ -25,10 +25,10 @@ from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
 from adamserve.shard.consistency import Consistency
-from adamserve.train.loop import LoopConfig, Report, StepReport
+from adamserve.train.loop import Report, StepReport
 from adamserve.train.loop import run as loop
 from adamserve.train.record import without_nan
-from adamserve.train.task import arrays, initial_model, tensor_specs
+from adamserve.train.task import Part, arrays, initial_model, tensor_specs
 from adamserve.train.worker import Assignment, Worker
 from adamserve.values import Array, Gradient
 from workers.data import Dataset, load
@@ -321,16 +321,12 @@ class _Run:
 
     def _regret(self) -> float:
         trial = self.trial
-        return (
-            self._lab.hindsight(trial.data, trial.l2)
-            .regret_of(self._steps, loop_config(trial, 0).part)
-            .average
-        )
+        return self._lab.hindsight(trial.data, trial.l2).regret_of(self._steps, loop_config(trial, 0)).average
 
 
-def loop_config(trial: Trial, rank: int) -> LoopConfig:
+def loop_config(trial: Trial, rank: int) -> Part:
     """One worker's part in a trial."""
-    return LoopConfig(
+    return Part(
         rank=rank,
         workers=trial.workers,
         batch=trial.batch,
