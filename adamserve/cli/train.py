@@ -133,7 +133,7 @@ def train(
         )
     from adamserve.edge.security import Security, Tokens
     from adamserve.train.config import TrainConfig, kept_settings
-    from adamserve.train.tasks import recipe
+    from adamserve.train.task import recipe
 
     if resume and run_dir is not None and context.obj is not CHECK_ONLY:
         network = kept_settings(run_dir)["network"]

@@ -20,9 +20,7 @@ def steps_per_epoch(n: int, batch: int, workers: int) -> int:
     Raises:
         InvalidArgument: an argument is below 1.
     """
-    for name, value in (("n", n), ("batch", batch), ("workers", workers)):
-        if not value >= 1:
-            raise InvalidArgument(f"must be at least 1, got {value}", field=name)
+    _check(1, n=n, batch=batch, workers=workers)
     return -(-n // (batch * workers))
 
 
@@ -48,7 +46,7 @@ def indices(*, n: int, batch: int, workers: int, rank: int, step: int, seed: int
         InvalidArgument: n, batch or workers is below 1, rank is not below workers, or rank, step or seed is
             negative.
     """
-    _check(seed=seed, rank=rank, step=step)
+    _check(0, seed=seed, rank=rank, step=step)
     epoch, within = divmod(step, steps_per_epoch(n, batch, workers))
     if not rank < workers:
         raise InvalidArgument(f"must be below the number of workers, {workers}, got {rank}", field="rank")
@@ -64,7 +62,7 @@ def step_seed(seed: int, rank: int, step: int) -> int:
     Raises:
         InvalidArgument: an argument is negative.
     """
-    _check(seed=seed, rank=rank, step=step)
+    _check(0, seed=seed, rank=rank, step=step)
     return (
         int(np.random.SeedSequence(seed, spawn_key=(STEP, rank, step)).generate_state(1, np.uint64)[0]) >> 1
     )
@@ -78,7 +76,7 @@ def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return permutation
 
 
-def _check(**numbers: int) -> None:
+def _check(least: int, **numbers: int) -> None:
     for name, value in numbers.items():
-        if not value >= 0:
-            raise InvalidArgument(f"must not be negative, got {value}", field=name)
+        if not value >= least:
+            raise InvalidArgument(f"must be at least {least}, got {value}", field=name)

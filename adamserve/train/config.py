@@ -20,6 +20,9 @@ from adamserve.train.task import Part, Recipe
 JOB = "train"
 """Name of a training run's one job."""
 
+KEPT = ("workers", "batch", "seed")
+"""Numbers of a run that `resume` may not change."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -93,16 +96,9 @@ class TrainConfig:
 
     def part(self, rank: int) -> Part:
         """One worker's part in the run."""
-        return Part(
-            rank=rank,
-            workers=self.workers,
-            batch=self.batch,
-            epochs=self.epochs,
-            seed=self.seed,
-            max_steps=self.max_steps,
-            target_loss=self.target_loss,
-            device="cuda" if self.gpus_per_worker else "cpu",
-        )
+        named = ("workers", "batch", "epochs", "seed", "max_steps", "target_loss")
+        device = "cuda" if self.gpus_per_worker else "cpu"
+        return Part(rank=rank, device=device, **{name: getattr(self, name) for name in named})
 
     def settings(self) -> dict[str, Any]:
         """What the job is, as JSON: kept in every checkpoint, and not to be changed by `resume`."""
@@ -110,9 +106,7 @@ class TrainConfig:
             **self.recipe.settings(),
             "rule": optim.to_dict(self.rule),
             "consistency": consistency.to_dict(self.consistency),
-            "workers": self.workers,
-            "batch": self.batch,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in KEPT},
         }
 
     def resumed(self) -> TrainConfig:
@@ -123,9 +117,7 @@ class TrainConfig:
             recipe=self.recipe.resumed(kept),
             rule=optim.from_dict(kept["rule"]),
             consistency=consistency.from_dict(kept["consistency"]),
-            workers=kept["workers"],
-            batch=kept["batch"],
-            seed=kept["seed"],
+            **{name: kept[name] for name in KEPT},
         )
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,7 +23,6 @@ from adamserve.client.client import Client
 from adamserve.errors import NotFinite, RolledBack
 from adamserve.shard.sparse import as_rows
 from adamserve.train.batches import steps_per_epoch
-from adamserve.train.gauge import Timed
 from adamserve.train.task import B, Part, Task, put
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome, Receipt, Stamp
 
@@ -183,6 +183,37 @@ def measured(measure: Callable[[nn.Module], Numbers], model: nn.Module) -> Numbe
     """What a task's `evaluate` or `summary` finds, in evaluation mode and without gradients."""
     model.eval()
     return measure(model)
+
+
+class Timed:
+    """Notes how long the loop spends where; what is neither pull nor push counts as computing.
+
+    An exchange that pushes and pulls counts as a push.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seconds = dict.fromkeys(("pull", "compute", "push"), 0.0)
+        self.begin()
+
+    def begin(self) -> None:
+        """The loop begins now."""
+        self._last = time.perf_counter()
+
+    @contextmanager
+    def during(self, part: str) -> Iterator[None]:
+        """Time a pull or a push; a push that ends without an error is a step."""
+        self._until("compute")
+        try:
+            yield
+        finally:
+            self._until(part)
+        self.steps += part == "push"
+
+    def _until(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] += now - self._last
+        self._last = now
 
 
 class Mirror:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -41,13 +41,14 @@ from adamserve.train.record import without_nan, write_curve, write_json, write_m
 from adamserve.train.task import Task, arrays, initial_model, put, tensor_specs
 from adamserve.train.worker import Assignment
 
-OnProgress = Callable[[Progress], None]
+SAID = ("epochs", "shards", "max_steps", "target_loss", "resume", "address")
+"""Options that `run.json` holds beside the job's settings."""
 
 
 def train(
     config: TrainConfig,
     *,
-    on_progress: OnProgress,
+    on_progress: Callable[[Progress], None],
     stop: threading.Event,
     start: StartService = Service.start,
 ) -> dict[str, Any]:
@@ -74,21 +75,20 @@ def train(
         )
     log = Log()
 
-    def say(note: str) -> None:
-        on_progress(log.progress(None, epochs=config.epochs, note=note))
+    def say(note: str, state: JobState | None = None) -> None:
+        on_progress(log.progress(state, epochs=config.epochs, note=note))
 
     task = config.recipe.load(say)
     model = initial_model(task, config.seed)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        monitor = Monitor(
-            config.metrics_host,
-            config.metrics_port,
-            advertise=node_address(config.metrics_host) if config.metrics_port is not None else "",
-            sd_file=config.sd_file,
-            guard=config.security.tokens.guard(),
-        )
-        stack.callback(monitor.close)
+    monitor = Monitor(
+        config.metrics_host,
+        config.metrics_port,
+        advertise=node_address(config.metrics_host) if config.metrics_port is not None else "",
+        sd_file=config.sd_file,
+        guard=config.security.tokens.guard(),
+    )
+    with closing(monitor):
         if monitor.address:
             say(f"status at http://{monitor.address}/, metrics at http://{monitor.address}/metrics")
         say("starting Ray, the shards and the workers")
@@ -106,15 +106,15 @@ def train(
             num_gpus=None if config.gpus_per_shard or config.gpus_per_worker else 0,
             log=config.log,
         )
-        stack.callback(service.stop)
-        say(f"the service is at {service.target}")
-        try:
-            record = _train(config, service, task, model, log, on_progress, stop, monitor)
-        except AdamServeError as error:
-            say(f"stopping the service, for {error}")  # at once: stopping takes a while
-            raise
-    record = {**record, "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")}
-    record["seconds"] = {**record["seconds"], "total": round(time.time() - began, 3)}
+        with service:
+            say(f"the service is at {service.target}")
+            try:
+                record = _train(config, service, task, model, log, say, stop, monitor)
+            except AdamServeError as error:
+                say(f"stopping the service, for {error}")  # at once: stopping takes a while
+                raise
+    record["started"] = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")
+    record["seconds"]["total"] = round(time.time() - began, 3)
     record = dict(without_nan(record))
     write_metrics(config.run_dir / "metrics.csv", log.steps, append=config.resume)
     write_curve(config.run_dir / "loss.png", log.steps, log.epochs, title=task.name)
@@ -128,7 +128,7 @@ def _train(
     task: Task[Any],
     model: torch.nn.Module,
     log: Log,
-    on_progress: OnProgress,
+    say: Callable[..., None],
     stop: threading.Event,
     monitor: Monitor,
 ) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _train(
     service.serve()
     comparator = None
     if config.recipe.counts_regret:
-        on_progress(log.progress(None, epochs=config.epochs, note="looking for the best parameters"))
+        say("looking for the best parameters")
         comparator = task.comparator()
     bound = Bound(config.theorem, comparator)
     assignment = Assignment(
@@ -152,7 +152,7 @@ def _train(
         metrics_host=config.exported_at,
     )
     crew = Crew(config, service, task, assignment, bound, monitor)
-    on_progress(log.progress(None, epochs=config.epochs, note="trying every shard from every worker"))
+    say("trying every shard from every worker")
 
     def look(note: str) -> None:
         numbers = dict(log.numbers)
@@ -160,7 +160,7 @@ def _train(
             numbers["average_regret_bound"] = bound.average
         service.report(JOB, [], {name: n for name, n in numbers.items() if math.isfinite(n)})
         [state] = monitor.look(service)
-        on_progress(log.progress(state, epochs=config.epochs, note=note))
+        say(note, state)
 
     began = time.time()
     stopped_early = crew.work(log, stop, look)
@@ -175,17 +175,13 @@ def _train(
         pushes.update(shard.pushes)
     staleness = np.array([step.staleness for step in log.steps] or [0])
     regret = task.regret(log.steps, config.part(0))
+    live = {"regret": state.regret, "average_regret": state.average_regret}  # against the task's comparator
     return {
         "status": "stopped" if stopped_early else "completed",
         "task": task.name,
         "config": {
             **config.settings(),
-            "epochs": config.epochs,
-            "shards": config.shards,
-            "max_steps": config.max_steps,
-            "target_loss": config.target_loss,
-            "resume": config.resume,
-            "address": config.address,
+            **{name: getattr(config, name) for name in SAID},
         },
         "seeds": {"job": config.seed},
         "versions": {
@@ -201,7 +197,7 @@ def _train(
         "shards": [asdict(process) for process in service.processes()],
         **measured(task.summary, model),
         "steps": len(log.steps),
-        "regret": regret and {**regret, "live": _live(state)},
+        "regret": regret and {**regret, "live": live},
         "best_loss": state.best_loss,
         "clocks": [stamp.clock for stamp in clocks],
         "incarnations": [stamp.incarnation for stamp in clocks],
@@ -220,11 +216,6 @@ def _train(
         "seconds": {"training": round(seconds, 3)},
         "run_dir": str(config.run_dir),
     }
-
-
-def _live(state: JobState) -> dict[str, Any]:
-    """The regret as it was counted while the run went on, against the task's comparator."""
-    return {"regret": state.regret, "average_regret": state.average_regret}
 
 
 def _open_job(config: TrainConfig, service: RunningService, task: Task[Any], model: torch.nn.Module) -> None:

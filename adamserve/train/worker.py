@@ -18,12 +18,12 @@ from adamserve.cluster.probe import probe
 from adamserve.cluster.process import ProcessInfo
 from adamserve.errors import Unavailable
 from adamserve.observe.exporter import Reading
-from adamserve.observe.families import WORKER_FAMILIES, WorkerOfJob
+from adamserve.observe.families import WORKER_FAMILIES
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
-from adamserve.train.gauge import Timed, Watched
-from adamserve.train.loop import Report, StepReport, run
+from adamserve.train.bound import Watched
+from adamserve.train.loop import Report, StepReport, Timed, run
 from adamserve.train.task import Part, Task, initial_model
 from adamserve.values import Array
 
@@ -75,13 +75,7 @@ class Worker:
         self._metrics = ""
 
     def take(self, assignment: Assignment, task: Task[Any], part: Part) -> None:
-        """Take up a job; the worker pushes as "worker-RANK".
-
-        Args:
-            assignment: the job.
-            task: what is trained.
-            part: this worker's.
-        """
+        """Take up a job; the worker pushes as "worker-RANK"."""
         self._assignment = assignment
         self._task = task
         self._part = part
@@ -98,9 +92,8 @@ class Worker:
         self._timed = Timed()
         self._watched = Watched(assignment.theorem) if assignment.theorem is not None else None
         if assignment.metrics_host is not None and not self._metrics:
-            _, self._metrics = expose(
-                assignment.metrics_host, "worker", [Reading(WORKER_FAMILIES, lambda: [self._of_job()])]
-            )
+            steps = Reading(WORKER_FAMILIES, lambda: [(self._assignment.job, self._part.rank, self._timed)])
+            _, self._metrics = expose(assignment.metrics_host, "worker", [steps])
         self._reports = []
         self._begun = 0
         self._held = False
@@ -121,8 +114,8 @@ class Worker:
 
     def run(self) -> int:
         """Train to the end; returns the last step made."""
-        job, pusher = self._assignment.job, f"worker-{self._part.rank}"
-        log.info("worker begins", extra=fields(job=job, pusher=pusher, seq=self._client.seq))
+        who = {"job": self._assignment.job, "pusher": f"worker-{self._part.rank}"}
+        log.info("worker begins", extra=fields(**who, seq=self._client.seq))
         with self._client:
             last = run(
                 self._client,
@@ -135,7 +128,7 @@ class Worker:
                 observe=self._watched,
                 timed=self._timed,
             )
-        log.info("worker has ended", extra=fields(job=job, pusher=pusher, seq=last))
+        log.info("worker has ended", extra=fields(**who, seq=last))
         return last
 
     def reports(self) -> list[Report]:
@@ -173,9 +166,6 @@ class Worker:
                 return True
             self._begun = self._client.seq + 1
             return False
-
-    def _of_job(self) -> WorkerOfJob:
-        return self._assignment.job, self._part.rank, self._timed
 
     def _keep(self, report: Report) -> None:
         """Keep a report until the driver asks, and tell the service the loss; it does without where it is away."""

@@ -16,8 +16,7 @@ from adamserve import optim, testing
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
-from adamserve.train.gauge import Timed
-from adamserve.train.loop import EpochReport, Report, StepReport, gradient, run
+from adamserve.train.loop import EpochReport, Report, StepReport, Timed, gradient, run
 from adamserve.train.task import Part, Task, arrays, initial_model, tensor_specs
 from adamserve.values import Outcome
 from tests.train.line import Line

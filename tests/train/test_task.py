@@ -18,8 +18,7 @@ from adamserve.train.batches import indices, step_seed
 from adamserve.train.bound import theorem_of
 from adamserve.train.config import TrainConfig
 from adamserve.train.loop import gradient, loss_of, measured
-from adamserve.train.task import Part, arrays, initial_model, put, tensor_specs
-from adamserve.train.tasks import GROUP, recipe
+from adamserve.train.task import GROUP, Part, arrays, initial_model, put, recipe, tensor_specs
 from tests.train.line import Line
 from workers.task import NetworkRecipe
 
