@@ -28,7 +28,7 @@ from adamserve import optim
 from adamserve.cluster.service import Service
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
-from adamserve.train.loop import Report, gradient, run
+from adamserve.train.loop import Mirror, Report, gradient, run
 from adamserve.train.task import Part, arrays, initial_model, tensor_specs
 from workers.task import NetworkRecipe
 
@@ -98,7 +98,7 @@ def measure(network: str, dataset: str, batch: int, shards: int, threads: int, s
         service.create(job, arrays(model))
         with service.client("bench", pusher="worker-0") as client:
             client.join()
-            run(client, task, model, part, report=turns.report, stopped=turns.stopped)
+            run(Mirror(client, model), task, part, report=turns.report, stopped=turns.stopped)
     sides = {"adamserve": turns.ours, "plain": turns.plain, "plain_alone": turns.alone}
     medians = {name: statistics.median(seconds[WARM_UP:]) for name, seconds in sides.items()}
     floor = min(medians["plain"], medians["plain_alone"])

@@ -39,14 +39,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(train)
-app.command()(serve)
-app.command(context_settings={"allow_interspersed_args": False})(submit)
-app.command()(reproduce)
-app.command()(status)
-app.command()(top)
-app.command()(delete)
-app.command()(doctor)
+COMMANDS = (train, serve, submit, reproduce, status, top, delete, doctor)
+for command in COMMANDS:
+    app.command(context_settings={"allow_interspersed_args": command is not submit})(command)
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(metrics_app, name="metrics")
 app.add_typer(dashboard_app, name="dashboard")
@@ -90,8 +85,7 @@ def main() -> None:
 
 def _as_typed(field: str) -> str:
     """An error's field as the user typed it: `data_dir` is `--data-dir`."""
-    commands = (train, serve, reproduce, status, top, delete, render, submit)
-    option = any(field in inspect.signature(command).parameters for command in commands)
+    option = any(field in inspect.signature(command).parameters for command in (*COMMANDS, render))
     return TYPED.get(field, f"--{field.replace('_', '-')}" if option else field)
 
 

@@ -115,7 +115,9 @@ def train(
 
     log_as = LogConfig(log_format, log_level)
     if resume:
-        _refuse_changes(context)
+        for name in _given(context, *JOB_OPTIONS):  # a resumed run is the same job
+            fix = "leave it out; --epochs, --shards and --data-dir may change"
+            raise InvalidArgument("a resumed run keeps its own", field=name, fix=fix)
     if lr is not None and not 0 < lr < float("inf"):
         raise InvalidArgument(f"must be positive and finite, got {lr}", field="lr")
     rule = _rule(optimizer, lr=lr, lr_schedule=lr_schedule, weight_decay=weight_decay, options=option or [])
@@ -185,16 +187,6 @@ def _given(context: typer.Context, *names: str) -> dict[str, Any]:
         for name, source in sources.items()
         if source and source.name == "COMMANDLINE"
     }
-
-
-def _refuse_changes(context: typer.Context) -> None:
-    """A resumed run is the same job: options that would make it another are refused by name."""
-    for name in _given(context, *JOB_OPTIONS):
-        raise InvalidArgument(
-            "a resumed run keeps its own",
-            field=name,
-            fix="leave it out; --epochs, --shards and --data-dir may change",
-        )
 
 
 @contextmanager

@@ -23,27 +23,8 @@ from adamserve.client.client import Client
 from adamserve.errors import NotFinite, RolledBack
 from adamserve.shard.sparse import as_rows
 from adamserve.train.batches import steps_per_epoch
-from adamserve.train.task import B, Part, Task, put
+from adamserve.train.task import B, Part, Step, Task, put
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome, Receipt, Stamp
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """One step: its loss at the pulled parameters, and what became of its push.
-
-    Attributes:
-        comparator_loss: the same mini-batch's loss at the comparator; NaN without one.
-    """
-
-    rank: int
-    step: int
-    epoch: float
-    loss: float
-    comparator_loss: float
-    outcome: Outcome
-    staleness: int
-    clock: int
-    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +38,18 @@ class EpochReport:
     at: float
 
 
-Report = StepReport | EpochReport
+Report = Step | EpochReport
 
 
 def run(
-    client: Client,
+    mirror: Mirror,
     task: Task[B],
-    model: nn.Module,
     part: Part,
     *,
     report: Callable[[Report], None],
     stopped: Callable[[], bool],
     comparator: Mapping[str, Array] | None = None,
     observe: Callable[[Mapping[str, Array], Mapping[str, Gradient]], None] | None = None,
-    timed: Timed | None = None,
 ) -> int:
     """Train until the epochs are done, a stop condition holds, or `stopped()` says so.
 
@@ -78,15 +57,13 @@ def run(
     passed over; the next step pulls anew.
 
     Args:
-        client: has joined.
+        mirror: its client has joined; its model's parameters are overwritten by each pull.
         task: what is trained.
-        model: the task's; its parameters are overwritten by each pull.
         part: the worker's.
         report: called after every step, and by rank 0 after every epoch's evaluation.
         stopped: asked before every step.
         comparator: parameters to compute every mini-batch's loss at as well, as for regret.
         observe: called before every push with the parameters pulled and the gradients; they change afterwards.
-        timed: told what the loop does.
 
     Returns:
         The last step made, counted from the start of the job.
@@ -94,11 +71,12 @@ def run(
     Raises:
         NotFinite: a loss or a gradient is NaN or infinite: the training has diverged.
     """
-    model.to(part.device)
-    best = deepcopy(model) if comparator is not None else None
-    if best is not None and comparator is not None:
+    client, model = mirror.client, mirror.model
+    best = None
+    if comparator is not None:
+        best = deepcopy(model)
         put(best, comparator)
-    mirror = Mirror(client, model, timed or Timed())
+    mirror.begin()
     batch_of = task.batches(part)
     per_epoch = steps_per_epoch(task.examples, part.batch, part.workers)
     last = part.last_step(task.examples)
@@ -129,7 +107,7 @@ def run(
             ahead = None if pulled is None else (following, pulled)
         done = (step + 1) / per_epoch
         report(
-            StepReport(
+            Step(
                 part.rank,
                 step + 1,
                 done,
@@ -185,13 +163,22 @@ def measured(measure: Callable[[nn.Module], Numbers], model: nn.Module) -> Numbe
     return measure(model)
 
 
-class Timed:
-    """Notes how long the loop spends where; what is neither pull nor push counts as computing.
+class Mirror:
+    """A model in step with a job: its parameters are pulled, and its gradients pushed. It notes where the time goes.
 
-    An exchange that pushes and pulls counts as a push.
+    The parameters are numpy arrays: on the CPU the model's own memory, elsewhere a copy on the host.
+
+    Attributes:
+        steps: pushes made.
+        seconds: spent in each part; what is neither pull nor push counts as computing, and an exchange that pushes and
+            pulls as a push.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, client: Client, model: nn.Module, device: str = "cpu") -> None:
+        self.client, self.model = client, model.to(device)
+        self._parameters = dict(model.named_parameters())
+        self._host = {name: p.detach().cpu() for name, p in self._parameters.items()}
+        self.arrays: dict[str, Array] = {name: host.numpy() for name, host in self._host.items()}
         self.steps = 0
         self.seconds = dict.fromkeys(("pull", "compute", "push"), 0.0)
         self.begin()
@@ -200,8 +187,39 @@ class Timed:
         """The loop begins now."""
         self._last = time.perf_counter()
 
+    def pull(self, rows: Mapping[str, Array] | None = None, *, training: bool = True) -> Clocks:
+        """Bring the job's parameters, or some of their rows, into the model."""
+        while True:
+            try:
+                with self._during("pull"):
+                    found, clock = self.client.pull(into=self.arrays, rows=rows, training=training)
+            except RolledBack:  # said once for each restore
+                continue
+            self._load(found, rows)
+            return clock
+
+    def push(self, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt:
+        """Push gradients of parameters that were pulled at `clock`."""
+        try:
+            with self._during("push"):
+                return self.client.push(gradients, clock)
+        except RolledBack as error:
+            return _lost(error)
+
+    def push_pull(
+        self, gradients: Mapping[str, Gradient], clock: Clocks, rows: Mapping[str, Array] | None
+    ) -> tuple[JobReceipt, Clocks | None]:
+        """Push gradients, and bring the parameters after them into the model; the clock is None where that failed."""
+        try:
+            with self._during("push"):
+                receipt, found, pulled = self.client.push_pull(gradients, clock, into=self.arrays, rows=rows)
+        except RolledBack as error:
+            return _lost(error), None
+        self._load(found, rows)
+        return receipt, pulled
+
     @contextmanager
-    def during(self, part: str) -> Iterator[None]:
+    def _during(self, part: str) -> Iterator[None]:
         """Time a pull or a push; a push that ends without an error is a step."""
         self._until("compute")
         try:
@@ -214,48 +232,6 @@ class Timed:
         now = time.perf_counter()
         self.seconds[part] += now - self._last
         self._last = now
-
-
-class Mirror:
-    """A model's parameters as numpy arrays, pulled and pushed: on the CPU its own memory, elsewhere a host's copy."""
-
-    def __init__(self, client: Client, model: nn.Module, timed: Timed) -> None:
-        timed.begin()
-        self._client, self._timed = client, timed
-        self._parameters = dict(model.named_parameters())
-        self._host = {name: p.detach().cpu() for name, p in self._parameters.items()}
-        self.arrays: dict[str, Array] = {name: host.numpy() for name, host in self._host.items()}
-
-    def pull(self, rows: Mapping[str, Array] | None = None, *, training: bool = True) -> Clocks:
-        """Bring the job's parameters, or some of their rows, into the model."""
-        while True:
-            try:
-                with self._timed.during("pull"):
-                    found, clock = self._client.pull(into=self.arrays, rows=rows, training=training)
-            except RolledBack:  # said once for each restore
-                continue
-            self._load(found, rows)
-            return clock
-
-    def push(self, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt:
-        """Push gradients of parameters that were pulled at `clock`."""
-        try:
-            with self._timed.during("push"):
-                return self._client.push(gradients, clock)
-        except RolledBack as error:
-            return _lost(error)
-
-    def push_pull(
-        self, gradients: Mapping[str, Gradient], clock: Clocks, rows: Mapping[str, Array] | None
-    ) -> tuple[JobReceipt, Clocks | None]:
-        """Push gradients, and bring the parameters after them into the model; the clock is None where that failed."""
-        try:
-            with self._timed.during("push"):
-                receipt, found, pulled = self._client.push_pull(gradients, clock, into=self.arrays, rows=rows)
-        except RolledBack as error:
-            return _lost(error), None
-        self._load(found, rows)
-        return receipt, pulled
 
     @torch.no_grad()
     def _load(self, found: Mapping[str, Array], rows: Mapping[str, Array] | None) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from adamserve.observe.state import JobState
-from adamserve.train.loop import EpochReport, Report, StepReport
+from adamserve.train.loop import EpochReport, Report
+from adamserve.train.task import Step
 
 RECENT = 50
 """Steps that count as the latest ones."""
@@ -49,7 +50,7 @@ class Log:
     """Everything that the workers have reported."""
 
     def __init__(self) -> None:
-        self.steps: list[StepReport] = []
+        self.steps: list[Step] = []
         self.epochs: list[EpochReport] = []
 
     @property
@@ -59,7 +60,7 @@ class Log:
 
     def add(self, reports: Sequence[Report]) -> None:
         """Take reports in, in the order of their times."""
-        self.steps += [report for report in reports if isinstance(report, StepReport)]
+        self.steps += [report for report in reports if isinstance(report, Step)]
         self.epochs += [report for report in reports if isinstance(report, EpochReport)]
 
     def progress(self, state: JobState | None, *, epochs: int, note: str) -> Progress:

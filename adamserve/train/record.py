@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from adamserve.train.loop import EpochReport, StepReport
+from adamserve.train.loop import EpochReport
+from adamserve.train.task import Step
 from adamserve.values import Array
 
 COLUMNS = ("at", "rank", "step", "epoch", "loss", "comparator_loss", "outcome", "staleness", "clock")
@@ -38,7 +39,7 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_metrics(path: Path, steps: Sequence[StepReport], *, append: bool) -> None:
+def write_metrics(path: Path, steps: Sequence[Step], *, append: bool) -> None:
     """Write one line a push; a resumed run's lines go after those already there."""
     rows: list[list[Any]] = []
     if append and path.exists():
@@ -49,9 +50,7 @@ def write_metrics(path: Path, steps: Sequence[StepReport], *, append: bool) -> N
         csv.writer(file).writerows([COLUMNS, *rows])
 
 
-def write_curve(
-    path: Path, steps: Sequence[StepReport], epochs: Sequence[EpochReport], *, title: str
-) -> None:
+def write_curve(path: Path, steps: Sequence[Step], epochs: Sequence[EpochReport], *, title: str) -> None:
     """Draw training loss against epochs, smoothed beside raw, and the test loss of each evaluation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from adamserve.errors import InvalidArgument
 from adamserve.shard.gradients import borrow
 from adamserve.shard.sparse import spec_of
 from adamserve.train.batches import indices, step_seed, steps_per_epoch
-from adamserve.values import Array, TensorSpec
+from adamserve.values import Array, Outcome, TensorSpec
 
 GROUP = "adamserve.tasks"
 """An entry point of this group names a callable that takes a task's options by keyword and returns its `Recipe`."""
@@ -71,15 +71,26 @@ class Part:
         return step_seed(self.seed, self.rank, step)
 
 
-class Step(Protocol):
-    """A step that a worker reports: its rank, its number from 1, and its mini-batch's loss."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a worker reports of a step, counted from 1: its loss at the pulled parameters, and what became of its push.
 
-    @property
-    def rank(self) -> int: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def loss(self) -> float: ...
+    Attributes:
+        epoch: passes over the training set by then.
+        comparator_loss: the same mini-batch's loss at the comparator; NaN without one.
+        staleness, clock: of the push, in updates.
+        at: in seconds since 1970.
+    """
+
+    rank: int
+    step: int
+    epoch: float
+    loss: float
+    comparator_loss: float
+    outcome: Outcome
+    staleness: int
+    clock: int
+    at: float
 
 
 class Task(Protocol[B]):

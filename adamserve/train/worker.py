@@ -23,8 +23,8 @@ from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
 from adamserve.train.bound import Watched
-from adamserve.train.loop import Report, StepReport, Timed, run
-from adamserve.train.task import Part, Task, initial_model
+from adamserve.train.loop import Mirror, Report, run
+from adamserve.train.task import Part, Step, Task, initial_model
 from adamserve.values import Array
 
 log = logging.getLogger("adamserve.worker")
@@ -79,7 +79,6 @@ class Worker:
         self._assignment = assignment
         self._task = task
         self._part = part
-        self._model = initial_model(task, part.seed)
         self._client = Client(
             assignment.target,
             assignment.job,
@@ -89,10 +88,10 @@ class Worker:
             credentials=assignment.credentials,
             lease_s=assignment.lease_s,
         )
-        self._timed = Timed()
+        self._mirror = Mirror(self._client, initial_model(task, part.seed), part.device)
         self._watched = Watched(assignment.theorem) if assignment.theorem is not None else None
         if assignment.metrics_host is not None and not self._metrics:
-            steps = Reading(WORKER_FAMILIES, lambda: [(self._assignment.job, self._part.rank, self._timed)])
+            steps = Reading(WORKER_FAMILIES, lambda: [(self._assignment.job, self._part.rank, self._mirror)])
             _, self._metrics = expose(assignment.metrics_host, "worker", [steps])
         self._reports = []
         self._begun = 0
@@ -118,15 +117,13 @@ class Worker:
         log.info("worker begins", extra=fields(**who, seq=self._client.seq))
         with self._client:
             last = run(
-                self._client,
+                self._mirror,
                 self._task,
-                self._model,
                 self._part,
                 report=self._keep,
                 stopped=self._may_not_begin,
                 comparator=self._assignment.comparator,
                 observe=self._watched,
-                timed=self._timed,
             )
         log.info("worker has ended", extra=fields(**who, seq=last))
         return last
@@ -171,7 +168,7 @@ class Worker:
         """Keep a report until the driver asks, and tell the service the loss; it does without where it is away."""
         with self._changed:
             self._reports.append(report)
-        if isinstance(report, StepReport):
+        if isinstance(report, Step):
             known = not math.isnan(report.comparator_loss)
             try:
                 self._client.report(report.loss, report.comparator_loss if known else None)

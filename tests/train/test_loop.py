@@ -16,8 +16,8 @@ from adamserve import optim, testing
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
-from adamserve.train.loop import EpochReport, Report, StepReport, Timed, gradient, run
-from adamserve.train.task import Part, Task, arrays, initial_model, tensor_specs
+from adamserve.train.loop import EpochReport, Mirror, Report, gradient, run
+from adamserve.train.task import Part, Step, Task, arrays, initial_model, tensor_specs
 from adamserve.values import Outcome
 from tests.train.line import Line
 from workers.task import NetworkRecipe
@@ -70,12 +70,12 @@ def train(
 
     with service.client(job, pusher=f"worker-{rank}") as client:
         client.join()
-        run(client, task, initial_model(task, SEED), part, report=report, stopped=stopped)
+        run(Mirror(client, initial_model(task, SEED)), task, part, report=report, stopped=stopped)
     return reports
 
 
-def steps(reports: list[Report]) -> list[StepReport]:
-    return [report for report in reports if isinstance(report, StepReport)]
+def steps(reports: list[Report]) -> list[Step]:
+    return [report for report in reports if isinstance(report, Step)]
 
 
 def alone(task: Line, rule: optim.Rule, count: int) -> list[float]:
@@ -123,7 +123,6 @@ def test_a_step_is_one_exchange_but_for_the_first(
     start(service, Line())
     calls: list[str] = []
 
-    timed = Timed()
     with service.client("line", pusher="worker-0") as client:
         for name in ("pull", "push", "push_pull"):
             method = getattr(client, name)
@@ -134,11 +133,11 @@ def test_a_step_is_one_exchange_but_for_the_first(
 
             monkeypatch.setattr(client, name, counted)
         part = Part(rank=0, workers=1, batch=4, seed=SEED, evaluate=False)
-        model = initial_model(Line(), SEED)
-        run(client, Line(), model, part, report=lambda report: None, stopped=lambda: False, timed=timed)
+        mirror = Mirror(client, initial_model(Line(), SEED))
+        run(mirror, Line(), part, report=lambda report: None, stopped=lambda: False)
     assert calls == ["pull", "push_pull", "push_pull", "push"]
-    assert timed.steps == 3
-    assert all(seconds > 0 for seconds in timed.seconds.values())
+    assert mirror.steps == 3
+    assert all(seconds > 0 for seconds in mirror.seconds.values())
 
 
 @pytest.mark.parametrize("mode", ["async", "ssp:1", "bsp"])
@@ -167,9 +166,9 @@ def test_a_restored_shard_costs_the_push_under_way_and_no_more(service: testing.
     start(service, Line())
 
     def watch(report: Report) -> None:
-        if isinstance(report, StepReport) and report.step == 4:
+        if isinstance(report, Step) and report.step == 4:
             service.checkpoint("line")
-        if isinstance(report, StepReport) and report.step == 6:
+        if isinstance(report, Step) and report.step == 6:
             service.kill(1)
 
     made = steps(train(service, Line(), watch=watch))

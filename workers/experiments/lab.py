@@ -25,10 +25,10 @@ from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
 from adamserve.shard.consistency import Consistency
-from adamserve.train.loop import Report, StepReport
+from adamserve.train.loop import Mirror, Report
 from adamserve.train.loop import run as loop
 from adamserve.train.record import without_nan
-from adamserve.train.task import Part, arrays, initial_model, tensor_specs
+from adamserve.train.task import Part, Step, arrays, initial_model, tensor_specs
 from adamserve.train.worker import Assignment, Worker
 from adamserve.values import Array, Gradient
 from workers.data import Dataset, load
@@ -198,7 +198,7 @@ class Lab:
             self.progress(f"trial {min(done + 1, total)}/{total}  {now}")
         return [results[trial.key()] for trial in trials]
 
-    def drive(self, trial: Trial, steps: int, *, observe: Observe | None = None) -> list[StepReport]:
+    def drive(self, trial: Trial, steps: int, *, observe: Observe | None = None) -> list[Step]:
         """Train in this process, as the job's only worker; what comes in and goes out can be watched.
 
         Args:
@@ -222,16 +222,15 @@ class Lab:
         with self.service.client(job, pusher="worker-0") as client:
             client.join()
             loop(
-                client,
+                Mirror(client, initial_model(task, trial.seed)),
                 task,
-                initial_model(task, trial.seed),
                 config,
                 report=keep,
                 stopped=lambda: False,
                 observe=observe,
             )
         self.drop(job)
-        return [report for report in reports if isinstance(report, StepReport)]
+        return [report for report in reports if isinstance(report, Step)]
 
     def hire(self, workers: int) -> list[Any]:
         """So many workers, old ones first."""
@@ -271,7 +270,7 @@ class _Run:
             CALL_S,
         )
         gather([worker.call("join") for worker in self._workers], CALL_S)
-        self._steps: list[StepReport] = []
+        self._steps: list[Step] = []
         self._diverged = False
         self._began = time.perf_counter()
         self._seconds = 0.0
@@ -317,7 +316,7 @@ class _Run:
 
     def _take_reports(self) -> None:
         gathered: list[list[Report]] = gather([worker.call("reports") for worker in self._workers], CALL_S)
-        self._steps += [r for reports in gathered for r in reports if isinstance(r, StepReport)]
+        self._steps += [r for reports in gathered for r in reports if isinstance(r, Step)]
 
     def _regret(self) -> float:
         trial = self.trial
