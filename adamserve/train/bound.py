@@ -1,19 +1,17 @@
-"""The theorem's bound on a run's regret: what a worker measures for it, and what all of them say."""
+"""The theorem's bound on a run's regret, from what its workers measure."""
 
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Mapping
-from copy import deepcopy
 
 import numpy as np
 
 from adamserve import optim
 from adamserve.errors import InvalidArgument
 from adamserve.regret import Meter, adam_bound, check_theorem
-from adamserve.values import Array, Gradient
+from adamserve.values import Array
 
 BOUND_EVERY_S = 5.0
 """How often the theorem's constants are put together, where they are measured."""
@@ -28,34 +26,6 @@ def theorem_of(rule: optim.Rule) -> optim.Adam | None:
     except InvalidArgument:
         return None
     return rule
-
-
-class Watched:
-    """Feeds a `Meter` with the parameters that the loop pulls and the gradients that it pushes there."""
-
-    def __init__(self, rule: optim.Adam) -> None:
-        self._rule = rule
-        self._lock = threading.Lock()
-        self._meter: Meter | None = None
-
-    def __call__(self, parameters: Mapping[str, Array], gradients: Mapping[str, Gradient]) -> None:
-        """One step; a tensor without a gradient has zeros."""
-        w = np.concatenate([array.reshape(-1) for array in parameters.values()])
-        g = np.concatenate(
-            [
-                np.asarray(gradients[name]).reshape(-1) if name in gradients else np.zeros(array.size)
-                for name, array in parameters.items()
-            ]
-        )
-        with self._lock:
-            if self._meter is None:
-                self._meter = Meter(self._rule, w.size)
-            self._meter.add(w, g)
-
-    def read(self) -> Meter | None:
-        """A copy of the meter; None before the first step."""
-        with self._lock:
-            return deepcopy(self._meter)
 
 
 class Bound:

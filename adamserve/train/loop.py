@@ -22,7 +22,6 @@ from torch import nn
 from adamserve.client.client import Client
 from adamserve.errors import NotFinite, RolledBack
 from adamserve.shard.sparse import as_rows
-from adamserve.train.batches import steps_per_epoch
 from adamserve.train.task import B, Part, Step, Task, put
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome, Receipt, Stamp
 
@@ -78,7 +77,7 @@ def run(
         put(best, comparator)
     mirror.begin()
     batch_of = task.batches(part)
-    per_epoch = steps_per_epoch(task.examples, part.batch, part.workers)
+    per_epoch = part.steps_per_epoch(task.examples)
     last = part.last_step(task.examples)
     recent: list[float] = []
     ahead: tuple[B, Clocks] | None = None  # this step's batch, and the parameters' clock, if they are there

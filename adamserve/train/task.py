@@ -7,20 +7,26 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from adamserve.errors import InvalidArgument
 from adamserve.shard.gradients import borrow
 from adamserve.shard.sparse import spec_of
-from adamserve.train.batches import indices, step_seed, steps_per_epoch
 from adamserve.values import Array, Outcome, TensorSpec
 
 GROUP = "adamserve.tasks"
 """An entry point of this group names a callable that takes a task's options by keyword and returns its `Recipe`."""
+
+ORDER, STEP = 0, 1
+"""Streams of one job's seed. SeedSequence([seed, a]) equals SeedSequence([seed, a, 0]), so plain lists would give an
+epoch's permutation and some step's dropout the same stream; spawn keys keep them apart."""
 
 B = TypeVar("B")
 """Whatever a task's batches are made of."""
@@ -29,6 +35,8 @@ B = TypeVar("B")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """One worker's part in a job: which examples it takes at a step, what is random in them, and when it ends.
+
+    All is a function of the fields and the step, so that a worker that goes on takes what it would have taken.
 
     Attributes:
         rank: this worker, from 0.
@@ -40,6 +48,9 @@ class Part:
         target_loss: stop when the training loss of the last 20 batches, on average, is at most this.
         device: where the gradient is computed, as torch names it.
         evaluate: after every epoch rank 0 evaluates.
+
+    Raises:
+        InvalidArgument: a number is too small, or `rank` is not below `workers`.
     """
 
     rank: int
@@ -53,22 +64,58 @@ class Part:
     evaluate: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("workers", "batch", "epochs", "max_steps"):
-            if (value := getattr(self, name)) is not None and not value >= 1:
-                raise InvalidArgument(f"must be at least 1, got {value}", field=name)
+        _check(1, workers=self.workers, batch=self.batch, epochs=self.epochs, max_steps=self.max_steps)
+        _check(0, rank=self.rank, seed=self.seed)
+        if not self.rank < self.workers:
+            raise InvalidArgument(
+                f"must be below the number of workers, {self.workers}, got {self.rank}", field="rank"
+            )
 
-    def last_step(self, examples: int) -> int:
-        """Steps that this worker makes in all, from the start of the job."""
-        steps = self.epochs * steps_per_epoch(examples, self.batch, self.workers)
+    def steps_per_epoch(self, n: int) -> int:
+        """Steps that each worker makes while all of them together see `n` examples."""
+        _check(1, n=n)
+        return -(-n // (self.batch * self.workers))
+
+    def last_step(self, n: int) -> int:
+        """Steps that this worker makes in all, from the start of the job, of `n` examples."""
+        steps = self.epochs * self.steps_per_epoch(n)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
-    def examples(self, n: int, step: int) -> Array:
-        """The numbers, [batch] from 0 to n - 1, of the examples of a step, counted from 0."""
-        return indices(n=n, batch=self.batch, workers=self.workers, rank=self.rank, step=step, seed=self.seed)
+    def examples(self, n: int, step: int) -> NDArray[np.int64]:
+        """The numbers, [batch] from 0 to n - 1, of the examples of a step, counted from 0; the caller's own.
+
+        An epoch's permutation depends on the seed and the epoch alone; each step deals its next workers * batch
+        examples out by rank. The last step is filled from the permutation's beginning, so over an epoch every
+        example is dealt at least once, and the counts of any two differ by at most one. numpy does not promise
+        that `Generator.permutation` stays the same for ever; a test pins it.
+        """
+        _check(0, step=step)
+        epoch, within = divmod(step, self.steps_per_epoch(n))
+        start = (within * self.workers + self.rank) * self.batch
+        return _permutation(n, self.seed, epoch)[np.arange(start, start + self.batch) % n]
 
     def random(self, step: int) -> int:
-        """The seed of whatever else is random in a step."""
-        return step_seed(self.seed, self.rank, step)
+        """A 63-bit seed for whatever else is random in a step; neighbouring steps, ranks and seeds have unrelated ones.
+
+        numpy promises that SeedSequence's values never change.
+        """
+        _check(0, step=step)
+        mixed = np.random.SeedSequence(self.seed, spawn_key=(STEP, self.rank, step))
+        return int(mixed.generate_state(1, np.uint64)[0]) >> 1
+
+
+@lru_cache(maxsize=4)  # one epoch's, and its neighbour's for workers in other threads
+def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    order = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(ORDER, epoch))))
+    permutation = order.permutation(n).astype(np.int64, copy=False)
+    permutation.flags.writeable = False
+    return permutation
+
+
+def _check(least: int, **numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not number >= least:
+            raise InvalidArgument(f"must be at least {least}, got {number}", field=name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,12 @@ import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from adamserve.client.client import Client
@@ -22,10 +25,9 @@ from adamserve.observe.families import WORKER_FAMILIES
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
-from adamserve.train.bound import Watched
 from adamserve.train.loop import Mirror, Report, run
 from adamserve.train.task import Part, Step, Task, initial_model
-from adamserve.values import Array
+from adamserve.values import Array, Gradient
 
 log = logging.getLogger("adamserve.worker")
 
@@ -89,7 +91,7 @@ class Worker:
             lease_s=assignment.lease_s,
         )
         self._mirror = Mirror(self._client, initial_model(task, part.seed), part.device)
-        self._watched = Watched(assignment.theorem) if assignment.theorem is not None else None
+        self._meter: Meter | None = None
         if assignment.metrics_host is not None and not self._metrics:
             steps = Reading(WORKER_FAMILIES, lambda: [(self._assignment.job, self._part.rank, self._mirror)])
             _, self._metrics = expose(assignment.metrics_host, "worker", [steps])
@@ -114,6 +116,7 @@ class Worker:
     def run(self) -> int:
         """Train to the end; returns the last step made."""
         who = {"job": self._assignment.job, "pusher": f"worker-{self._part.rank}"}
+        theorem = self._assignment.theorem
         log.info("worker begins", extra=fields(**who, seq=self._client.seq))
         with self._client:
             last = run(
@@ -123,7 +126,7 @@ class Worker:
                 report=self._keep,
                 stopped=self._may_not_begin,
                 comparator=self._assignment.comparator,
-                observe=self._watched,
+                observe=partial(self._measure, theorem) if theorem is not None else None,
             )
         log.info("worker has ended", extra=fields(**who, seq=last))
         return last
@@ -139,8 +142,9 @@ class Worker:
         return self._metrics
 
     def meter(self) -> Meter | None:
-        """What has been measured for the theorem so far."""
-        return self._watched.read() if self._watched is not None else None
+        """A copy of what has been measured for the theorem; None before the first step."""
+        with self._changed:
+            return deepcopy(self._meter)
 
     def hold(self) -> int:
         """Begin no further step until `stop_at`; returns the last step begun, which will be finished."""
@@ -163,6 +167,17 @@ class Worker:
                 return True
             self._begun = self._client.seq + 1
             return False
+
+    def _measure(
+        self, rule: Adam, parameters: Mapping[str, Array], gradients: Mapping[str, Gradient]
+    ) -> None:
+        """Measure a step for the theorem; a tensor without a gradient has zeros."""
+        w = np.concatenate([array.reshape(-1) for array in parameters.values()])
+        dense = [np.asarray(gradients.get(name, np.zeros_like(array))) for name, array in parameters.items()]
+        with self._changed:
+            if self._meter is None:
+                self._meter = Meter(rule, w.size)
+            self._meter.add(w, np.concatenate([array.reshape(-1) for array in dense]))
 
     def _keep(self, report: Report) -> None:
         """Keep a report until the driver asks, and tell the service the loss; it does without where it is away."""

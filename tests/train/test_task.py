@@ -14,7 +14,6 @@ import torch
 
 from adamserve import optim
 from adamserve.errors import InvalidArgument
-from adamserve.train.batches import indices, step_seed
 from adamserve.train.bound import theorem_of
 from adamserve.train.config import TrainConfig
 from adamserve.train.loop import gradient, loss_of, measured
@@ -41,13 +40,6 @@ def test_a_step_s_dropout_is_a_function_of_its_seed() -> None:
     torch.rand(5)
     assert gradient(task, model, batch, seed=3) == loss_of(task, model, batch, seed=3) == found
     assert loss_of(task, model, batch, seed=4) != found
-
-
-def test_a_part_says_which_examples_and_what_is_random() -> None:
-    expected = indices(n=12, batch=3, workers=2, rank=1, step=7, seed=5)
-    np.testing.assert_array_equal(PART.examples(12, 7), expected)
-    assert PART.random(7) == step_seed(5, 1, 7)
-    assert PART.random(7) != replace(PART, rank=0).random(7)
 
 
 def test_parameters_go_out_and_come_back() -> None:

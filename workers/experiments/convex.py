@@ -14,12 +14,11 @@ import torch
 
 from adamserve import optim, regret
 from adamserve.shard.consistency import Async
-from adamserve.train.batches import indices
 from adamserve.values import Array, Gradient, SparseRows, TensorSpec
 from workers.data.streams import Alternating, Quadratic, Stream
 from workers.experiments import figures
 from workers.experiments.base import Claim, Findings, Scale, Settings, counted, differences
-from workers.experiments.lab import Lab
+from workers.experiments.lab import Lab, loop_config
 from workers.experiments.trial import Data, Trial, kept
 
 THEOREM = "slides p. 15; Kingma & Ba 2015, Theorem 4.1"
@@ -228,10 +227,8 @@ class RegretStudy:
                 kept[meter.steps] = deepcopy(meter)
 
         losses = np.array([step.loss for step in lab.drive(trial, size.steps, observe=observe)])
-        batches = [
-            indices(n=len(data.train_y), batch=size.batch, workers=1, rank=0, step=step, seed=seed)
-            for step in range(size.steps)
-        ]
+        part = loop_config(trial, 0)
+        batches = [part.examples(len(data.train_y), step) for step in range(size.steps)]
         averages, bounds, start = [], [], None
         constants = None
         for steps in sorted(wanted):
