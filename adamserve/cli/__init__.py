@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from adamserve import __version__
-from adamserve.cli.checkpoint import app as checkpoint_app
-from adamserve.cli.dashboard import app as dashboard_app
+from adamserve.cli.checkpoint import export, list_checkpoints, verify
+from adamserve.cli.checkpoint import inspect as inspect_checkpoint
 from adamserve.cli.dashboard import render
 from adamserve.cli.delete import delete
 from adamserve.cli.doctor import doctor
-from adamserve.cli.metrics import app as metrics_app
+from adamserve.cli.metrics import list_metrics
 from adamserve.cli.reproduce import reproduce
 from adamserve.cli.serve import serve
 from adamserve.cli.status import status
@@ -29,7 +30,11 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 """Exit code when Ctrl-C ended the command at once."""
 
-TYPED = {"network": "NETWORK", "rule": "--optimizer"}
+TYPED = {
+    "network": "NETWORK",
+    "rule": "--optimizer",
+    **{name: f"--tls-{name}" for name in ("ca", "cert", "key")},
+}
 """What the user types where the field of an error is called otherwise."""
 
 app = typer.Typer(
@@ -42,9 +47,22 @@ app = typer.Typer(
 COMMANDS = (train, serve, submit, reproduce, status, top, delete, doctor)
 for command in COMMANDS:
     app.command(context_settings={"allow_interspersed_args": command is not submit})(command)
-app.add_typer(checkpoint_app, name="checkpoint")
-app.add_typer(metrics_app, name="metrics")
-app.add_typer(dashboard_app, name="dashboard")
+GROUPS: dict[tuple[str, str], dict[str, Callable[..., None]]] = {
+    ("checkpoint", "Look at checkpoints, check them, and take them elsewhere."): {
+        "list": list_checkpoints,
+        "inspect": inspect_checkpoint,
+        "verify": verify,
+        "export": export,
+    },
+    ("metrics", "What there is to watch."): {"list": list_metrics},
+    ("dashboard", "The dashboards, without Grafana."): {"render": render},
+}
+for (group, says), members in GROUPS.items():
+    below = typer.Typer(no_args_is_help=True)
+    below.callback(help=says)(lambda: None)  # without it, a group of one command would be that command
+    for name, member in members.items():
+        below.command(name)(member)
+    app.add_typer(below, name=group)
 
 
 def _version(wanted: bool) -> None:

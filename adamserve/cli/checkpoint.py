@@ -15,16 +15,13 @@ from adamserve.errors import CheckpointError, NotFound
 if TYPE_CHECKING:
     from adamserve.checkpoint import CheckpointInfo
 
-app = typer.Typer(help="Look at checkpoints, check them, and take them elsewhere.", no_args_is_help=True)
-
 
 Root = Annotated[Path, typer.Argument(help="A run folder, or a job's folder of checkpoints.")]
 Folder = Annotated[Path, typer.Argument(help="A checkpoint; of a run or job folder the newest one.")]
 Output = Annotated[Format, opt("Print a table or JSON.", "--format")]
 
 
-@app.command("list")
-def list_(root: Root, output: Output = "table") -> None:
+def list_checkpoints(root: Root, output: Output = "table") -> None:
     """List a run's checkpoints, oldest first."""
     infos = _all(root)
     rows = [
@@ -38,7 +35,6 @@ def list_(root: Root, output: Output = "table") -> None:
     )
 
 
-@app.command()
 def inspect(folder: Folder, output: Output = "table") -> None:
     """Show what a checkpoint holds."""
     from adamserve import checkpoint
@@ -59,7 +55,6 @@ def inspect(folder: Folder, output: Output = "table") -> None:
     answer(output, {"folder": str(found), **manifest}, table(str(found), "", rows=rows))
 
 
-@app.command()
 def verify(folder: Folder, output: Output = "table") -> None:
     """Check every byte of a checkpoint; exit code 1 when something is wrong."""
     from adamserve import checkpoint
@@ -79,7 +74,6 @@ def verify(folder: Folder, output: Output = "table") -> None:
     )
 
 
-@app.command()
 def export(
     folder: Folder,
     out: Annotated[Path, opt("File to write.")],

@@ -5,19 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from adamserve.cli.options import Format, answer, opt, seconds
 
-app = typer.Typer(help="The dashboards, without Grafana.", no_args_is_help=True)
 
-
-@app.callback()
-def _root() -> None:
-    """The dashboards, without Grafana."""
-
-
-@app.command()
 def render(
     prometheus: Annotated[str, opt("URL of a Prometheus.")] = "http://127.0.0.1:9090",
     last: Annotated[str, opt("How much time to draw, up to --to: 90s, 30m, 1h30m, 2d.")] = "30m",

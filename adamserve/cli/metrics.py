@@ -6,22 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from adamserve.cli.options import Format, answer, opt
 
 if TYPE_CHECKING:
     from adamserve.observe.usage import Usage
 
-app = typer.Typer(help="What there is to watch.", no_args_is_help=True)
 
-
-@app.callback()
-def _root() -> None:
-    """What there is to watch."""
-
-
-@app.command("list")
 def list_metrics(
     output: Annotated[Format, opt("Print text or JSON.", "--format")] = "table",
 ) -> None:

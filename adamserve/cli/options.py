@@ -96,10 +96,13 @@ def table(*columns: str, rows: Iterable[Iterable[Any]], title: str | None = None
 
 
 @contextmanager
-def live_line(every_s: float, write: Callable[[Any], None] | None = None) -> Iterator[Callable[..., None]]:
+def live_line(
+    every_s: float, *, width: int | None = None, write: Callable[[Any], None] | None = None
+) -> Iterator[Callable[..., None]]:
     """A line on stderr: redrawn in a terminal, elsewhere printed every `every_s` seconds and where there is news.
 
     Args:
+        width: most characters that are redrawn.
         write: to be called in place of printing; nothing is redrawn then.
     """
     terminal = write is None and sys.stderr.isatty()
@@ -108,7 +111,7 @@ def live_line(every_s: float, write: Callable[[Any], None] | None = None) -> Ite
     def show(what: Any, *, news: bool = False) -> None:
         nonlocal printed
         if terminal:
-            print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{what[:width]}", end="", file=sys.stderr, flush=True)
         elif news or time.monotonic() - printed >= every_s:
             printed = time.monotonic()
             write(what) if write is not None else print(what, file=sys.stderr, flush=True)

@@ -54,8 +54,7 @@ def reading(options: Mapping[str, Any]) -> Iterator[Read]:
         yield client.jobs
 
 
-@contextmanager
-def connecting(options: Mapping[str, Any]) -> Iterator[Client]:
+def connecting(options: Mapping[str, Any]) -> closing[Client]:
     """A client of one job, as a command's options say; nothing is sent yet.
 
     Raises:
@@ -65,14 +64,7 @@ def connecting(options: Mapping[str, Any]) -> Iterator[Client]:
 
     files = {name: options[f"tls_{name}"] for name in ("ca", "cert", "key")}
     named = {name: options[name] for name in ("target", "token_file", "timeout_s")}
-    try:
-        client = connect(job=options["job"] or "", **named, **files)
-    except InvalidArgument as error:
-        if error.field in files:
-            raise InvalidArgument(error.problem, field=f"tls_{error.field}", fix=error.fix) from None
-        raise
-    with closing(client):
-        yield client
+    return closing(connect(job=options["job"] or "", **named, **files))
 
 
 def _of_page(options: Mapping[str, Any]) -> Sequence[JobState]:

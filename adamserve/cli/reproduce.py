@@ -55,7 +55,7 @@ def reproduce(
 
     mode = parse(consistency)
     folder = out if out is not None else Path("runs") / f"reproduce-{scale}"
-    with live_line(PLAIN_EVERY_S) as show:
+    with live_line(PLAIN_EVERY_S, width=150) as show:
         verdicts = study.run(
             names,
             scale=scale,
@@ -66,7 +66,7 @@ def reproduce(
             data_dir=data_dir,
             out=folder,
             address=address,
-            progress=lambda line: show(line[:150]),
+            progress=show,
         )
     rows = [
         (verdict["experiment"], claim["text"], "held" if claim["held"] else "not held")

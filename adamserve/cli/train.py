@@ -181,12 +181,8 @@ def _rule(name: str, *, lr: float | None, lr_schedule: str, weight_decay: float,
 
 def _given(context: typer.Context, *names: str) -> dict[str, Any]:
     """Those of the options that the user typed, by name."""
-    sources = {name: context.get_parameter_source(name) for name in names}
-    return {
-        name: context.params[name]
-        for name, source in sources.items()
-        if source and source.name == "COMMANDLINE"
-    }
+    sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in names}
+    return {name: context.params[name] for name in names if sources[name] == "COMMANDLINE"}
 
 
 @contextmanager
@@ -218,7 +214,7 @@ def _progress(*, as_log: bool) -> Iterator[Callable[[Progress], None]]:
         news, noted = progress.note != noted, progress.note
         say(progress if as_log else _line(progress), news=news)
 
-    with live_line(PLAIN_EVERY_S, _log if as_log else None) as say:
+    with live_line(PLAIN_EVERY_S, write=_log if as_log else None) as say:
         yield show
 
 

@@ -26,7 +26,7 @@ KEPT = ("workers", "batch", "seed")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run: the options of `adamserve train` by their names, as values, and
+    """A training run. Fields without a word here are the options of `adamserve train` of the same names.
 
     Attributes:
         recipe: what is trained.
@@ -62,17 +62,15 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        counts = dict.fromkeys(("shards", "workers", "epochs", "batch"), 1)
-        for name, least in (counts | {"gpus_per_shard": 0, "gpus_per_worker": 0}).items():
-            if not least <= getattr(self, name) < float("inf"):
-                raise InvalidArgument(f"must be at least {least}, got {getattr(self, name)}", field=name)
-        for name in ("lease_s", "checkpoint_every_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
-        if self.target_loss is not None and not 0 < self.target_loss < float("inf"):
-            raise InvalidArgument(f"must be positive, got {self.target_loss}", field="target_loss")
         if not 0 <= self.seed < 2**32:
             raise InvalidArgument(f"must be in 0 to 2^32 - 1, got {self.seed}", field="seed")
+        self.part(0)  # which checks its own fields
+        for name, least in {"shards": 1, "gpus_per_shard": 0, "gpus_per_worker": 0}.items():
+            if not least <= getattr(self, name) < float("inf"):
+                raise InvalidArgument(f"must be at least {least}, got {getattr(self, name)}", field=name)
+        for name in ("lease_s", "checkpoint_every_s", "target_loss"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
+                raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
         if self.sd_file is not None and self.metrics_port is None:
             raise InvalidArgument("there are no metrics", field="sd_file", fix="give --metrics-port too")
 

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import adamserve
 from adamserve import optim
 from adamserve.cluster.config import SHARD_CPUS
 from adamserve.cluster.exporting import node_address
@@ -44,6 +43,9 @@ from adamserve.train.worker import Assignment
 SAID = ("epochs", "shards", "max_steps", "target_loss", "resume", "address")
 """Options that `run.json` holds beside the job's settings."""
 
+PACKAGES = ("adamserve", "ray", "torch", "numpy")
+"""Packages whose versions it holds."""
+
 
 def train(
     config: TrainConfig,
@@ -52,16 +54,13 @@ def train(
     stop: threading.Event,
     start: StartService = Service.start,
 ) -> dict[str, Any]:
-    """Run a job to its end, or until `stop` is set; either way with a last checkpoint.
+    """Run a job to its end, or until `stop` is set; either way with a last checkpoint. Returns what `run.json` holds.
 
     Args:
         config: the run.
         on_progress: called a few times a second.
         stop: set it to end after the steps under way.
         start: starts the service.
-
-    Returns:
-        What `run.json` holds.
 
     Raises:
         AdamServeError: with nothing left running; what could be checked was checked before Ray was started.
@@ -133,7 +132,19 @@ def _train(
     monitor: Monitor,
 ) -> dict[str, Any]:
     """The part of a run that has a service: job, workers, last checkpoint, last evaluation."""
-    _open_job(config, service, task, model)
+    if config.resume:
+        service.resume(JOB, {"checkpoint_every_s": config.checkpoint_every_s})
+    else:
+        job = JobConfig(
+            name=JOB,
+            tensors=tensor_specs(task, model),
+            rule=optim.to_dict(config.rule),
+            consistency=consistency.to_dict(config.consistency),
+            sparse="lazy" if task.lazy else "exact",
+            checkpoint_every_s=config.checkpoint_every_s,
+            extra=config.settings(),
+        )
+        service.create(job, arrays(model))
     service.serve()
     comparator = None
     if config.recipe.counts_regret:
@@ -179,18 +190,9 @@ def _train(
     return {
         "status": "stopped" if stopped_early else "completed",
         "task": task.name,
-        "config": {
-            **config.settings(),
-            **{name: getattr(config, name) for name in SAID},
-        },
+        "config": {**config.settings(), **{name: getattr(config, name) for name in SAID}},
         "seeds": {"job": config.seed},
-        "versions": {
-            "adamserve": adamserve.__version__,
-            "python": platform.python_version(),
-            "ray": version("ray"),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "kernels": [shard.kernel for shard in state.shards],
         "target": service.target,
@@ -216,20 +218,3 @@ def _train(
         "seconds": {"training": round(seconds, 3)},
         "run_dir": str(config.run_dir),
     }
-
-
-def _open_job(config: TrainConfig, service: RunningService, task: Task[Any], model: torch.nn.Module) -> None:
-    """Create the job with the model's initial parameters, or take it up from its newest checkpoint."""
-    if config.resume:
-        service.resume(JOB, {"checkpoint_every_s": config.checkpoint_every_s})
-        return
-    job = JobConfig(
-        name=JOB,
-        tensors=tensor_specs(task, model),
-        rule=optim.to_dict(config.rule),
-        consistency=consistency.to_dict(config.consistency),
-        sparse="lazy" if task.lazy else "exact",
-        checkpoint_every_s=config.checkpoint_every_s,
-        extra=config.settings(),
-    )
-    service.create(job, arrays(model))

@@ -39,8 +39,7 @@ class Part:
     All is a function of the fields and the step, so that a worker that goes on takes what it would have taken.
 
     Attributes:
-        rank: this worker, from 0.
-        workers: all workers of the job.
+        rank, workers: this worker, from 0, and all workers of the job.
         batch: examples in a worker's mini-batch.
         seed: of the data order and of dropout.
         epochs: stop after this many passes over the training set by all workers together.
