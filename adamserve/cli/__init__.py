@@ -86,26 +86,23 @@ def main() -> None:
         code: Any = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except AdamServeError as error:
-        error.field = _as_typed(error.field)
-        _complain(str(error))
-        code = USAGE_ERROR
     except Exception as error:
-        # What Typer raises for a wrong option has no public name in the versions that carry their own click.
-        message = getattr(error, "format_message", None)
-        if message is None:
+        if (message := _message(error)) is None:
             raise
-        context = getattr(error, "ctx", None)
-        _complain(f"{message()} (see {context.command_path if context else 'adamserve'} --help)")
+        typer.echo(f"adamserve: {' '.join(message.split())}", err=True)
         code = USAGE_ERROR
     sys.exit(code)
 
 
-def _as_typed(field: str) -> str:
-    """An error's field as the user typed it: `data_dir` is `--data-dir`."""
-    option = any(field in inspect.signature(command).parameters for command in (*COMMANDS, render))
-    return TYPED.get(field, f"--{field.replace('_', '-')}" if option else field)
-
-
-def _complain(message: str) -> None:
-    typer.echo(f"adamserve: {' '.join(message.split())}", err=True)
+def _message(error: Exception) -> str | None:
+    """What the user can mend, the field as it was typed: `data_dir` is `--data-dir`."""
+    if isinstance(error, AdamServeError):
+        field = error.field
+        option = any(field in inspect.signature(command).parameters for command in (*COMMANDS, render))
+        error.field = TYPED.get(field, f"--{field.replace('_', '-')}" if option else field)
+        return str(error)
+    if not hasattr(error, "format_message"):
+        return None
+    # What Typer raises for a wrong option has no public name in the versions that carry their own click.
+    context = getattr(error, "ctx", None)
+    return f"{error.format_message()} (see {context.command_path if context else 'adamserve'} --help)"

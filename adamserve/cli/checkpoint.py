@@ -88,18 +88,14 @@ def export(
     answer(output, {"file": str(out), "notes": notes}, f"wrote {out}", *(f"note: {note}" for note in notes))
 
 
-def _roots(path: Path) -> list[Path]:
-    """The job folders that a path may mean."""
-    if not path.is_dir():
-        raise NotFound("there is no such folder", field=str(path))
-    below = sorted(p for p in (path / "checkpoints").glob("*") if p.is_dir())
-    return below or [path]
-
-
 def _all(path: Path) -> list[CheckpointInfo]:
+    """The checkpoints of the job folders that a path may mean."""
     from adamserve import checkpoint
 
-    return [info for root in _roots(path) for info in checkpoint.list_checkpoints(root)]
+    if not path.is_dir():
+        raise NotFound("there is no such folder", field=str(path))
+    jobs = sorted(p for p in (path / "checkpoints").glob("*") if p.is_dir())
+    return [info for job in jobs or [path] for info in checkpoint.list_checkpoints(job)]
 
 
 def _one(path: Path) -> Path:

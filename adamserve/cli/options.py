@@ -54,15 +54,10 @@ LogFormat = Annotated[Literal["text", "json"], opt("How every process logs to st
 LogLevel = Annotated[str, opt("Least that is logged: debug, info, warning or error.")]
 
 
-def seconds(name: str, value: float) -> float:
-    """The value of an option in seconds.
-
-    Raises:
-        InvalidArgument: it is not positive and finite.
-    """
+def seconds(name: str, value: float) -> None:
+    """Refuse a time that is not positive and finite."""
     if not 0 < value < float("inf"):
         raise InvalidArgument(f"must be a positive number of seconds, got {value}", field=name)
-    return value
 
 
 def configured(kind: Callable[..., Config], options: Mapping[str, Any], **made: Any) -> Config:

@@ -77,6 +77,7 @@ def _of_page(options: Mapping[str, Any]) -> Sequence[JobState]:
     request = urllib.request.Request(f"{url.rstrip('/')}/status.json")
     if token_file is not None and (token := _token(token_file)):
         request.add_header("Authorization", f"Bearer {token}")
+    wrong = partial(DataError, field="TARGET", fix="give the URL that was printed")
     context = _context(options["tls_ca"], options["tls_cert"], options["tls_key"])
     try:
         with urllib.request.urlopen(request, timeout=options["timeout_s"], context=context) as answer:
@@ -86,9 +87,7 @@ def _of_page(options: Mapping[str, Any]) -> Sequence[JobState]:
             raise Unauthenticated(
                 f"{url} wants a token", field="token_file", fix="give the service's token"
             ) from None
-        raise DataError(
-            f"{url} answers {error.code}", field="TARGET", fix="give the URL that was printed"
-        ) from None
+        raise wrong(f"{url} answers {error.code}") from None
     except OSError as error:
         raise Unavailable(
             f"{url} does not answer: {getattr(error, 'reason', error)}",
@@ -96,9 +95,7 @@ def _of_page(options: Mapping[str, Any]) -> Sequence[JobState]:
             fix="is it running, and is the URL right?",
         ) from None
     except (ValueError, TypeError):
-        raise DataError(
-            f"{url} is not a status page of this version", field="TARGET", fix="give the URL that was printed"
-        ) from None
+        raise wrong(f"{url} is not a status page of this version") from None
     jobs = [state.job for state in states]
     if job is not None and job not in jobs:
         raise NotFound(f"there is no job {job!r}", field="job", fix=f"it has {jobs}")

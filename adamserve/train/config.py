@@ -12,9 +12,9 @@ from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
 from adamserve.errors import InvalidArgument
 from adamserve.observe.logs import LogConfig
+from adamserve.regret import check_theorem
 from adamserve.shard import consistency
 from adamserve.shard.consistency import Consistency
-from adamserve.train.bound import theorem_of
 from adamserve.train.task import Part, Recipe
 
 JOB = "train"
@@ -82,21 +82,15 @@ class TrainConfig:
         """
         return None if self.resume or not self.recipe.counts_regret else theorem_of(self.rule)
 
-    @property
-    def exported_at(self) -> str | None:
-        """Where shards and workers serve their metrics; None where nobody does."""
-        return None if self.metrics_port is None else self.metrics_host
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the run's checkpoints."""
-        return self.run_dir / "checkpoints"
+    def named(self, *names: str) -> dict[str, Any]:
+        """Some of the fields by name."""
+        return {name: getattr(self, name) for name in names}
 
     def part(self, rank: int) -> Part:
         """One worker's part in the run."""
-        named = ("workers", "batch", "epochs", "seed", "max_steps", "target_loss")
         device = "cuda" if self.gpus_per_worker else "cpu"
-        return Part(rank=rank, device=device, **{name: getattr(self, name) for name in named})
+        named = self.named("workers", "batch", "epochs", "seed", "max_steps", "target_loss")
+        return Part(rank=rank, device=device, **named)
 
     def settings(self) -> dict[str, Any]:
         """What the job is, as JSON: kept in every checkpoint, and not to be changed by `resume`."""
@@ -104,7 +98,7 @@ class TrainConfig:
             **self.recipe.settings(),
             "rule": optim.to_dict(self.rule),
             "consistency": consistency.to_dict(self.consistency),
-            **{name: getattr(self, name) for name in KEPT},
+            **self.named(*KEPT),
         }
 
     def resumed(self) -> TrainConfig:
@@ -117,6 +111,17 @@ class TrainConfig:
             consistency=consistency.from_dict(kept["consistency"]),
             **{name: kept[name] for name in KEPT},
         )
+
+
+def theorem_of(rule: optim.Rule) -> optim.Adam | None:
+    """The rule, if the theorem is about it."""
+    if not isinstance(rule, optim.Adam):
+        return None
+    try:
+        check_theorem(rule)
+    except InvalidArgument:
+        return None
+    return rule
 
 
 def kept_settings(run_dir: Path) -> Mapping[str, Any]:

@@ -15,9 +15,8 @@ from adamserve.cluster.pool import WorkerHandle, gather
 from adamserve.cluster.running import RunningService
 from adamserve.errors import Unavailable
 from adamserve.observe.monitor import Monitor
-from adamserve.train.bound import Bound
 from adamserve.train.config import TrainConfig
-from adamserve.train.progress import Log
+from adamserve.train.progress import Bound, Log
 from adamserve.train.task import Task
 from adamserve.train.worker import Assignment, Worker
 
@@ -97,8 +96,7 @@ class Crew:
                     runs[self._replace(rank)] = rank
             reports = [report for reports in self._each("reports").values() for report in reports]
             log.add(sorted(reports, key=lambda report: report.at))
-            if self._bound.due():
-                self._bound.take(self._each("meter"))
+            self._bound.look(partial(self._each, "meter"))
             look(note)
         return stopping
 

@@ -52,12 +52,10 @@ def write_metrics(path: Path, steps: Sequence[Step], *, append: bool) -> None:
 
 def write_curve(path: Path, steps: Sequence[Step], epochs: Sequence[EpochReport], *, title: str) -> None:
     """Draw training loss against epochs, smoothed beside raw, and the test loss of each evaluation."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel="epoch", ylabel="cross-entropy", title=title)
     if steps:
         x = [step.epoch for step in steps]
         y = [max(step.loss, 1e-12) for step in steps]
@@ -70,9 +68,6 @@ def write_curve(path: Path, steps: Sequence[Step], epochs: Sequence[EpochReport]
     if steps or tested:
         axes.set_yscale("log")
         axes.legend()
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("cross-entropy")
-    axes.set_title(title)
     with _beside(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

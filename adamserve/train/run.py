@@ -1,7 +1,4 @@
-"""A whole training run: a Ray, a service, a job, its workers, and the folder that is left behind.
-
-`train` is what `adamserve train` calls; nothing here prints.
-"""
+"""A whole training run: a Ray, a service, a job, its workers, and the folder that is left behind. Nothing prints."""
 
 from __future__ import annotations
 
@@ -31,20 +28,16 @@ from adamserve.job import JobConfig
 from adamserve.observe.monitor import Monitor
 from adamserve.observe.state import JobState
 from adamserve.shard import consistency
-from adamserve.train.bound import Bound
 from adamserve.train.config import JOB, TrainConfig
 from adamserve.train.crew import Crew
 from adamserve.train.loop import measured
-from adamserve.train.progress import Log, Progress
+from adamserve.train.progress import Bound, Log, Progress
 from adamserve.train.record import without_nan, write_curve, write_json, write_metrics
 from adamserve.train.task import Task, arrays, initial_model, put, tensor_specs
 from adamserve.train.worker import Assignment
 
-SAID = ("epochs", "shards", "max_steps", "target_loss", "resume", "address")
-"""Options that `run.json` holds beside the job's settings."""
-
 PACKAGES = ("adamserve", "ray", "torch", "numpy")
-"""Packages whose versions it holds."""
+"""Packages whose versions `run.json` holds."""
 
 
 def train(
@@ -68,7 +61,7 @@ def train(
     began = time.time()
     if config.resume:
         config = config.resumed()
-    elif (config.run_dir / "run.json").exists() or config.checkpoints.exists():
+    elif (config.run_dir / "run.json").exists() or (config.run_dir / "checkpoints").exists():
         raise Conflict(
             f"{config.run_dir} holds a run already", field="run_dir", fix="give a new folder, or --resume"
         )
@@ -93,17 +86,13 @@ def train(
         say("starting Ray, the shards and the workers")
         service = start(
             name=f"adamserve-{config.run_dir.resolve().name}-{int(began * 1000):x}",
-            shards=config.shards,
-            address=config.address,
-            security=config.security,
-            insecure=config.insecure,
-            shard_ports=config.shard_ports,
-            checkpoint_dir=config.checkpoints,
-            gpus_per_shard=config.gpus_per_shard,
-            metrics_host=config.exported_at,
+            checkpoint_dir=config.run_dir / "checkpoints",
+            metrics_host=config.metrics_host if monitor.address else None,
             num_cpus=config.workers + math.ceil(config.shards * SHARD_CPUS) + 1,
             num_gpus=None if config.gpus_per_shard or config.gpus_per_worker else 0,
-            log=config.log,
+            **config.named(
+                "shards", "address", "security", "insecure", "shard_ports", "gpus_per_shard", "log"
+            ),
         )
         with service:
             say(f"the service is at {service.target}")
@@ -160,7 +149,7 @@ def _train(
         lease_s=config.lease_s,
         comparator=comparator,
         theorem=config.theorem,
-        metrics_host=config.exported_at,
+        metrics_host=config.metrics_host if monitor.address else None,
     )
     crew = Crew(config, service, task, assignment, bound, monitor)
     say("trying every shard from every worker")
@@ -190,7 +179,10 @@ def _train(
     return {
         "status": "stopped" if stopped_early else "completed",
         "task": task.name,
-        "config": {**config.settings(), **{name: getattr(config, name) for name in SAID}},
+        "config": {
+            **config.settings(),
+            **config.named("epochs", "shards", "max_steps", "target_loss", "resume", "address"),
+        },
         "seeds": {"job": config.seed},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -37,9 +37,8 @@ class Assignment:
     """What all workers of a job have in common, beside the task.
 
     Attributes:
-        target: host:port of the service.
+        target, job: host:port of the service, and the job's name.
         credentials: those of the service's own workers.
-        job: the job's name.
         shards: the service's shard processes as the run begins, which every worker tries to reach.
         session: of the run: a worker that is started again takes the place of the dead one, whose lease may run still.
             Empty where none is started again.

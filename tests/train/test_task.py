@@ -14,8 +14,7 @@ import torch
 
 from adamserve import optim
 from adamserve.errors import InvalidArgument
-from adamserve.train.bound import theorem_of
-from adamserve.train.config import TrainConfig
+from adamserve.train.config import TrainConfig, theorem_of
 from adamserve.train.loop import gradient, loss_of, measured
 from adamserve.train.task import GROUP, Part, arrays, initial_model, put, recipe, tensor_specs
 from tests.train.line import Line
