@@ -10,12 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from adamserve import __version__
-from adamserve.cli.checkpoint import export, list_checkpoints, verify
-from adamserve.cli.checkpoint import inspect as inspect_checkpoint
-from adamserve.cli.dashboard import render
+from adamserve.cli import checkpoint, dashboard, metrics
 from adamserve.cli.delete import delete
 from adamserve.cli.doctor import doctor
-from adamserve.cli.metrics import list_metrics
 from adamserve.cli.reproduce import reproduce
 from adamserve.cli.serve import serve
 from adamserve.cli.status import status
@@ -49,13 +46,13 @@ for command in COMMANDS:
     app.command(context_settings={"allow_interspersed_args": command is not submit})(command)
 GROUPS: dict[tuple[str, str], dict[str, Callable[..., None]]] = {
     ("checkpoint", "Look at checkpoints, check them, and take them elsewhere."): {
-        "list": list_checkpoints,
-        "inspect": inspect_checkpoint,
-        "verify": verify,
-        "export": export,
+        "list": checkpoint.list_checkpoints,
+        "inspect": checkpoint.inspect,
+        "verify": checkpoint.verify,
+        "export": checkpoint.export,
     },
-    ("metrics", "What there is to watch."): {"list": list_metrics},
-    ("dashboard", "The dashboards, without Grafana."): {"render": render},
+    ("metrics", "What there is to watch."): {"list": metrics.list_metrics},
+    ("dashboard", "The dashboards, without Grafana."): {"render": dashboard.render},
 }
 for (group, says), members in GROUPS.items():
     below = typer.Typer(no_args_is_help=True)
@@ -98,7 +95,9 @@ def _message(error: Exception) -> str | None:
     """What the user can mend, the field as it was typed: `data_dir` is `--data-dir`."""
     if isinstance(error, AdamServeError):
         field = error.field
-        option = any(field in inspect.signature(command).parameters for command in (*COMMANDS, render))
+        option = any(
+            field in inspect.signature(command).parameters for command in (*COMMANDS, dashboard.render)
+        )
         error.field = TYPED.get(field, f"--{field.replace('_', '-')}" if option else field)
         return str(error)
     if not hasattr(error, "format_message"):

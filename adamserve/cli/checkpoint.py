@@ -41,17 +41,13 @@ def inspect(folder: Folder, output: Output = "table") -> None:
 
     found = _one(folder)
     manifest = asdict(checkpoint.read_manifest(found))
-    rows = [
-        [key, json.dumps(manifest[key])]
-        for key in ("number", "job", "created", "rule", "consistency", "extra")
-    ]
-    rows += [
-        [f"shard {s['shard']}", f"incarnation {s['stamp'][0]} clock {s['stamp'][1]}, {s['nbytes']} bytes"]
-        for s in manifest["shards"]
-    ]
-    rows += [
-        [t["name"], f"{t['dtype']} {'x'.join(map(str, t['shape'])) or 'scalar'}"] for t in manifest["tensors"]
-    ]
+    said = ("number", "job", "created", "rule", "consistency", "extra")
+    rows = [(key, json.dumps(manifest[key])) for key in said]
+    for s in manifest["shards"]:
+        number, clock = s["stamp"]
+        rows.append((f"shard {s['shard']}", f"incarnation {number} clock {clock}, {s['nbytes']} bytes"))
+    for t in manifest["tensors"]:
+        rows.append((t["name"], f"{t['dtype']} {'x'.join(map(str, t['shape'])) or 'scalar'}"))
     answer(output, {"folder": str(found), **manifest}, table(str(found), "", rows=rows))
 
 

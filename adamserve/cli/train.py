@@ -239,24 +239,21 @@ def _line(progress: Progress) -> str:
 
 
 def _table(record: dict[str, Any]) -> Any:
+    """What a run's record says; None stands for a number that is not finite, or that there is none of."""
     config, rule = record["config"], dict(record["config"]["rule"])
-    rows = [
-        ("rule", f"{rule.pop('rule')}({', '.join(f'{k}={v}' for k, v in rule.items())})"),
-        ("test accuracy", _number(record.get("test_accuracy"), ".2%")),
-        ("test loss", _number(record.get("test_loss"), ".4f")),
-        ("training loss", _number(record.get("train_loss"), ".4f")),
-        ("steps", f"{record['steps']} by {config['workers']} workers on {config['shards']} shards"),
-        ("pushes/s", record["pushes"]["per_s"]),
-        ("staleness", ", ".join(f"{k} {v:g}" for k, v in record["staleness"].items())),
-        ("rollbacks", len(record["rollbacks"])),
-        ("training time", f"{record['seconds']['training']:.1f} s"),
-        ("run folder", record["run_dir"]),
+    rows: list[tuple[str, Any, str]] = [
+        ("rule", f"{rule.pop('rule')}({', '.join(f'{k}={v}' for k, v in rule.items())})", ""),
+        ("test accuracy", record.get("test_accuracy"), ".2%"),
+        ("test loss", record.get("test_loss"), ".4f"),
+        ("training loss", record.get("train_loss"), ".4f"),
+        ("steps", f"{record['steps']} by {config['workers']} workers on {config['shards']} shards", ""),
+        ("pushes/s", record["pushes"]["per_s"], ""),
+        ("staleness", ", ".join(f"{k} {v:g}" for k, v in record["staleness"].items()), ""),
+        ("rollbacks", len(record["rollbacks"]), ""),
+        ("training time", f"{record['seconds']['training']:.1f} s", ""),
+        ("run folder", record["run_dir"], ""),
     ]
     if record["regret"]:
-        rows.insert(-2, ("R(T)/T", _number(record["regret"].get("average_regret"), ".6f")))
-    return table(rows=rows, title=f"{record['task']}: {record['status']}")
-
-
-def _number(value: float | None, form: str) -> str:
-    """A number of a record; None stands for one that is not finite, or that there is none of."""
-    return "none" if value is None else format(value, form)
+        rows.insert(-2, ("R(T)/T", record["regret"].get("average_regret"), ".6f"))
+    shown = [(name, "none" if value is None else format(value, form)) for name, value, form in rows]
+    return table(rows=shown, title=f"{record['task']}: {record['status']}")

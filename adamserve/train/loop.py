@@ -129,11 +129,7 @@ def run(
 
 
 def gradient(task: Task[B], model: nn.Module, batch: B, *, seed: int) -> float:
-    """Leave the gradient of a batch's loss in the parameters' `.grad`; returns the loss.
-
-    Args:
-        seed: of the dropout masks and other draws.
-    """
+    """Leave the gradient of a batch's loss in `.grad`; returns the loss. `seed` is of dropout and other draws."""
     model.zero_grad(set_to_none=True)
     loss = _loss(task, model, batch, seed)
     loss.backward()  # type: ignore[no-untyped-call]

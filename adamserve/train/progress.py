@@ -91,11 +91,7 @@ class Bound:
     """The theorem's bound on R(T)/T, from what all workers measure; None where the theorem is not about the rule.
 
     The theorem is about one learner whose gradients are applied at once. With several workers their constants are put
-    together, and the bound is a yardstick.
-
-    Args:
-        rule: the job's, where the theorem is about it.
-        best: the parameters that the regret is counted against.
+    together, and the bound is a yardstick. `best` are the parameters that the regret is counted against.
     """
 
     def __init__(self, rule: Adam | None, best: Mapping[str, Array] | None) -> None:

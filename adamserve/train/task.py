@@ -190,12 +190,7 @@ class Task(Protocol[B]):
         return None
 
     def regret(self, steps: Sequence[Step], part: Part) -> Mapping[str, Any] | None:
-        """Count the regret of a whole run in hindsight.
-
-        Args:
-            steps: of all workers.
-            part: of any worker.
-        """
+        """Count the regret of a whole run in hindsight, from the steps of all workers and the part of any."""
         return None
 
 
