@@ -15,7 +15,6 @@ from adamserve.errors import CheckpointError, NotFound
 if TYPE_CHECKING:
     from adamserve.checkpoint import CheckpointInfo
 
-
 Root = Annotated[Path, typer.Argument(help="A run folder, or a job's folder of checkpoints.")]
 Folder = Annotated[Path, typer.Argument(help="A checkpoint; of a run or job folder the newest one.")]
 Output = Annotated[Format, opt("Print a table or JSON.", "--format")]

@@ -32,6 +32,5 @@ def delete(
             raise NotFound(
                 f"the service has no job {job!r}", field="JOB", fix="adamserve status shows which it has"
             )
-    print(
-        f"deleted {job}" + (", with its checkpoints" if purge else "; its checkpoints, if any, are in .trash")
-    )
+    rest = ", with its checkpoints" if purge else "; its checkpoints, if any, are in .trash"
+    print(f"deleted {job}{rest}")

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from adamserve.observe.usage import Usage
 
 
-def list_metrics(
-    output: Annotated[Format, opt("Print text or JSON.", "--format")] = "table",
-) -> None:
+def list_metrics(output: Annotated[Format, opt("Print text or JSON.", "--format")] = "table") -> None:
     """List every metric: its type, its labels, which processes have it, and the panels and alerts that look at it."""
     from adamserve.observe.usage import usages
 

@@ -92,23 +92,23 @@ def table(*columns: str, rows: Iterable[Iterable[Any]], title: str | None = None
 
 @contextmanager
 def live_line(
-    every_s: float, *, width: int | None = None, write: Callable[[Any], None] | None = None
+    *, every_s: float = 2.0, width: int | None = None, write: Callable[[Any], None] | None = None
 ) -> Iterator[Callable[..., None]]:
-    """A line on stderr: redrawn in a terminal, elsewhere printed every `every_s` seconds and where there is news.
+    """A line on stderr: redrawn in a terminal, elsewhere printed every `every_s` seconds and with every new note.
 
     Args:
         width: most characters that are redrawn.
         write: to be called in place of printing; nothing is redrawn then.
     """
     terminal = write is None and sys.stderr.isatty()
-    printed = 0.0
+    printed, noted = 0.0, ""
 
-    def show(what: Any, *, news: bool = False) -> None:
-        nonlocal printed
+    def show(what: Any, note: str = "") -> None:
+        nonlocal printed, noted
         if terminal:
             print(f"\r\033[K{what[:width]}", end="", file=sys.stderr, flush=True)
-        elif news or time.monotonic() - printed >= every_s:
-            printed = time.monotonic()
+        elif note != noted or time.monotonic() - printed >= every_s:
+            printed, noted = time.monotonic(), note
             write(what) if write is not None else print(what, file=sys.stderr, flush=True)
 
     try:

@@ -41,11 +41,7 @@ Timeout = Annotated[float, opt("Longest that an answer may take, in seconds.")]
 
 @contextmanager
 def reading(options: Mapping[str, Any]) -> Iterator[Read]:
-    """Connect as a command's options say; nothing is asked before the first read.
-
-    Raises:
-        InvalidArgument: an option is wrong, or its file cannot be read; names it.
-    """
+    """Connect as a command's options say; nothing is asked before the first read. Raises what `connecting` does."""
     seconds("timeout_s", options["timeout_s"])
     if "://" in options["target"]:
         yield partial(_of_page, options)
@@ -75,7 +71,11 @@ def _of_page(options: Mapping[str, Any]) -> Sequence[JobState]:
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"{url!r} is no URL of a page", field="TARGET", fix="begin it with http://")
     request = urllib.request.Request(f"{url.rstrip('/')}/status.json")
-    if token_file is not None and (token := _token(token_file)):
+    try:
+        token = token_file.read_text().strip() if token_file is not None else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{token_file} cannot be read: {error}", field="token_file") from None
+    if token:
         request.add_header("Authorization", f"Bearer {token}")
     wrong = partial(DataError, field="TARGET", fix="give the URL that was printed")
     context = _context(options["tls_ca"], options["tls_cert"], options["tls_key"])
@@ -100,13 +100,6 @@ def _of_page(options: Mapping[str, Any]) -> Sequence[JobState]:
     if job is not None and job not in jobs:
         raise NotFound(f"there is no job {job!r}", field="job", fix=f"it has {jobs}")
     return [state for state in states if job in (None, state.job)]
-
-
-def _token(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read: {error}", field="token_file") from None
 
 
 def _context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext | None:

@@ -18,9 +18,6 @@ GROUP = "adamserve.experiments"
 """An entry point of this group names a study, a module or an object: `NAMES` are its experiments in the order in which
 "all" runs them, and `run` runs some of them and returns each one's verdict."""
 
-PLAIN_EVERY_S = 10.0
-"""Seconds between progress lines where there is no terminal to redraw."""
-
 SCALES = ("smoke", "cpu", "full")
 
 
@@ -55,7 +52,7 @@ def reproduce(
 
     mode = parse(consistency)
     folder = out if out is not None else Path("runs") / f"reproduce-{scale}"
-    with live_line(PLAIN_EVERY_S, width=150) as show:
+    with live_line(every_s=10.0, width=150) as show:
         verdicts = study.run(
             names,
             scale=scale,

@@ -46,11 +46,9 @@ def serve(
     format: Annotated[Literal["text", "json"], opt("How to say that the service is ready.")] = "text",
 ) -> None:
     """Serve jobs over gRPC until SIGTERM or Ctrl-C; then drain, write checkpoints and exit with 0."""
-    from adamserve.observe.logs import LogConfig
-
-    log = LogConfig(log_format, log_level)
     from adamserve.cluster.serving import ServeConfig, read_pem, run
     from adamserve.edge.security import Limits, Security, Tokens
+    from adamserve.observe.logs import LogConfig
 
     security = Security(
         cert=read_pem(tls_cert, "tls_cert"),
@@ -60,6 +58,6 @@ def serve(
         limits=Limits(stall_s=stall_s),
     )
     run(
-        configured(ServeConfig, context.params, security=security, log=log),
+        configured(ServeConfig, context.params, security=security, log=LogConfig(log_format, log_level)),
         lambda ready: print(json.dumps(ready.as_dict()) if format == "json" else str(ready), flush=True),
     )

@@ -46,7 +46,7 @@ def submit(
     words = list(arguments or [])
     _check(
         words,
-        own={name for option in context.command.params for name in (*option.opts, *option.secondary_opts)},
+        own={word for option in context.command.params for word in (*option.opts, *option.secondary_opts)},
     )
     entrypoint = shlex.join(["adamserve", "train", *words, "--address", "auto"])
 
@@ -54,29 +54,20 @@ def submit(
 
     client = submit.connect(address)
     began = time.monotonic()
-    submission_id = submit.submit(client, entrypoint)
-    typer.echo(f"submitted {submission_id}: {entrypoint}", err=True)
+    name = submit.submit(client, entrypoint)
+    typer.echo(f"submitted {name}: {entrypoint}", err=True)
     show = partial(print, end="", file=sys.stderr if output == "json" else sys.stdout, flush=True)
     try:
-        job = (
-            submit.follow(client, submission_id, show, timeout_s)
-            if wait
-            else submit.state(client, submission_id)
-        )
+        job = submit.follow(client, name, show, timeout_s) if wait else submit.state(client, name)
     except KeyboardInterrupt:
-        typer.echo(
-            f"\n{submission_id} goes on; to end it: ray job stop --address {address} {submission_id}",
-            err=True,
-        )
+        typer.echo(f"\n{name} goes on; to end it: ray job stop --address {address} {name}", err=True)
         raise
     if output == "json":
         print(json.dumps({**asdict(job), "address": address, "entrypoint": entrypoint}))
     elif wait:
-        typer.echo(
-            f"{submission_id} {job.status} after {time.monotonic() - began:.1f} s: {job.message}", err=True
-        )
+        typer.echo(f"{name} {job.status} after {time.monotonic() - began:.1f} s: {job.message}", err=True)
     else:
-        print(submission_id)
+        print(name)
     if job.exit_code == MISSING:
         typer.echo("is adamserve installed on the cluster's head, and on its PATH?", err=True)
     raise typer.Exit(job.exit_code or 0)
@@ -87,20 +78,16 @@ def _check(words: list[str], *, own: set[str]) -> None:
     alone = typer.Typer(add_completion=False)
     alone.command()(train)
     command: Any = typer.main.get_command(alone)
+    fix = "give it before the network"
     try:
         parsed = command.make_context("adamserve train", list(words), obj=CHECK_ONLY)
     except Exception as error:
         option = getattr(error, "option_name", "")
         if option in own:
-            raise InvalidArgument(
-                "is an option of submit itself", field=option, fix="give it before the network"
-            ) from None
+            raise InvalidArgument("is an option of submit itself", field=option, fix=fix) from None
         raise
     with parsed:
         if parsed.params["address"] is not None:
-            raise InvalidArgument(
-                "is the cluster's that the job is submitted to",
-                field="address",
-                fix="give it before the network",
-            )
+            problem = "is the cluster's that the job is submitted to"
+            raise InvalidArgument(problem, field="address", fix=fix)
         command.invoke(parsed)

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from adamserve.train.progress import Progress
 
 log = logging.getLogger("adamserve.train")
-
-PLAIN_EVERY_S = 2.0
-"""Seconds between progress lines where there is no terminal to redraw."""
 
 CHECK_ONLY = "check only"
 """As a context's object: the options are checked, and nothing is run."""
@@ -157,8 +154,9 @@ def train(
     from adamserve.train.run import train as run
 
     set_up(log_as)
-    with _stopping() as stop, _progress(as_log=log_format == "json") as show:
-        record = run(config, on_progress=show, stop=stop)
+    as_log = log_format == "json"
+    with _stopping() as stop, live_line(write=_log if as_log else None) as show:
+        record = run(config, on_progress=lambda p: show(p if as_log else _line(p), p.note), stop=stop)
     answer(output, record, _table(record))
 
 
@@ -202,20 +200,6 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _progress(*, as_log: bool) -> Iterator[Callable[[Progress], None]]:
-    """Shows progress as a live line, or in the log."""
-    noted = ""
-
-    def show(progress: Progress) -> None:
-        nonlocal noted
-        news, noted = progress.note != noted, progress.note
-        say(progress if as_log else _line(progress), news=news)
-
-    with live_line(PLAIN_EVERY_S, write=_log if as_log else None) as say:
-        yield show
 
 
 def _log(progress: Progress) -> None:

@@ -80,7 +80,13 @@ class TrainConfig:
 
         It is about a run from its first update on: one that goes on counts its regret from there, at later rates.
         """
-        return None if self.resume or not self.recipe.counts_regret else theorem_of(self.rule)
+        if self.resume or not self.recipe.counts_regret or not isinstance(self.rule, optim.Adam):
+            return None
+        try:
+            check_theorem(self.rule)
+        except InvalidArgument:
+            return None
+        return self.rule
 
     def named(self, *names: str) -> dict[str, Any]:
         """Some of the fields by name."""
@@ -111,17 +117,6 @@ class TrainConfig:
             consistency=consistency.from_dict(kept["consistency"]),
             **{name: kept[name] for name in KEPT},
         )
-
-
-def theorem_of(rule: optim.Rule) -> optim.Adam | None:
-    """The rule, if the theorem is about it."""
-    if not isinstance(rule, optim.Adam):
-        return None
-    try:
-        check_theorem(rule)
-    except InvalidArgument:
-        return None
-    return rule
 
 
 def kept_settings(run_dir: Path) -> Mapping[str, Any]:

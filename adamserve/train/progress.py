@@ -33,12 +33,11 @@ class Progress:
     Attributes:
         epoch, epochs: passes over the training set, so far and in all.
         loss: mean of the latest training losses; NaN before the first.
-        numbers: what the task measured at the end of the latest epoch.
-        pushes_per_s: of all workers.
         staleness: mean of the latest pushes, in updates.
         average_regret: R(T)/T; None where it is not counted.
         rollbacks: how often a shard has lost updates.
         note: what has just happened, for people.
+        numbers: what the task measured at the end of the latest epoch.
     """
 
     epoch: float

@@ -100,11 +100,7 @@ class Worker:
         self._limit: int | None = None
 
     def probe(self) -> None:
-        """Find out, within seconds, whether the service and all of its shards can be reached from here.
-
-        Raises:
-            Unavailable: says what cannot, and why.
-        """
+        """Find out, within seconds, whether the service and all shards can be reached; `Unavailable` says why not."""
         given = self._assignment
         probe(given.target, given.shards, given.credentials, node=node_address(None))
 

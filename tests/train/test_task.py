@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from adamserve import optim
 from adamserve.errors import InvalidArgument
-from adamserve.train.config import TrainConfig, theorem_of
+from adamserve.train.config import TrainConfig
 from adamserve.train.loop import gradient, loss_of, measured
 from adamserve.train.task import GROUP, Part, arrays, initial_model, put, recipe, tensor_specs
 from tests.train.line import Line
@@ -119,15 +118,3 @@ def test_a_task_travels_to_the_workers() -> None:
     assert rows is not None
     np.testing.assert_array_equal(rows["weight"], same["weight"])
     assert torch.equal(batch.y, other.y)
-
-
-@pytest.mark.parametrize(
-    ("rule", "about"),
-    [
-        (optim.Adam(lr_schedule="inverse_sqrt", beta1_decay=0.99, eps=0.0), True),
-        (optim.Adam(), False),
-        (optim.AdaGrad(), False),
-    ],
-)
-def test_the_theorem_is_about_one_form_of_adam(rule: optim.Rule, about: bool) -> None:
-    assert theorem_of(rule) == (rule if about else None)
