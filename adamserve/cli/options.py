@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -92,7 +93,7 @@ def table(*columns: str, rows: Iterable[Iterable[Any]], title: str | None = None
 
 @contextmanager
 def live_line(
-    *, every_s: float = 2.0, width: int | None = None, write: Callable[[Any], None] | None = None
+    *, every_s: float = 2.0, width: int | None = None, write: Callable[..., None] | None = None
 ) -> Iterator[Callable[..., None]]:
     """A line on stderr: redrawn in a terminal, elsewhere printed every `every_s` seconds and with every new note.
 
@@ -101,18 +102,19 @@ def live_line(
         write: to be called in place of printing; nothing is redrawn then.
     """
     terminal = write is None and sys.stderr.isatty()
+    say = write or partial(print, file=sys.stderr, flush=True)
     printed, noted = 0.0, ""
 
     def show(what: Any, note: str = "") -> None:
         nonlocal printed, noted
         if terminal:
-            print(f"\r\033[K{what[:width]}", end="", file=sys.stderr, flush=True)
+            say(f"\r\033[K{what[:width]}", end="")
         elif note != noted or time.monotonic() - printed >= every_s:
             printed, noted = time.monotonic(), note
-            write(what) if write is not None else print(what, file=sys.stderr, flush=True)
+            say(what)
 
     try:
         yield show
     finally:
         if terminal:
-            print(file=sys.stderr)
+            say()
