@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from adamserve.cli.options import Format, RayAddress, answer, live_line, opt, table
 from adamserve.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 GROUP = "adamserve.experiments"
 """An entry point of this group names a study, a module or an object: `NAMES` are its experiments in the order in which

@@ -22,13 +22,12 @@ def status(
     output: Annotated[Format, opt("Print tables or JSON.", "--format")] = "table",
 ) -> None:
     """Show how the jobs of a running service stand."""
+    from adamserve.observe.page import Board
     from adamserve.observe.state import as_json
+    from adamserve.observe.terminal import text
 
     with reading(context.params) as read:
         states = read()
-    from adamserve.observe.page import Board
-    from adamserve.observe.terminal import text
-
     board = Board()
     board.show(*states)
     answer(output, [as_json(state) for state in states], text(board).removesuffix("\n"))

@@ -1,5 +1,4 @@
-"""The training loop of one worker: pull -> gradient -> push; from the second step on, a push and the next pull are one
-exchange.
+"""A worker's loop: pull -> gradient -> push; from the second step on, a push and the next pull are one exchange.
 
 The loop keeps no state of its own beyond the pusher's seq: step k of a worker is its k-th push, and everything
 random in it (its mini-batch, its dropout masks) is a function of (seed, rank, k). So a worker that is started
