@@ -28,8 +28,8 @@ from adamserve import optim
 from adamserve.cluster.service import Service
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
-from adamserve.train.loop import LoopConfig, Report, gradient, run
-from adamserve.train.task import arrays, initial_model, tensor_specs
+from adamserve.train.loop import Mirror, Report, gradient, run
+from adamserve.train.task import Part, arrays, initial_model, tensor_specs
 from workers.task import NetworkRecipe
 
 TARGET = 4.2
@@ -45,11 +45,11 @@ STEADY = 1.5
 class Turns:
     """Makes a plain step before each of ours, and times both."""
 
-    def __init__(self, task: Any, config: LoopConfig) -> None:
+    def __init__(self, task: Any, part: Part) -> None:
         self._task = task
-        self._part = config.part
-        self._batch_of = task.batches(config.part)
-        self._model = initial_model(task, config.seed)
+        self._part = part
+        self._batch_of = task.batches(part)
+        self._model = initial_model(task, part.seed)
         self._adam = torch.optim.Adam(self._model.parameters(), lr=1e-3, fused=True)
         self._began = 0.0
         self._made = 0
@@ -81,24 +81,24 @@ def measure(network: str, dataset: str, batch: int, shards: int, threads: int, s
     """Medians of one step on each side."""
     torch.set_num_threads(threads)
     task = NetworkRecipe(network=network, dataset=dataset).load(lambda message: None)
-    config = LoopConfig(
+    part = Part(
         rank=0, workers=1, batch=batch, epochs=10**9, seed=0, max_steps=steps + WARM_UP, evaluate=False
     )
-    model = initial_model(task, config.seed)
+    model = initial_model(task, part.seed)
     job = JobConfig(
         name="bench",
         tensors=tensor_specs(task, model),
         rule=optim.to_dict(optim.Adam(lr=1e-3)),
         consistency=consistency.to_dict(consistency.Async()),
     )
-    turns = Turns(task, config)
+    turns = Turns(task, part)
     for _ in range(steps + WARM_UP):
         turns.step(turns.alone)
     with Service.start(name="bench", shards=shards) as service:
         service.create(job, arrays(model))
         with service.client("bench", pusher="worker-0") as client:
             client.join()
-            run(client, task, model, config, report=turns.report, stopped=turns.stopped)
+            run(Mirror(client, model), task, part, report=turns.report, stopped=turns.stopped)
     sides = {"adamserve": turns.ours, "plain": turns.plain, "plain_alone": turns.alone}
     medians = {name: statistics.median(seconds[WARM_UP:]) for name, seconds in sides.items()}
     floor = min(medians["plain"], medians["plain_alone"])

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from adamserve import __version__
-from adamserve.cli.checkpoint import app as checkpoint_app
-from adamserve.cli.dashboard import app as dashboard_app
-from adamserve.cli.dashboard import render
+from adamserve.cli import checkpoint, dashboard, metrics
 from adamserve.cli.delete import delete
 from adamserve.cli.doctor import doctor
-from adamserve.cli.metrics import app as metrics_app
 from adamserve.cli.reproduce import reproduce
 from adamserve.cli.serve import serve
 from adamserve.cli.status import status
@@ -29,6 +27,13 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 """Exit code when Ctrl-C ended the command at once."""
 
+TYPED = {
+    "network": "NETWORK",
+    "rule": "--optimizer",
+    **{name: f"--tls-{name}" for name in ("ca", "cert", "key")},
+}
+"""What the user types where the field of an error is called otherwise."""
+
 app = typer.Typer(
     name="adamserve",
     help="A distributed optimizer service for parameter servers.",
@@ -36,17 +41,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(train)
-app.command()(serve)
-app.command(context_settings={"allow_interspersed_args": False})(submit)
-app.command()(reproduce)
-app.command()(status)
-app.command()(top)
-app.command()(delete)
-app.command()(doctor)
-app.add_typer(checkpoint_app, name="checkpoint")
-app.add_typer(metrics_app, name="metrics")
-app.add_typer(dashboard_app, name="dashboard")
+COMMANDS = (train, serve, submit, reproduce, status, top, delete, doctor)
+for command in COMMANDS:
+    app.command(context_settings={"allow_interspersed_args": command is not submit})(command)
+GROUPS: dict[tuple[str, str], dict[str, Callable[..., None]]] = {
+    ("checkpoint", "Look at checkpoints, check them, and take them elsewhere."): {
+        "list": checkpoint.list_checkpoints,
+        "inspect": checkpoint.inspect,
+        "verify": checkpoint.verify,
+        "export": checkpoint.export,
+    },
+    ("metrics", "What there is to watch."): {"list": metrics.list_metrics},
+    ("dashboard", "The dashboards, without Grafana."): {"render": dashboard.render},
+}
+for (group, says), members in GROUPS.items():
+    below = typer.Typer(no_args_is_help=True)
+    below.callback(help=says)(lambda: None)  # without it, a group of one command would be that command
+    for name, member in members.items():
+        below.command(name)(member)
+    app.add_typer(below, name=group)
 
 
 def _version(wanted: bool) -> None:
@@ -70,31 +83,25 @@ def main() -> None:
         code: Any = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except AdamServeError as error:
-        _complain(str(_as_typed(error)))
-        code = USAGE_ERROR
     except Exception as error:
-        # What Typer raises for a wrong option has no public name in the versions that carry their own click.
-        message = getattr(error, "format_message", None)
-        if message is None:
+        if (message := _message(error)) is None:
             raise
-        context = getattr(error, "ctx", None)
-        _complain(f"{message()} (see {context.command_path if context else 'adamserve'} --help)")
+        typer.echo(f"adamserve: {' '.join(message.split())}", err=True)
         code = USAGE_ERROR
     sys.exit(code)
 
 
-def _as_typed(error: AdamServeError) -> AdamServeError:
-    """The error with its field as the user typed it: `data_dir` is `--data-dir`."""
-    if error.field == "network":
-        return type(error)(error.problem, field="NETWORK", fix=error.fix)
-    if error.field == "rule":
-        return type(error)(error.problem, field="--optimizer", fix=error.fix)
-    commands = (train, serve, reproduce, status, top, delete, render, submit)
-    if any(error.field in inspect.signature(command).parameters for command in commands):
-        return type(error)(error.problem, field=f"--{error.field.replace('_', '-')}", fix=error.fix)
-    return error
-
-
-def _complain(message: str) -> None:
-    print(f"adamserve: {' '.join(message.split())}", file=sys.stderr)
+def _message(error: Exception) -> str | None:
+    """What the user can mend, the field as it was typed: `data_dir` is `--data-dir`."""
+    if isinstance(error, AdamServeError):
+        field = error.field
+        option = any(
+            field in inspect.signature(command).parameters for command in (*COMMANDS, dashboard.render)
+        )
+        error.field = TYPED.get(field, f"--{field.replace('_', '-')}" if option else field)
+        return str(error)
+    if not hasattr(error, "format_message"):
+        return None
+    # What Typer raises for a wrong option has no public name in the versions that carry their own click.
+    context = getattr(error, "ctx", None)
+    return f"{error.format_message()} (see {context.command_path if context else 'adamserve'} --help)"

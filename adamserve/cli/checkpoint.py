@@ -4,84 +4,53 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from adamserve.cli.options import Format, answer, opt, table
 from adamserve.errors import CheckpointError, NotFound
 
 if TYPE_CHECKING:
     from adamserve.checkpoint import CheckpointInfo
 
-app = typer.Typer(help="Look at checkpoints, check them, and take them elsewhere.", no_args_is_help=True)
-
-
-class Format(StrEnum):
-    """How to print."""
-
-    table = "table"
-    json = "json"
-
-
-class Target(StrEnum):
-    """Where an export goes."""
-
-    torch = "torch"
-
-
 Root = Annotated[Path, typer.Argument(help="A run folder, or a job's folder of checkpoints.")]
 Folder = Annotated[Path, typer.Argument(help="A checkpoint; of a run or job folder the newest one.")]
-Output = Annotated[Format, typer.Option("--format", help="Print a table or JSON.")]
+Output = Annotated[Format, opt("Print a table or JSON.", "--format")]
 
 
-@app.command("list")
-def list_(root: Root, output: Output = Format.table) -> None:
+def list_checkpoints(root: Root, output: Output = "table") -> None:
     """List a run's checkpoints, oldest first."""
     infos = _all(root)
-    if output is Format.json:
-        print(json.dumps([{**asdict(info), "folder": str(info.folder)} for info in infos]))
-        return
     rows = [
-        [
-            str(info.number),
-            info.created,
-            " ".join(map(str, info.clocks)),
-            f"{info.nbytes / 1e6:.1f}",
-            info.problem or "ok",
-        ]
-        for info in infos
+        (i.number, i.created, " ".join(map(str, i.clocks)), f"{i.nbytes / 1e6:.1f}", i.problem or "ok")
+        for i in infos
     ]
-    _print(["number", "created", "clocks", "MB", "state"], rows)
+    answer(
+        output,
+        [{**asdict(info), "folder": str(info.folder)} for info in infos],
+        table("number", "created", "clocks", "MB", "state", rows=rows),
+    )
 
 
-@app.command()
-def inspect(folder: Folder, output: Output = Format.table) -> None:
+def inspect(folder: Folder, output: Output = "table") -> None:
     """Show what a checkpoint holds."""
     from adamserve import checkpoint
 
     found = _one(folder)
     manifest = checkpoint.read_manifest(found).to_json()
-    if output is Format.json:
-        print(json.dumps({"folder": str(found), **manifest}))
-        return
-    rows = [
-        [key, json.dumps(manifest[key])]
-        for key in ("number", "job", "created", "rule", "consistency", "extra")
-    ]
-    rows += [
-        [f"shard {s['shard']}", f"incarnation {s['stamp'][0]} clock {s['stamp'][1]}, {s['nbytes']} bytes"]
-        for s in manifest["shards"]
-    ]
-    rows += [
-        [t["name"], f"{t['dtype']} {'x'.join(map(str, t['shape'])) or 'scalar'}"] for t in manifest["tensors"]
-    ]
-    _print([str(found), ""], rows)
+    said = ("number", "job", "created", "rule", "consistency", "extra")
+    rows = [(key, json.dumps(manifest[key])) for key in said]
+    for s in manifest["shards"]:
+        number, clock = s["stamp"]
+        rows.append((f"shard {s['shard']}", f"incarnation {number} clock {clock}, {s['nbytes']} bytes"))
+    for t in manifest["tensors"]:
+        rows.append((t["name"], f"{t['dtype']} {'x'.join(map(str, t['shape'])) or 'scalar'}"))
+    answer(output, {"folder": str(found), **manifest}, table(str(found), "", rows=rows))
 
 
-@app.command()
-def verify(folder: Folder, output: Output = Format.table) -> None:
+def verify(folder: Folder, output: Output = "table") -> None:
     """Check every byte of a checkpoint; exit code 1 when something is wrong."""
     from adamserve import checkpoint
 
@@ -89,55 +58,39 @@ def verify(folder: Folder, output: Output = Format.table) -> None:
     try:
         manifest = checkpoint.verify(found)
     except CheckpointError as error:
-        print(
-            json.dumps({"folder": str(found), "ok": False, "problem": str(error)})
-            if output is Format.json
-            else error
-        )
+        answer(output, {"folder": str(found), "ok": False, "problem": str(error)}, str(error))
         raise typer.Exit(1) from None
     nbytes = sum(entry.nbytes for entry in manifest.shards)
-    if output is Format.json:
-        print(
-            json.dumps({"folder": str(found), "ok": True, "shards": len(manifest.shards), "nbytes": nbytes})
-        )
-    else:
-        print(f"{found}: {len(manifest.shards)} shards, {nbytes} bytes, all as written")
+    shards = len(manifest.shards)
+    answer(
+        output,
+        {"folder": str(found), "ok": True, "shards": shards, "nbytes": nbytes},
+        f"{found}: {shards} shards, {nbytes} bytes, all as written",
+    )
 
 
-@app.command()
 def export(
     folder: Folder,
-    out: Annotated[Path, typer.Option(help="File to write.")],
-    to: Annotated[Target, typer.Option(help="The format.")] = Target.torch,
-    model_only: Annotated[
-        bool, typer.Option("--model-only", help="Leave the optimizer's state out.")
-    ] = False,
-    output: Output = Format.table,
+    out: Annotated[Path, opt("File to write.")],
+    to: Annotated[Literal["torch"], opt("The format.")] = "torch",
+    model_only: Annotated[bool, opt("Leave the optimizer's state out.", "--model-only")] = False,
+    output: Output = "table",
 ) -> None:
     """Write a model's and an optimizer's state_dict, to go on with in plain torch."""
     from adamserve.checkpoint.export import export_torch
 
     notes = export_torch(_one(folder), out, model_only=model_only)
-    if output is Format.json:
-        print(json.dumps({"file": str(out), "notes": notes}))
-        return
-    print(f"wrote {out}")
-    for note in notes:
-        print(f"note: {note}")
-
-
-def _roots(path: Path) -> list[Path]:
-    """The job folders that a path may mean."""
-    if not path.is_dir():
-        raise NotFound("there is no such folder", field=str(path))
-    below = sorted(p for p in (path / "checkpoints").glob("*") if p.is_dir())
-    return below or [path]
+    answer(output, {"file": str(out), "notes": notes}, f"wrote {out}", *(f"note: {note}" for note in notes))
 
 
 def _all(path: Path) -> list[CheckpointInfo]:
+    """The checkpoints of the job folders that a path may mean."""
     from adamserve import checkpoint
 
-    return [info for root in _roots(path) for info in checkpoint.list_checkpoints(root)]
+    if not path.is_dir():
+        raise NotFound("there is no such folder", field=str(path))
+    jobs = sorted(p for p in (path / "checkpoints").glob("*") if p.is_dir())
+    return [info for job in jobs or [path] for info in checkpoint.list_checkpoints(job)]
 
 
 def _one(path: Path) -> Path:
@@ -151,13 +104,3 @@ def _one(path: Path) -> Path:
     if not infos:
         raise NotFound("holds no complete checkpoint", field=str(path))
     return max(infos, key=lambda info: (info.created, info.number)).folder
-
-
-def _print(columns: list[str], rows: list[list[Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

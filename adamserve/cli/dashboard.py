@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from adamserve.cli.train import Format
-from adamserve.errors import InvalidArgument
-
-app = typer.Typer(help="The dashboards, without Grafana.", no_args_is_help=True)
+from adamserve.cli.options import Format, answer, opt, seconds
 
 
-@app.callback()
-def _root() -> None:
-    """The dashboards, without Grafana."""
-
-
-@app.command()
 def render(
-    prometheus: Annotated[str, typer.Option(help="URL of a Prometheus.")] = "http://127.0.0.1:9090",
-    last: Annotated[
-        str, typer.Option(help="How much time to draw, up to --to: 90s, 30m, 1h30m, 2d.")
-    ] = "30m",
+    prometheus: Annotated[str, opt("URL of a Prometheus.")] = "http://127.0.0.1:9090",
+    last: Annotated[str, opt("How much time to draw, up to --to: 90s, 30m, 1h30m, 2d.")] = "30m",
     start: Annotated[
-        str | None, typer.Option("--from", help="First moment, in place of --last: 2026-11-25T14:30, in UTC.")
+        str | None, opt("First moment, in place of --last: 2026-11-25T14:30, in UTC.", "--from")
     ] = None,
-    end: Annotated[str | None, typer.Option("--to", help="Last moment; now without it.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures and index.html.")] = Path("dashboards"),
-    dashboard: Annotated[
-        list[str] | None, typer.Option(help="Draw this one; again for another. All without it.")
-    ] = None,
-    job: Annotated[
-        list[str] | None, typer.Option(help="Draw this job; again for another. All without it.")
-    ] = None,
-    timeout_s: Annotated[float, typer.Option(help="Longest that all queries together may take.")] = 60.0,
-    output: Annotated[Format, typer.Option("--format", help="List as text or as JSON.")] = Format.table,
+    end: Annotated[str | None, opt("Last moment; now without it.", "--to")] = None,
+    out: Annotated[Path, opt("Folder for the pictures and index.html.")] = Path("dashboards"),
+    dashboard: Annotated[list[str] | None, opt("Draw this one; again for another. All without it.")] = None,
+    job: Annotated[list[str] | None, opt("Draw this job; again for another. All without it.")] = None,
+    timeout_s: Annotated[float, opt("Longest that all queries together may take.")] = 60.0,
+    output: Annotated[Format, opt("List as text or as JSON.", "--format")] = "table",
 ) -> None:
     """Draw the panels of the dashboards from a Prometheus: a PNG each, and all of them in index.html."""
-    if not 0 < timeout_s < float("inf"):
-        raise InvalidArgument(f"must be a positive number of seconds, got {timeout_s}", field="timeout_s")
+    seconds("timeout_s", timeout_s)
     from adamserve.observe.render import render as drawn
 
     pictures, window = drawn(
@@ -55,21 +36,13 @@ def render(
         timeout_s=timeout_s,
     )
     html = out / "index.html"
-    if output is Format.json:
-        listing = [
-            {
-                "dashboard": picture.dashboard.uid,
-                "panel": picture.title,
-                "file": str(out / picture.file),
-                "lines": picture.lines,
-                "queries": picture.queries,
-            }
-            for picture in pictures
-        ]
-        times = {"from": window.start, "to": window.end, "step_s": window.step}
-        print(json.dumps({**times, "html": str(html), "panels": listing}))
-        return
+    listing = []
+    lines = []
     for picture in pictures:
-        lines = f"{picture.lines} line{'s' * (picture.lines != 1)}" if picture.lines else "no data"
-        print(f"{picture.dashboard.uid:24}{picture.title:28}{lines:10}{out / picture.file}")
-    print(html)
+        uid, title, file = picture.dashboard.uid, picture.title, str(out / picture.file)
+        entry = {"dashboard": uid, "panel": title, "file": file}
+        listing.append({**entry, "lines": picture.lines, "queries": picture.queries})
+        drawn_lines = f"{picture.lines} line{'s' * (picture.lines != 1)}" if picture.lines else "no data"
+        lines.append(f"{uid:24}{title:28}{drawn_lines:10}{file}")
+    times = {"from": window.start, "to": window.end, "step_s": window.step}
+    answer(output, {**times, "html": str(html), "panels": listing}, *lines, str(html))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -13,17 +12,17 @@ from typing import Annotated
 
 import typer
 
-from adamserve.cli.train import Format
+from adamserve.cli.options import Format, answer, opt
 
 
 def doctor(
-    folder: Annotated[Path, typer.Option(help="Where checkpoints will go.")] = Path(),
+    folder: Annotated[Path, opt("Where checkpoints will go.")] = Path(),
     ports: Annotated[
-        list[int] | None, typer.Option("--port", help="A port that will be listened on; again for another.")
+        list[int] | None, opt("A port that will be listened on; again for another.", "--port")
     ] = None,
-    host: Annotated[str, typer.Option(help="The address that will be listened on.")] = "127.0.0.1",
-    prometheus: Annotated[str | None, typer.Option(help="URL of the Prometheus that is to watch.")] = None,
-    output: Annotated[Format, typer.Option("--format", help="Print text or JSON.")] = Format.table,
+    host: Annotated[str, opt("The address that will be listened on.")] = "127.0.0.1",
+    prometheus: Annotated[str | None, opt("URL of the Prometheus that is to watch.")] = None,
+    output: Annotated[Format, opt("Print text or JSON.", "--format")] = "table",
 ) -> None:
     """Check this machine; exit with 0 if all is well, 1 after a warning, 2 after an error."""
     from adamserve.cluster import doctor as checks
@@ -41,11 +40,10 @@ def doctor(
     ]
     if prometheus is not None:
         findings += checks.prometheus(prometheus)
-    if output is Format.json:
-        print(json.dumps([{**asdict(f), "severity": f.severity.name} for f in findings]))
-    else:
-        for finding in findings:
-            print(f"{finding.severity.name:8}{finding.check}: {finding.found}")
-            if finding.fix:
-                print(f"{'':8}-> {finding.fix}")
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.severity.name:8}{finding.check}: {finding.found}")
+        if finding.fix:
+            lines.append(f"{'':8}-> {finding.fix}")
+    answer(output, [{**asdict(f), "severity": f.severity.name} for f in findings], *lines)
     raise typer.Exit(max(finding.severity for finding in findings))

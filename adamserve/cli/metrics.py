@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-import typer
-
-from adamserve.cli.train import Format
-
-app = typer.Typer(help="What there is to watch.", no_args_is_help=True)
+from adamserve.cli.options import Format, answer, opt
 
 
-@app.callback()
-def _root() -> None:
-    """What there is to watch."""
-
-
-@app.command("list")
-def list_metrics(
-    output: Annotated[Format, typer.Option("--format", help="Print text or JSON.")] = Format.table,
-) -> None:
+def list_metrics(output: Annotated[Format, opt("Print text or JSON.", "--format")] = "table") -> None:
     """List every metric: its type, its labels, which processes have it, and the panels and alerts that look at it."""
     from adamserve.observe.usage import usages
 
     found = usages()
-    if output is Format.json:
-        print(json.dumps(found))
-        return
-    for usage in found:
-        print(f"{usage['name']}  {usage['type']}  {', '.join(usage['labels'])}")
-        print(f"    {usage['help']}")
-        print(f"    from: {', '.join(usage['processes'])}")
-        for lookers in ("panels", "alerts"):
-            if usage[lookers]:
-                print(f"    {lookers}: {'; '.join(usage[lookers])}")
+    answer(output, found, *(line for usage in found for line in _lines(usage)))
+
+
+def _lines(usage: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{usage['name']}  {usage['type']}  {', '.join(usage['labels'])}"
+    yield f"    {usage['help']}"
+    yield f"    from: {', '.join(usage['processes'])}"
+    for lookers in ("panels", "alerts"):
+        if usage[lookers]:
+            yield f"    {lookers}: {'; '.join(usage[lookers])}"

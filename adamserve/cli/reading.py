@@ -6,21 +6,16 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adamserve.errors import (
-    AdamServeError,
-    DataError,
-    InvalidArgument,
-    NotFound,
-    Unauthenticated,
-    Unavailable,
-)
+from adamserve.cli.options import opt, seconds
+from adamserve.errors import DataError, InvalidArgument, NotFound, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
     from adamserve.client.client import Client
@@ -36,98 +31,64 @@ Target = Annotated[
         " `adamserve train --metrics-port` has too."
     ),
 ]
-Job = Annotated[str | None, typer.Option(help="One job; all that the token may see without it.")]
-TokenFile = Annotated[Path | None, typer.Option(help="File that holds the bearer token.")]
-TlsCa = Annotated[
-    Path | None, typer.Option(help="PEM authorities of the service's certificate; plain text without it.")
-]
-TlsCert = Annotated[Path | None, typer.Option(help="This client's PEM certificate (mutual TLS).")]
-TlsKey = Annotated[Path | None, typer.Option(help="Its PEM key.")]
-Timeout = Annotated[float, typer.Option(help="Longest that an answer may take, in seconds.")]
+Job = Annotated[str | None, opt("One job; all that the token may see without it.")]
+TokenFile = Annotated[Path | None, opt("File that holds the bearer token.")]
+TlsCa = Annotated[Path | None, opt("PEM authorities of the service's certificate; plain text without it.")]
+TlsCert = Annotated[Path | None, opt("This client's PEM certificate (mutual TLS).")]
+TlsKey = Annotated[Path | None, opt("Its PEM key.")]
+Timeout = Annotated[float, opt("Longest that an answer may take, in seconds.")]
 
 
 @contextmanager
-def reading(
-    target: str,
-    job: str | None,
-    *,
-    token_file: Path | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    timeout_s: float,
-) -> Iterator[Read]:
-    """Connect; nothing is asked before the first read.
-
-    Raises:
-        InvalidArgument: an option is wrong, or its file cannot be read; names it.
-    """
-    if not 0 < timeout_s < float("inf"):
-        raise InvalidArgument(f"must be a positive number of seconds, got {timeout_s}", field="timeout_s")
-    if "://" in target:
-        context = _context(tls_ca, tls_cert, tls_key)
-        yield lambda: _of_page(target, job, _token(token_file), context, timeout_s)
+def reading(options: Mapping[str, Any]) -> Iterator[Read]:
+    """Connect as a command's options say; nothing is asked before the first read. Raises what `connecting` does."""
+    seconds("timeout_s", options["timeout_s"])
+    if "://" in options["target"]:
+        yield partial(_of_page, options)
         return
-    with connecting(
-        target,
-        job or "",
-        token_file=token_file,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        timeout_s=timeout_s,
-    ) as client:
+    with connecting(options) as client:
         yield client.jobs
 
 
-@contextmanager
-def connecting(
-    target: str,
-    job: str,
-    *,
-    token_file: Path | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    timeout_s: float,
-) -> Iterator[Client]:
-    """A client of one job, by the options that commands share; nothing is sent yet.
+def connecting(options: Mapping[str, Any]) -> closing[Client]:
+    """A client of one job, as a command's options say; nothing is sent yet.
 
     Raises:
         InvalidArgument: an option is wrong, or its file cannot be read; names it.
     """
     from adamserve.client.connect import connect
 
-    try:
-        client = connect(
-            target, job, token_file=token_file, ca=tls_ca, cert=tls_cert, key=tls_key, timeout_s=timeout_s
-        )
-    except InvalidArgument as error:
-        if error.field in ("ca", "cert", "key"):
-            raise InvalidArgument(error.problem, field=f"tls_{error.field}", fix=error.fix) from None
-        raise
-    try:
-        yield client
-    finally:
-        client.close()
+    files = {name: options[f"tls_{name}"] for name in ("ca", "cert", "key")}
+    named = {name: options[name] for name in ("target", "token_file", "timeout_s")}
+    return closing(connect(job=options["job"] or "", **named, **files))
 
 
-def _of_page(
-    url: str, job: str | None, token: str, context: ssl.SSLContext | None, timeout_s: float
-) -> Sequence[JobState]:
+def _of_page(options: Mapping[str, Any]) -> Sequence[JobState]:
     """The jobs of a status page."""
     from adamserve.observe.plain import from_plain
     from adamserve.observe.state import JobState
 
+    url, job, token_file = options["target"], options["job"], options["token_file"]
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"{url!r} is no URL of a page", field="TARGET", fix="begin it with http://")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(f"{url.rstrip('/')}/status.json", headers=headers)
+    request = urllib.request.Request(f"{url.rstrip('/')}/status.json")
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s, context=context) as answer:
-            found = [from_plain(JobState, one) for one in json.load(answer)]
+        token = token_file.read_text().strip() if token_file is not None else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{token_file} cannot be read: {error}", field="token_file") from None
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    wrong = partial(DataError, field="TARGET", fix="give the URL that was printed")
+    context = _context(options["tls_ca"], options["tls_cert"], options["tls_key"])
+    try:
+        with urllib.request.urlopen(request, timeout=options["timeout_s"], context=context) as answer:
+            states = [from_plain(JobState, state) for state in json.load(answer)]
     except urllib.error.HTTPError as error:
-        raise _refusal(url, error.code) from None
+        if error.code == 401:
+            raise Unauthenticated(
+                f"{url} wants a token", field="token_file", fix="give the service's token"
+            ) from None
+        raise wrong(f"{url} answers {error.code}") from None
     except OSError as error:
         raise Unavailable(
             f"{url} does not answer: {getattr(error, 'reason', error)}",
@@ -135,27 +96,11 @@ def _of_page(
             fix="is it running, and is the URL right?",
         ) from None
     except (ValueError, TypeError):
-        raise DataError(
-            f"{url} is not a status page of this version", field="TARGET", fix="give the URL that was printed"
-        ) from None
-    if job is not None and job not in {state.job for state in found}:
-        raise NotFound(f"there is no job {job!r}", field="job", fix=f"it has {[s.job for s in found]}")
-    return [state for state in found if job in (None, state.job)]
-
-
-def _refusal(url: str, code: int) -> AdamServeError:
-    if code == 401:
-        return Unauthenticated(f"{url} wants a token", field="token_file", fix="give the service's token")
-    return DataError(f"{url} answers {code}", field="TARGET", fix="give the URL that was printed")
-
-
-def _token(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read: {error}", field="token_file") from None
+        raise wrong(f"{url} is not a status page of this version") from None
+    jobs = [state.job for state in states]
+    if job is not None and job not in jobs:
+        raise NotFound(f"there is no job {job!r}", field="job", fix=f"it has {jobs}")
+    return [state for state in states if job in (None, state.job)]
 
 
 def _context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext | None:

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import typer
 
-from adamserve.cli.train import PLAIN_EVERY_S, Format
+from adamserve.cli.options import Format, RayAddress, answer, live_line, opt, table
 from adamserve.errors import InvalidArgument
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 GROUP = "adamserve.experiments"
-"""An entry point of this group names a `Study`."""
+"""An entry point of this group names a study, a module or an object: `NAMES` are its experiments in the order in which
+"all" runs them, and `run` runs some of them and returns each one's verdict."""
 
 SCALES = ("smoke", "cpu", "full")
-
-
-class Study(Protocol):
-    """Experiments that belong together: a module or an object.
-
-    Attributes:
-        NAMES: the experiments, in the order in which `all` runs them.
-        run: runs some of them, and returns each one's verdict.
-    """
-
-    @property
-    def NAMES(self) -> Sequence[str]: ...
-
-    @property
-    def run(self) -> Callable[..., list[dict[str, Any]]]: ...
 
 
 def reproduce(
@@ -45,26 +24,17 @@ def reproduce(
         str,
         typer.Argument(help="An experiment's name, such as mlp-mnist, or all. A wrong one gets their list."),
     ],
-    scale: Annotated[
-        str, typer.Option(help="smoke (minutes), cpu (an hour or two on two cores) or full.")
-    ] = "smoke",
+    scale: Annotated[str, opt("smoke (minutes), cpu (an hour or two on two cores) or full.")] = "smoke",
     data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the data sets' files; embedded stand-ins are used without it."),
+        Path | None, opt("Folder with the data sets' files; embedded stand-ins are used without it.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write; runs/reproduce-SCALE by default.")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds: 1 for smoke, 3 for cpu, 5 for full.")] = None,
-    shards: Annotated[int, typer.Option(help="Shard processes.")] = 2,
-    workers: Annotated[
-        int, typer.Option(help="Workers of each training, but for regret, which compares several.")
-    ] = 1,
-    consistency: Annotated[str, typer.Option(help="async, ssp:S or bsp; regret is async.")] = "async",
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster, host:port or auto.")] = None,
-    output: Annotated[
-        Format, typer.Option("--format", help="Print the verdicts as a table or as JSON.")
-    ] = Format.table,
+    out: Annotated[Path | None, opt("Folder to write; runs/reproduce-SCALE by default.")] = None,
+    seeds: Annotated[int | None, opt("Seeds: 1 for smoke, 3 for cpu, 5 for full.")] = None,
+    shards: Annotated[int, opt("Shard processes.")] = 2,
+    workers: Annotated[int, opt("Workers of each training, but for regret, which compares several.")] = 1,
+    consistency: Annotated[str, opt("async, ssp:S or bsp; regret is async.")] = "async",
+    address: RayAddress = None,
+    output: Annotated[Format, opt("Print the verdicts as a table or as JSON.", "--format")] = "table",
 ) -> None:
     """Run the paper's experiments through the service, and say by numbers which of its claims held.
 
@@ -80,7 +50,7 @@ def reproduce(
 
     mode = parse(consistency)
     folder = out if out is not None else Path("runs") / f"reproduce-{scale}"
-    with _progress() as show:
+    with live_line(every_s=10.0, width=150) as show:
         verdicts = study.run(
             names,
             scale=scale,
@@ -93,15 +63,18 @@ def reproduce(
             address=address,
             progress=show,
         )
-    if output is Format.json:
-        print(json.dumps(verdicts))
-    else:
-        _table(verdicts, folder / "REPORT.html")
+    rows = [
+        (verdict["experiment"], claim["text"], "held" if claim["held"] else "not held")
+        for verdict in verdicts
+        for claim in verdict["claims"]
+    ]
+    title = f"claims; the figures are in {folder / 'REPORT.html'}"
+    answer(output, verdicts, table("experiment", "claim", "verdict", rows=rows, title=title))
 
 
-def _chosen(name: str) -> tuple[Study, Sequence[str]]:
+def _chosen(name: str) -> tuple[Any, Sequence[str]]:
     """The study that has the experiment, and which of its experiments are meant; "all" takes the first study's."""
-    studies: list[Study] = [entry.load() for entry in entry_points(group=GROUP)]
+    studies: list[Any] = [entry.load() for entry in entry_points(group=GROUP)]
     for study in studies:
         if name in study.NAMES:
             return study, (name,)
@@ -112,37 +85,3 @@ def _chosen(name: str) -> tuple[Study, Sequence[str]]:
         field="EXPERIMENT",
         fix=f"choose {', '.join(known for study in studies for known in study.NAMES)} or all",
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on stderr that is redrawn in a terminal, and printed now and then elsewhere."""
-    terminal = sys.stderr.isatty()
-    printed = 0.0
-
-    def show(line: str) -> None:
-        nonlocal printed
-        if terminal:
-            print(f"\r\033[K{line[:150]}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - printed >= 5 * PLAIN_EVERY_S:
-            printed = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
-
-    try:
-        yield show
-    finally:
-        if terminal:
-            print(file=sys.stderr)
-
-
-def _table(verdicts: Sequence[dict[str, Any]], report: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"claims; the figures are in {report}")
-    for heading in ("experiment", "claim", "verdict"):
-        table.add_column(heading)
-    for verdict in verdicts:
-        for claim in verdict["claims"]:
-            table.add_row(verdict["experiment"], claim["text"], "held" if claim["held"] else "not held")
-    Console().print(table)

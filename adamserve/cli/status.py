@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
+from adamserve.cli.options import Format, answer, opt
 from adamserve.cli.reading import Job, Target, Timeout, TlsCa, TlsCert, TlsKey, TokenFile, reading
-from adamserve.cli.train import Format
 
 
 def status(
+    context: typer.Context,
     target: Target,
     job: Job = None,
     token_file: TokenFile = None,
@@ -19,27 +19,15 @@ def status(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     timeout_s: Timeout = 10.0,
-    output: Annotated[Format, typer.Option("--format", help="Print tables or JSON.")] = Format.table,
+    output: Annotated[Format, opt("Print tables or JSON.", "--format")] = "table",
 ) -> None:
     """Show how the jobs of a running service stand."""
-    from adamserve.observe.state import as_json
-
-    with reading(
-        target,
-        job,
-        token_file=token_file,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        timeout_s=timeout_s,
-    ) as read:
-        found = read()
-    if output is Format.json:
-        print(json.dumps([as_json(state) for state in found]))
-        return
     from adamserve.observe.page import Board
+    from adamserve.observe.state import as_json
     from adamserve.observe.terminal import text
 
+    with reading(context.params) as read:
+        states = read()
     board = Board()
-    board.show(*found)
-    print(text(board), end="")
+    board.show(*states)
+    answer(output, [as_json(state) for state in states], text(board).removesuffix("\n"))

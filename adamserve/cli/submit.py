@@ -7,12 +7,14 @@ import shlex
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 import typer.main
 
-from adamserve.cli.train import CHECK_ONLY, Format, train
+from adamserve.cli.options import Format, opt, seconds
+from adamserve.cli.train import CHECK_ONLY, train
 from adamserve.errors import InvalidArgument
 
 MISSING = 127
@@ -29,29 +31,22 @@ def submit(
         ),
     ] = None,
     address: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's job server, http://HOST:8265."
-        ),
+        str | None, opt("URL of the cluster's job server, http://HOST:8265.", envvar="RAY_API_SERVER_ADDRESS")
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Show the log until the job has ended.")
-    ] = True,
+    wait: Annotated[bool, opt("Show the log until the job has ended.", "--wait/--no-wait")] = True,
     timeout_s: Annotated[
-        float, typer.Option(help="Longest to wait for the job's end; it goes on without this command.")
+        float, opt("Longest to wait for the job's end; it goes on without this command.")
     ] = 86400.0,
     output: Annotated[
-        Format,
-        typer.Option("--format", help="With json, the job as one line, and its log on standard error."),
-    ] = Format.table,
+        Format, opt("With json, the job as one line, and its log on standard error.", "--format")
+    ] = "table",
 ) -> None:
     """Run `adamserve train` on a running Ray cluster; exit as it exits."""
-    if not 0 < timeout_s < float("inf"):
-        raise InvalidArgument(f"must be positive and finite, got {timeout_s}", field="timeout_s")
+    seconds("timeout_s", timeout_s)
     words = list(arguments or [])
     _check(
         words,
-        {name for parameter in context.command.params for name in parameter.opts + parameter.secondary_opts},
+        own={word for option in context.command.params for word in (*option.opts, *option.secondary_opts)},
     )
     entrypoint = shlex.join(["adamserve", "train", *words, "--address", "auto"])
 
@@ -59,58 +54,40 @@ def submit(
 
     client = submit.connect(address)
     began = time.monotonic()
-    submission_id = submit.submit(client, entrypoint)
-    _say(f"submitted {submission_id}: {entrypoint}")
-    log = sys.stderr if output is Format.json else sys.stdout
+    name = submit.submit(client, entrypoint)
+    typer.echo(f"submitted {name}: {entrypoint}", err=True)
+    show = partial(print, end="", file=sys.stderr if output == "json" else sys.stdout, flush=True)
     try:
-        job = (
-            submit.follow(
-                client, submission_id, lambda text: print(text, end="", file=log, flush=True), timeout_s
-            )
-            if wait
-            else submit.state(client, submission_id)
-        )
+        job = submit.follow(client, name, show, timeout_s) if wait else submit.state(client, name)
     except KeyboardInterrupt:
-        _say(f"\n{submission_id} goes on; to end it: ray job stop --address {address} {submission_id}")
+        typer.echo(f"\n{name} goes on; to end it: ray job stop --address {address} {name}", err=True)
         raise
-    if output is Format.json:
+    if output == "json":
         print(json.dumps({**asdict(job), "address": address, "entrypoint": entrypoint}))
     elif wait:
-        _say(f"{submission_id} {job.status} after {time.monotonic() - began:.1f} s: {job.message}")
+        typer.echo(f"{name} {job.status} after {time.monotonic() - began:.1f} s: {job.message}", err=True)
     else:
-        print(submission_id)
+        print(name)
     if job.exit_code == MISSING:
-        _say("is adamserve installed on the cluster's head, and on its PATH?")
+        typer.echo("is adamserve installed on the cluster's head, and on its PATH?", err=True)
     raise typer.Exit(job.exit_code or 0)
 
 
-def _check(words: list[str], own: set[str]) -> None:
+def _check(words: list[str], *, own: set[str]) -> None:
     """Refuse what `adamserve train` would refuse, without running it."""
-    command: Any = typer.main.get_command(_train_alone())
+    alone = typer.Typer(add_completion=False)
+    alone.command()(train)
+    command: Any = typer.main.get_command(alone)
+    fix = "give it before the network"
     try:
         parsed = command.make_context("adamserve train", list(words), obj=CHECK_ONLY)
     except Exception as error:
         option = getattr(error, "option_name", "")
         if option in own:
-            raise InvalidArgument(
-                "is an option of submit itself", field=option, fix="give it before the network"
-            ) from None
+            raise InvalidArgument("is an option of submit itself", field=option, fix=fix) from None
         raise
     with parsed:
         if parsed.params["address"] is not None:
-            raise InvalidArgument(
-                "is the cluster's that the job is submitted to",
-                field="address",
-                fix="give it before the network",
-            )
+            problem = "is the cluster's that the job is submitted to"
+            raise InvalidArgument(problem, field="address", fix=fix)
         command.invoke(parsed)
-
-
-def _train_alone() -> typer.Typer:
-    alone = typer.Typer(add_completion=False)
-    alone.command()(train)
-    return alone
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

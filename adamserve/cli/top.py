@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adamserve.cli.options import Format, answer, opt
 from adamserve.cli.reading import Job, Read, Target, Timeout, TlsCa, TlsCert, TlsKey, TokenFile, reading
-from adamserve.cli.train import Format
 from adamserve.errors import InvalidArgument, Unavailable
 
 if TYPE_CHECKING:
@@ -19,60 +18,43 @@ if TYPE_CHECKING:
 
 
 def top(
+    context: typer.Context,
     target: Target,
     job: Job = None,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    interval: Annotated[float, opt("Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, opt("Look once and end.", "--once")] = False,
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     timeout_s: Timeout = 10.0,
-    output: Annotated[Format, typer.Option("--format", help="Draw, or print one line of JSON a look.")] = (
-        Format.table
-    ),
+    output: Annotated[Format, opt("Draw, or print one line of JSON a look.", "--format")] = "table",
 ) -> None:
     """Watch the jobs of a running service until Ctrl-C."""
     if not 0.1 <= interval < float("inf"):
         raise InvalidArgument(f"must be at least 0.1 seconds, got {interval}", field="interval")
     from adamserve.observe.page import Board
+    from adamserve.observe.state import as_json
+    from adamserve.observe.terminal import text
 
     board = Board()
-    with reading(
-        target,
-        job,
-        token_file=token_file,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        timeout_s=timeout_s,
-    ) as read:
+    with reading(context.params) as read:
         try:
             board.show(*read())
-            if output is Format.table and sys.stdout.isatty() and not once:
+            if output == "table" and sys.stdout.isatty() and not once:
                 _live(board, read, interval)
                 return
-            _print(board, output)
-            while not once:
+            while True:
+                jobs = [as_json(state) for state, _ in board.jobs()]
+                answer(output, {"at": board.now(), "jobs": jobs}, text(board).removesuffix("\n"))
+                if once:
+                    return
                 time.sleep(interval)
                 board.show(*read())
-                _print(board, output)
         except KeyboardInterrupt:
             return
         except BrokenPipeError:  # whoever read has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print(board: Board, output: Format) -> None:
-    if output is Format.json:
-        from adamserve.observe.state import as_json
-
-        jobs = [as_json(state) for state, _ in board.jobs()]
-        print(json.dumps({"at": board.now(), "jobs": jobs}), flush=True)
-        return
-    from adamserve.observe.terminal import text
-
-    print(text(board), end="", flush=True)
 
 
 def _live(board: Board, read: Read, interval: float) -> None:

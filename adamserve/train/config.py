@@ -12,42 +12,28 @@ from adamserve.edge.security import Security
 from adamserve.edge.shard_edge import Ports
 from adamserve.errors import InvalidArgument
 from adamserve.observe.logs import LogConfig
+from adamserve.regret import check_theorem
 from adamserve.shard import consistency
 from adamserve.shard.consistency import Consistency
-from adamserve.train.bound import theorem_of
-from adamserve.train.loop import LoopConfig
-from adamserve.train.task import Recipe
+from adamserve.train.task import Part, Recipe
 
 JOB = "train"
 """Name of a training run's one job."""
 
+KEPT = ("workers", "batch", "seed")
+"""Numbers of a run that `resume` may not change."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run.
+    """A training run. Fields without a word here are the options of `adamserve train` of the same names.
 
     Attributes:
         recipe: what is trained.
         rule: the update rule.
         consistency: when a push may be applied.
-        shards, workers: processes of each kind.
-        epochs: passes over the training set by all workers together.
-        batch: examples in one worker's mini-batch.
-        seed: of the initial weights, the data order and dropout.
-        run_dir: folder to write; it must be new, or the run to resume.
-        resume: go on from the newest checkpoint in `run_dir`.
-        address: of a running Ray cluster; None starts a local one.
-        shard_ports: ports that shards listen on; None for any free ones.
         security: tokens of others than the run's own workers, who may push and look too.
-        insecure: whether others need no token where the run can be reached from other machines.
-        gpus_per_shard, gpus_per_worker: GPUs (or fractions) that each is given.
-        lease_s: seconds after which a silent worker stops counting.
-        checkpoint_every_s: seconds between checkpoints.
-        max_steps, target_loss: stop conditions of each worker, beside `epochs`.
         log: how the run's processes log.
-        metrics_host, metrics_port: where to serve Prometheus metrics; port None serves none, 0 takes a free one. Shards
-            and workers serve theirs beside it, on any free port.
-        sd_file: file to keep for Prometheus' file_sd: where every process's metrics are.
     """
 
     recipe: Recipe
@@ -76,19 +62,15 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name in ("shards", "workers", "epochs", "batch"):
-            if not getattr(self, name) >= 1:
-                raise InvalidArgument(f"must be at least 1, got {getattr(self, name)}", field=name)
-        for name in ("gpus_per_shard", "gpus_per_worker"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)
-        for name in ("lease_s", "checkpoint_every_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
-        if self.target_loss is not None and not 0 < self.target_loss < float("inf"):
-            raise InvalidArgument(f"must be positive, got {self.target_loss}", field="target_loss")
         if not 0 <= self.seed < 2**32:
             raise InvalidArgument(f"must be in 0 to 2^32 - 1, got {self.seed}", field="seed")
+        self.part(0)  # which checks its own fields
+        for name, least in {"shards": 1, "gpus_per_shard": 0, "gpus_per_worker": 0}.items():
+            if not least <= getattr(self, name) < float("inf"):
+                raise InvalidArgument(f"must be at least {least}, got {getattr(self, name)}", field=name)
+        for name in ("lease_s", "checkpoint_every_s", "target_loss"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
+                raise InvalidArgument(f"must be positive, got {getattr(self, name)}", field=name)
         if self.sd_file is not None and self.metrics_port is None:
             raise InvalidArgument("there are no metrics", field="sd_file", fix="give --metrics-port too")
 
@@ -98,30 +80,23 @@ class TrainConfig:
 
         It is about a run from its first update on: one that goes on counts its regret from there, at later rates.
         """
-        return None if self.resume or not self.recipe.counts_regret else theorem_of(self.rule)
+        if self.resume or not self.recipe.counts_regret or not isinstance(self.rule, optim.Adam):
+            return None
+        try:
+            check_theorem(self.rule)
+        except InvalidArgument:
+            return None
+        return self.rule
 
-    @property
-    def exported_at(self) -> str | None:
-        """Where shards and workers serve their metrics; None where nobody does."""
-        return None if self.metrics_port is None else self.metrics_host
+    def named(self, *names: str) -> dict[str, Any]:
+        """Some of the fields by name."""
+        return {name: getattr(self, name) for name in names}
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the run's checkpoints."""
-        return self.run_dir / "checkpoints"
-
-    def loop(self, rank: int) -> LoopConfig:
+    def part(self, rank: int) -> Part:
         """One worker's part in the run."""
-        return LoopConfig(
-            rank=rank,
-            workers=self.workers,
-            batch=self.batch,
-            epochs=self.epochs,
-            seed=self.seed,
-            max_steps=self.max_steps,
-            target_loss=self.target_loss,
-            device="cuda" if self.gpus_per_worker else "cpu",
-        )
+        device = "cuda" if self.gpus_per_worker else "cpu"
+        named = self.named("workers", "batch", "epochs", "seed", "max_steps", "target_loss")
+        return Part(rank=rank, device=device, **named)
 
     def settings(self) -> dict[str, Any]:
         """What the job is, as JSON: kept in every checkpoint, and not to be changed by `resume`."""
@@ -129,9 +104,7 @@ class TrainConfig:
             **self.recipe.settings(),
             "rule": optim.to_dict(self.rule),
             "consistency": consistency.to_dict(self.consistency),
-            "workers": self.workers,
-            "batch": self.batch,
-            "seed": self.seed,
+            **self.named(*KEPT),
         }
 
     def resumed(self) -> TrainConfig:
@@ -142,9 +115,7 @@ class TrainConfig:
             recipe=self.recipe.resumed(kept),
             rule=optim.from_dict(kept["rule"]),
             consistency=consistency.from_dict(kept["consistency"]),
-            workers=kept["workers"],
-            batch=kept["batch"],
-            seed=kept["seed"],
+            **{name: kept[name] for name in KEPT},
         )
 
 

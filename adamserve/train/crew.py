@@ -14,10 +14,8 @@ from adamserve.cluster.placement import Answer, Handle, ProcessGone, gather
 from adamserve.cluster.running import RunningService
 from adamserve.errors import Unavailable
 from adamserve.observe.monitor import Monitor
-from adamserve.train.bound import Bound
 from adamserve.train.config import TrainConfig
-from adamserve.train.loop import Report
-from adamserve.train.progress import Log
+from adamserve.train.progress import Bound, Log
 from adamserve.train.task import Task
 from adamserve.train.worker import Assignment, Worker
 
@@ -37,13 +35,7 @@ STOP_TIMEOUT_S = 120.0
 class Crew:
     """The workers of a run. Making it returns once all have taken the job up.
 
-    Args:
-        config: the run.
-        service: gives the workers a place.
-        task: what is trained.
-        assignment: what the workers have in common.
-        bound: told what the workers measure for the theorem.
-        monitor: told where the workers' metrics are.
+    `bound` is told what they measure for the theorem, and `monitor` where their metrics are.
 
     Raises:
         Unavailable: the workers did not start in time.
@@ -72,15 +64,10 @@ class Crew:
         self._started([self._take(rank) for rank in range(config.workers)])
 
     def work(self, log: Log, stop: threading.Event, look: Callable[[str], None]) -> bool:
-        """Run every worker to its end. All have joined before any begins, so that the first round is whole.
+        """Run every worker to its end; returns whether `stop` ended it early, after the steps under way.
 
-        Args:
-            log: takes the workers' reports.
-            stop: set it to end after the steps under way.
-            look: called after every round of questions, with a note of what has happened.
-
-        Returns:
-            Whether `stop` ended it early.
+        All have joined before any begins, so that the first round is whole. `look` is called after every round of
+        questions, with a note of what has happened.
 
         Raises:
             Unavailable: a worker died too often.
@@ -95,8 +82,7 @@ class Crew:
         while runs:
             if stop.is_set() and not stopping:
                 self._stop_together()
-                stopping = True
-                note = "stopping"
+                stopping, note = True, "stopping"
             for ended in wait(runs, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
                 rank = runs.pop(ended)
                 try:
@@ -109,16 +95,14 @@ class Crew:
                         continue
                     note = f"worker {rank} died and was started again"
                     runs[self._replace(rank)] = rank
-            log.add(self._reports())
-            if self._bound.due():
-                self._bound.take(self._each(Worker.meter))
+            reports = [report for reports in self._each(Worker.reports).values() for report in reports]
+            log.add(sorted(reports, key=lambda report: report.at))
+            self._bound.look(partial(self._each, Worker.meter))
             look(note)
-        log.add(self._reports())
-        look(note)
         return stopping
 
     def _take(self, rank: int) -> Future[Any]:
-        return self._workers[rank].call(Worker.take, self._assignment, self._task, self._config.loop(rank))
+        return self._workers[rank].call(Worker.take, self._assignment, self._task, self._config.part(rank))
 
     def _replace(self, rank: int) -> Future[Any]:
         """Start a dead worker again; it goes on after its last decided push."""
@@ -138,10 +122,6 @@ class Crew:
         together = self._config.consistency.gathers
         for rank, step in begun.items():
             self._workers[rank].call(Worker.stop_at, last if together else step)
-
-    def _reports(self) -> list[Report]:
-        gathered = [report for reports in self._each(Worker.reports).values() for report in reports]
-        return sorted(gathered, key=lambda report: report.at)
 
     def _each(self, method: Callable[[Worker], Answer]) -> dict[int, Answer]:
         """Call every worker; the answers by rank, of those that live."""

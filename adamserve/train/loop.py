@@ -1,5 +1,4 @@
-"""The training loop of one worker: pull -> gradient -> push; from the second step on, a push and the next pull are one
-exchange.
+"""A worker's loop: pull -> gradient -> push; from the second step on, a push and the next pull are one exchange.
 
 The loop keeps no state of its own beyond the pusher's seq: step k of a worker is its k-th push, and everything
 random in it (its mini-batch, its dropout masks) is a function of (seed, rank, k). So a worker that is started
@@ -10,110 +9,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from adamserve.errors import InvalidArgument, NotFinite, RolledBack
+from adamserve.client.client import Client
+from adamserve.errors import NotFinite, RolledBack
 from adamserve.shard.sparse import as_rows
-from adamserve.train.batches import steps_per_epoch
-from adamserve.train.task import B, Part, Task, put
+from adamserve.train.task import B, Part, Step, Task, put
 from adamserve.values import Array, Clocks, Gradient, JobReceipt, Outcome, Receipt, Stamp
-
-
-class Client(Protocol):
-    """What the loop asks of a client, whose methods `adamserve.client.Client` describes."""
-
-    @property
-    def seq(self) -> int: ...
-
-    def pull(
-        self,
-        *,
-        into: Mapping[str, Array] | None = None,
-        rows: Mapping[str, Array] | None = None,
-        training: bool = True,
-    ) -> tuple[Mapping[str, Array], Clocks]: ...
-
-    def push(self, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt: ...
-
-    def push_pull(
-        self,
-        gradients: Mapping[str, Gradient],
-        clock: Clocks,
-        *,
-        into: Mapping[str, Array] | None = None,
-        rows: Mapping[str, Array] | None = None,
-    ) -> tuple[JobReceipt, Mapping[str, Array], Clocks]: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoopConfig:
-    """One worker's part in a job.
-
-    Attributes:
-        rank: this worker, from 0.
-        workers: all workers of the job.
-        batch: examples in a worker's mini-batch.
-        epochs: stop after this many passes over the training set by all workers together.
-        seed: of the data order and of dropout.
-        max_steps: stop after this many pushes of this worker; None sets no such bound.
-        target_loss: stop when the training loss of the last 20 batches, on average, is at most this.
-        device: where the gradient is computed, as torch names it.
-        evaluate: after every epoch rank 0 evaluates.
-    """
-
-    rank: int
-    workers: int
-    batch: int
-    epochs: int
-    seed: int
-    max_steps: int | None = None
-    target_loss: float | None = None
-    device: str = "cpu"
-    evaluate: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "batch", "epochs"):
-            if not getattr(self, name) >= 1:
-                raise InvalidArgument(f"must be at least 1, got {getattr(self, name)}", field=name)
-        if self.max_steps is not None and not self.max_steps >= 1:
-            raise InvalidArgument(f"must be at least 1, got {self.max_steps}", field="max_steps")
-
-    @property
-    def part(self) -> Part:
-        """What a task's batches follow from."""
-        return Part(
-            rank=self.rank, workers=self.workers, batch=self.batch, seed=self.seed, device=self.device
-        )
-
-    def last_step(self, examples: int) -> int:
-        """Steps that this worker makes in all, from the start of the job."""
-        steps = self.epochs * steps_per_epoch(examples, self.batch, self.workers)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """One step: its loss at the pulled parameters, and what became of its push.
-
-    Attributes:
-        comparator_loss: the same mini-batch's loss at the comparator; NaN without one.
-    """
-
-    rank: int
-    step: int
-    epoch: float
-    loss: float
-    comparator_loss: float
-    outcome: Outcome
-    staleness: int
-    clock: int
-    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +36,13 @@ class EpochReport:
     at: float
 
 
-Report = StepReport | EpochReport
+Report = Step | EpochReport
 
 
 def run(
-    client: Client,
+    mirror: Mirror,
     task: Task[B],
-    model: nn.Module,
-    config: LoopConfig,
+    part: Part,
     *,
     report: Callable[[Report], None],
     stopped: Callable[[], bool],
@@ -147,10 +55,9 @@ def run(
     passed over; the next step pulls anew.
 
     Args:
-        client: has joined.
+        mirror: its client has joined; its model's parameters are overwritten by each pull.
         task: what is trained.
-        model: the task's; its parameters are overwritten by each pull.
-        config: worker `rank` takes its share of every epoch's permutation.
+        part: the worker's.
         report: called after every step, and by rank 0 after every epoch's evaluation.
         stopped: asked before every step.
         comparator: parameters to compute every mini-batch's loss at as well, as for regret.
@@ -162,19 +69,17 @@ def run(
     Raises:
         NotFinite: a loss or a gradient is NaN or infinite: the training has diverged.
     """
-    model.to(config.device)
-    best = deepcopy(model) if comparator is not None else None
-    if best is not None and comparator is not None:
+    client, model = mirror.client, mirror.model
+    best = None
+    if comparator is not None:
+        best = deepcopy(model)
         put(best, comparator)
-    mirror = Mirror(model)
-    part = config.part
+    mirror.begin()
     batch_of = task.batches(part)
-    per_epoch = steps_per_epoch(task.examples, config.batch, config.workers)
-    last = config.last_step(task.examples)
+    per_epoch = part.steps_per_epoch(task.examples)
+    last = part.last_step(task.examples)
     recent: list[float] = []
-    ahead: tuple[B, Clocks] | None = (
-        None  # this step's batch, and the clock of the parameters, if they are there
-    )
+    ahead: tuple[B, Clocks] | None = None  # this step's batch, and the parameters' clock, if they are there
     while client.seq < last and not stopped():
         step = client.seq
         seed = part.random(step)
@@ -182,7 +87,7 @@ def run(
             batch, clock = ahead
         else:
             batch = batch_of(step)
-            clock = mirror.pull(client, task.rows(batch))
+            clock = mirror.pull(task.rows(batch))
         loss = gradient(task, model, batch, seed=seed)
         if not math.isfinite(loss):
             raise NotFinite(f"the loss of step {step + 1} is {loss}", field="loss", fix="lower the rate")
@@ -190,20 +95,18 @@ def run(
         if observe is not None:
             observe(mirror.arrays, gradients)
         recent = [*recent[-19:], loss]
-        reached = (
-            config.target_loss is not None and len(recent) == 20 and sum(recent) / 20 <= config.target_loss
-        )
-        evaluates = config.evaluate and config.rank == 0 and (step + 1) % per_epoch == 0
+        reached = part.target_loss is not None and len(recent) == 20 and sum(recent) / 20 <= part.target_loss
+        evaluates = part.evaluate and part.rank == 0 and (step + 1) % per_epoch == 0
         if reached or evaluates or step + 1 == last:
-            receipt, ahead = mirror.push(client, gradients, clock), None
+            receipt, ahead = mirror.push(gradients, clock), None
         else:
             following = batch_of(step + 1)
-            receipt, pulled = mirror.push_pull(client, gradients, clock, task.rows(following))
+            receipt, pulled = mirror.push_pull(gradients, clock, task.rows(following))
             ahead = None if pulled is None else (following, pulled)
         done = (step + 1) / per_epoch
         report(
-            StepReport(
-                config.rank,
+            Step(
+                part.rank,
                 step + 1,
                 done,
                 loss,
@@ -215,21 +118,17 @@ def run(
             )
         )
         if evaluates:
-            measured_at = mirror.pull(client, training=False)
+            measured_at = mirror.pull(training=False)
             numbers = measured(task.evaluate, model)
             if numbers is not None:
-                report(EpochReport(config.rank, round(done), measured_at.newest, numbers, time.time()))
+                report(EpochReport(part.rank, round(done), measured_at.newest, numbers, time.time()))
         if reached:
             break
     return client.seq
 
 
 def gradient(task: Task[B], model: nn.Module, batch: B, *, seed: int) -> float:
-    """Leave the gradient of a batch's loss in the parameters' `.grad`; returns the loss.
-
-    Args:
-        seed: of the dropout masks and other draws.
-    """
+    """Leave the gradient of a batch's loss in `.grad`; returns the loss. `seed` is of dropout and other draws."""
     model.zero_grad(set_to_none=True)
     loss = _loss(task, model, batch, seed)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -259,46 +158,74 @@ def measured(measure: Callable[[nn.Module], Numbers], model: nn.Module) -> Numbe
 
 
 class Mirror:
-    """A model's parameters as numpy arrays: on the CPU its own memory, elsewhere a copy on the host."""
+    """A model in step with a job: its parameters are pulled, and its gradients pushed. It notes where the time goes.
 
-    def __init__(self, model: nn.Module) -> None:
+    The parameters are numpy arrays: on the CPU the model's own memory, elsewhere a copy on the host.
+
+    Attributes:
+        steps: pushes made.
+        seconds: spent in each part; what is neither pull nor push counts as computing, and an exchange that pushes and
+            pulls as a push.
+    """
+
+    def __init__(self, client: Client, model: nn.Module, device: str = "cpu") -> None:
+        self.client, self.model = client, model.to(device)
         self._parameters = dict(model.named_parameters())
         self._host = {name: p.detach().cpu() for name, p in self._parameters.items()}
         self.arrays: dict[str, Array] = {name: host.numpy() for name, host in self._host.items()}
+        self.steps = 0
+        self.seconds = dict.fromkeys(("pull", "compute", "push"), 0.0)
+        self.begin()
 
-    def pull(
-        self, client: Client, rows: Mapping[str, Array] | None = None, *, training: bool = True
-    ) -> Clocks:
+    def begin(self) -> None:
+        """The loop begins now."""
+        self._last = time.perf_counter()
+
+    def pull(self, rows: Mapping[str, Array] | None = None, *, training: bool = True) -> Clocks:
         """Bring the job's parameters, or some of their rows, into the model."""
         while True:
             try:
-                found, clock = client.pull(into=self.arrays, rows=rows, training=training)
+                with self._during("pull"):
+                    found, clock = self.client.pull(into=self.arrays, rows=rows, training=training)
             except RolledBack:  # said once for each restore
                 continue
             self._load(found, rows)
             return clock
 
-    def push(self, client: Client, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt:
+    def push(self, gradients: Mapping[str, Gradient], clock: Clocks) -> JobReceipt:
         """Push gradients of parameters that were pulled at `clock`."""
         try:
-            return client.push(gradients, clock)
+            with self._during("push"):
+                return self.client.push(gradients, clock)
         except RolledBack as error:
             return _lost(error)
 
     def push_pull(
-        self,
-        client: Client,
-        gradients: Mapping[str, Gradient],
-        clock: Clocks,
-        rows: Mapping[str, Array] | None,
+        self, gradients: Mapping[str, Gradient], clock: Clocks, rows: Mapping[str, Array] | None
     ) -> tuple[JobReceipt, Clocks | None]:
         """Push gradients, and bring the parameters after them into the model; the clock is None where that failed."""
         try:
-            receipt, found, pulled = client.push_pull(gradients, clock, into=self.arrays, rows=rows)
+            with self._during("push"):
+                receipt, found, pulled = self.client.push_pull(gradients, clock, into=self.arrays, rows=rows)
         except RolledBack as error:
             return _lost(error), None
         self._load(found, rows)
         return receipt, pulled
+
+    @contextmanager
+    def _during(self, part: str) -> Iterator[None]:
+        """Time a pull or a push; a push that ends without an error is a step."""
+        self._until("compute")
+        try:
+            yield
+        finally:
+            self._until(part)
+        self.steps += part == "push"
+
+    def _until(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] += now - self._last
+        self._last = now
 
     @torch.no_grad()
     def _load(self, found: Mapping[str, Array], rows: Mapping[str, Array] | None) -> None:

@@ -6,12 +6,16 @@ import csv
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from adamserve.train.loop import EpochReport, StepReport
+import numpy as np
+
+from adamserve.train.loop import EpochReport
+from adamserve.train.task import Step
+from adamserve.values import Array
 
 COLUMNS = ("at", "rank", "step", "epoch", "loss", "comparator_loss", "outcome", "staleness", "clock")
 """Columns of metrics.csv: one line a push; `at` in seconds since 1970, staleness and clock in updates."""
@@ -19,7 +23,11 @@ COLUMNS = ("at", "rank", "step", "epoch", "loss", "comparator_loss", "outcome", 
 
 def write_json(path: Path, record: Any) -> None:
     """Write a JSON document whole or not at all."""
-    _replace(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    with _beside(path) as temporary, temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def without_nan(value: Any) -> Any:
@@ -31,31 +39,23 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_metrics(path: Path, steps: Sequence[StepReport], *, append: bool) -> None:
+def write_metrics(path: Path, steps: Sequence[Step], *, append: bool) -> None:
     """Write one line a push; a resumed run's lines go after those already there."""
     rows: list[list[Any]] = []
     if append and path.exists():
         with path.open(newline="") as file:
             rows = list(csv.reader(file))[1:]
     rows += [[getattr(step, name) for name in COLUMNS] for step in steps]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-    temporary.replace(path)
+    with _beside(path) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
 
 
-def write_curve(
-    path: Path, steps: Sequence[StepReport], epochs: Sequence[EpochReport], *, title: str
-) -> None:
+def write_curve(path: Path, steps: Sequence[Step], epochs: Sequence[EpochReport], *, title: str) -> None:
     """Draw training loss against epochs, smoothed beside raw, and the test loss of each evaluation."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel="epoch", ylabel="cross-entropy", title=title)
     if steps:
         x = [step.epoch for step in steps]
         y = [max(step.loss, 1e-12) for step in steps]
@@ -63,38 +63,26 @@ def write_curve(
         axes.plot(x, _smooth(y), color="tab:blue", linewidth=1.5, label="training loss, mean of 50")
     tested = [epoch for epoch in epochs if "test_loss" in epoch.numbers]
     if tested:
-        axes.plot(
-            [e.epoch for e in tested],
-            [e.numbers["test_loss"] for e in tested],
-            "o-",
-            color="tab:orange",
-            label="test loss",
-        )
+        losses = [epoch.numbers["test_loss"] for epoch in tested]
+        axes.plot([epoch.epoch for epoch in tested], losses, "o-", color="tab:orange", label="test loss")
     if steps or tested:
         axes.set_yscale("log")
         axes.legend()
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("cross-entropy")
-    axes.set_title(title)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    with _beside(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
-def _smooth(values: Sequence[float], width: int = 50) -> list[float]:
+def _smooth(values: Sequence[float], width: int = 50) -> Array:
     """Running mean of the last `width` values."""
-    smoothed = []
-    total = 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - width] if i >= width else 0.0)
-        smoothed.append(total / min(i + 1, width))
-    return smoothed
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
 
 
-def _replace(path: Path, text: str) -> None:
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Where to write what takes the file's place at the end."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    yield temporary
     temporary.replace(path)

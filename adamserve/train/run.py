@@ -1,7 +1,4 @@
-"""A whole training run: a Ray, a service, a job, its workers, and the folder that is left behind.
-
-`train` is what `adamserve train` calls; nothing here prints.
-"""
+"""A whole training run: a Ray, a service, a job, its workers, and the folder that is left behind. Nothing prints."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import adamserve
 from adamserve import optim
 from adamserve.cluster.config import SHARD_CPUS
 from adamserve.cluster.ray_runtime import node_address
@@ -32,26 +28,26 @@ from adamserve.job import JobConfig
 from adamserve.observe.monitor import Monitor
 from adamserve.observe.state import JobState
 from adamserve.shard import consistency
-from adamserve.train.bound import Bound
 from adamserve.train.config import JOB, TrainConfig
 from adamserve.train.crew import Crew
 from adamserve.train.loop import measured
-from adamserve.train.progress import Log, Progress
+from adamserve.train.progress import Bound, Log, Progress
 from adamserve.train.record import without_nan, write_curve, write_json, write_metrics
 from adamserve.train.task import Task, arrays, initial_model, put, tensor_specs
 from adamserve.train.worker import Assignment
 
-OnProgress = Callable[[Progress], None]
+PACKAGES = ("adamserve", "ray", "torch", "numpy")
+"""Packages whose versions `run.json` holds."""
 
 
 def train(
     config: TrainConfig,
     *,
-    on_progress: OnProgress,
+    on_progress: Callable[[Progress], None],
     stop: threading.Event,
     start: StartService = Service.start,
 ) -> dict[str, Any]:
-    """Run a job to its end, or until `stop` is set; either way with a last checkpoint.
+    """Run a job to its end, or until `stop` is set; either way with a last checkpoint. Returns what `run.json` holds.
 
     Args:
         config: the run.
@@ -59,62 +55,54 @@ def train(
         stop: set it to end after the steps under way.
         start: starts the service.
 
-    Returns:
-        What `run.json` holds.
-
     Raises:
         AdamServeError: with nothing left running; what could be checked was checked before Ray was started.
     """
     began = time.time()
     if config.resume:
         config = config.resumed()
-    elif (config.run_dir / "run.json").exists() or config.checkpoints.exists():
+    elif (config.run_dir / "run.json").exists() or (config.run_dir / "checkpoints").exists():
         raise Conflict(
             f"{config.run_dir} holds a run already", field="run_dir", fix="give a new folder, or --resume"
         )
     log = Log()
 
-    def say(note: str) -> None:
-        on_progress(log.progress(None, epochs=config.epochs, note=note))
+    def say(note: str, state: JobState | None = None) -> None:
+        on_progress(log.progress(state, epochs=config.epochs, note=note))
 
     task = config.recipe.load(say)
     model = initial_model(task, config.seed)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        monitor = Monitor(
-            config.metrics_host,
-            config.metrics_port,
-            advertise=node_address(config.metrics_host) if config.metrics_port is not None else "",
-            sd_file=config.sd_file,
-            guard=config.security.tokens.guard(),
-        )
-        stack.callback(monitor.close)
+    monitor = Monitor(
+        config.metrics_host,
+        config.metrics_port,
+        advertise=node_address(config.metrics_host) if config.metrics_port is not None else "",
+        sd_file=config.sd_file,
+        guard=config.security.tokens.guard(),
+    )
+    with closing(monitor):
         if monitor.address:
             say(f"status at http://{monitor.address}/, metrics at http://{monitor.address}/metrics")
         say("starting Ray, the shards and the workers")
         service = start(
             name=f"adamserve-{config.run_dir.resolve().name}-{int(began * 1000):x}",
-            shards=config.shards,
-            address=config.address,
-            security=config.security,
-            insecure=config.insecure,
-            shard_ports=config.shard_ports,
-            checkpoint_dir=config.checkpoints,
-            gpus_per_shard=config.gpus_per_shard,
-            metrics_host=config.exported_at,
+            checkpoint_dir=config.run_dir / "checkpoints",
+            metrics_host=config.metrics_host if monitor.address else None,
             num_cpus=config.workers + math.ceil(config.shards * SHARD_CPUS) + 1,
             num_gpus=None if config.gpus_per_shard or config.gpus_per_worker else 0,
-            log=config.log,
+            **config.named(
+                "shards", "address", "security", "insecure", "shard_ports", "gpus_per_shard", "log"
+            ),
         )
-        stack.callback(service.stop)
-        say(f"the service is at {service.target}")
-        try:
-            record = _train(config, service, task, model, log, on_progress, stop, monitor)
-        except AdamServeError as error:
-            say(f"stopping the service, for {error}")  # at once: stopping takes a while
-            raise
-    record = {**record, "started": datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")}
-    record["seconds"] = {**record["seconds"], "total": round(time.time() - began, 3)}
+        with service:
+            say(f"the service is at {service.target}")
+            try:
+                record = _train(config, service, task, model, log, say, stop, monitor)
+            except AdamServeError as error:
+                say(f"stopping the service, for {error}")  # at once: stopping takes a while
+                raise
+    record["started"] = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds")
+    record["seconds"]["total"] = round(time.time() - began, 3)
     record = dict(without_nan(record))
     write_metrics(config.run_dir / "metrics.csv", log.steps, append=config.resume)
     write_curve(config.run_dir / "loss.png", log.steps, log.epochs, title=task.name)
@@ -128,16 +116,28 @@ def _train(
     task: Task[Any],
     model: torch.nn.Module,
     log: Log,
-    on_progress: OnProgress,
+    say: Callable[..., None],
     stop: threading.Event,
     monitor: Monitor,
 ) -> dict[str, Any]:
     """The part of a run that has a service: job, workers, last checkpoint, last evaluation."""
-    _open_job(config, service, task, model)
+    if config.resume:
+        service.resume(JOB, {"checkpoint_every_s": config.checkpoint_every_s})
+    else:
+        job = JobConfig(
+            name=JOB,
+            tensors=tensor_specs(task, model),
+            rule=optim.to_dict(config.rule),
+            consistency=consistency.to_dict(config.consistency),
+            sparse="lazy" if task.lazy else "exact",
+            checkpoint_every_s=config.checkpoint_every_s,
+            extra=config.settings(),
+        )
+        service.create(job, arrays(model))
     service.serve()
     comparator = None
     if config.recipe.counts_regret:
-        on_progress(log.progress(None, epochs=config.epochs, note="looking for the best parameters"))
+        say("looking for the best parameters")
         comparator = task.comparator()
     bound = Bound(config.theorem, comparator)
     assignment = Assignment(
@@ -149,10 +149,10 @@ def _train(
         lease_s=config.lease_s,
         comparator=comparator,
         theorem=config.theorem,
-        metrics_host=config.exported_at,
+        metrics_host=config.metrics_host if monitor.address else None,
     )
     crew = Crew(config, service, task, assignment, bound, monitor)
-    on_progress(log.progress(None, epochs=config.epochs, note="trying every shard from every worker"))
+    say("trying every shard from every worker")
 
     def look(note: str) -> None:
         numbers = dict(log.numbers)
@@ -160,7 +160,7 @@ def _train(
             numbers["average_regret_bound"] = bound.average
         service.report(JOB, [], {name: n for name, n in numbers.items() if math.isfinite(n)})
         [state] = monitor.look(service)
-        on_progress(log.progress(state, epochs=config.epochs, note=note))
+        say(note, state)
 
     began = time.time()
     stopped_early = crew.work(log, stop, look)
@@ -174,34 +174,24 @@ def _train(
     for shard in state.shards:
         pushes.update(shard.pushes)
     staleness = np.array([step.staleness for step in log.steps] or [0])
-    regret = task.regret(log.steps, config.loop(0).part)
+    regret = task.regret(log.steps, config.part(0))
+    live = {"regret": state.regret, "average_regret": state.average_regret}  # against the task's comparator
     return {
         "status": "stopped" if stopped_early else "completed",
         "task": task.name,
         "config": {
             **config.settings(),
-            "epochs": config.epochs,
-            "shards": config.shards,
-            "max_steps": config.max_steps,
-            "target_loss": config.target_loss,
-            "resume": config.resume,
-            "address": config.address,
+            **config.named("epochs", "shards", "max_steps", "target_loss", "resume", "address"),
         },
         "seeds": {"job": config.seed},
-        "versions": {
-            "adamserve": adamserve.__version__,
-            "python": platform.python_version(),
-            "ray": version("ray"),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "kernels": [shard.kernel for shard in state.shards],
         "target": service.target,
         "shards": [asdict(process) for process in service.processes()],
         **measured(task.summary, model),
         "steps": len(log.steps),
-        "regret": regret and {**regret, "live": _live(state)},
+        "regret": regret and {**regret, "live": live},
         "best_loss": state.best_loss,
         "clocks": [stamp.clock for stamp in clocks],
         "incarnations": [stamp.incarnation for stamp in clocks],
@@ -220,25 +210,3 @@ def _train(
         "seconds": {"training": round(seconds, 3)},
         "run_dir": str(config.run_dir),
     }
-
-
-def _live(state: JobState) -> dict[str, Any]:
-    """The regret as it was counted while the run went on, against the task's comparator."""
-    return {"regret": state.regret, "average_regret": state.average_regret}
-
-
-def _open_job(config: TrainConfig, service: RunningService, task: Task[Any], model: torch.nn.Module) -> None:
-    """Create the job with the model's initial parameters, or take it up from its newest checkpoint."""
-    if config.resume:
-        service.resume(JOB, {"checkpoint_every_s": config.checkpoint_every_s})
-        return
-    job = JobConfig(
-        name=JOB,
-        tensors=tensor_specs(task, model),
-        rule=optim.to_dict(config.rule),
-        consistency=consistency.to_dict(config.consistency),
-        sparse="lazy" if task.lazy else "exact",
-        checkpoint_every_s=config.checkpoint_every_s,
-        extra=config.settings(),
-    )
-    service.create(job, arrays(model))

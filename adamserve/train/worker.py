@@ -6,9 +6,12 @@ import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from adamserve.client.client import Client
@@ -19,14 +22,13 @@ from adamserve.cluster.ray_runtime import node_address
 from adamserve.errors import Unavailable
 from adamserve.job import host_port
 from adamserve.observe.exporter import Exporter, Reading
-from adamserve.observe.families import WORKER_FAMILIES, WorkerOfJob
+from adamserve.observe.families import WORKER_FAMILIES
 from adamserve.observe.logs import LogConfig, fields, set_up
 from adamserve.optim import Adam
 from adamserve.regret import Meter
-from adamserve.train.gauge import Timed, Watched
-from adamserve.train.loop import LoopConfig, Report, StepReport, run
-from adamserve.train.task import Task, initial_model
-from adamserve.values import Array
+from adamserve.train.loop import Mirror, Report, run
+from adamserve.train.task import Part, Step, Task, initial_model
+from adamserve.values import Array, Gradient
 
 log = logging.getLogger("adamserve.worker")
 
@@ -36,9 +38,8 @@ class Assignment:
     """What all workers of a job have in common, beside the task.
 
     Attributes:
-        target: host:port of the service.
+        target, job: host:port of the service, and the job's name.
         credentials: those of the service's own workers.
-        job: the job's name.
         shards: the service's shard processes as the run begins, which every worker tries to reach.
         session: of the run: a worker that is started again takes the place of the dead one, whose lease may run still.
             Empty where none is started again.
@@ -75,44 +76,36 @@ class Worker:
         self._reports: list[Report] = []
         self._metrics = ""
 
-    def take(self, assignment: Assignment, task: Task[Any], config: LoopConfig) -> None:
-        """Take up a job; the worker pushes as "worker-RANK".
-
-        Args:
-            assignment: the job.
-            task: what is trained.
-            config: this worker's part.
-        """
+    def take(self, assignment: Assignment, task: Task[Any], part: Part) -> None:
+        """Take up a job; the worker pushes as "worker-RANK"."""
         self._assignment = assignment
         self._task = task
-        self._config = config
-        self._model = initial_model(task, config.seed)
+        self._part = part
         self._client = Client(
             assignment.target,
             assignment.job,
-            pusher=f"worker-{config.rank}",
-            session=assignment.session and f"{assignment.session}-{config.rank}",
+            pusher=f"worker-{part.rank}",
+            session=assignment.session and f"{assignment.session}-{part.rank}",
             kind="worker",
             credentials=assignment.credentials,
             lease_s=assignment.lease_s,
         )
-        self._timed = Timed(self._client)
-        self._watched = Watched(assignment.theorem) if assignment.theorem is not None else None
+        self._mirror = Mirror(self._client, initial_model(task, part.seed), part.device)
+        self._meter: Meter | None = None
         if assignment.metrics_host is not None and not self._metrics:
             host = node_address(assignment.metrics_host)
-            exported = [Reading(WORKER_FAMILIES, lambda: [self._of_job()])]
-            self._metrics = host_port(host, Exporter(host, 0, process="worker", collect=exported).port)
+            steps = Reading(
+                WORKER_FAMILIES,
+                lambda: [(self._assignment.job, self._part.rank, self._mirror.steps, self._mirror.seconds)],
+            )
+            self._metrics = host_port(host, Exporter(host, 0, process="worker", collect=[steps]).port)
         self._reports = []
         self._begun = 0
         self._held = False
         self._limit: int | None = None
 
     def probe(self) -> None:
-        """Find out, within seconds, whether the service and all of its shards can be reached from here.
-
-        Raises:
-            Unavailable: says what cannot, and why.
-        """
+        """Find out, within seconds, whether the service and all shards can be reached; `Unavailable` says why not."""
         given = self._assignment
         probe(given.target, given.shards, given.credentials, node=node_address(None))
 
@@ -122,21 +115,20 @@ class Worker:
 
     def run(self) -> int:
         """Train to the end; returns the last step made."""
-        job, pusher = self._assignment.job, f"worker-{self._config.rank}"
-        log.info("worker begins", extra=fields(job=job, pusher=pusher, seq=self._client.seq))
-        self._timed.begin()
+        who = {"job": self._assignment.job, "pusher": f"worker-{self._part.rank}"}
+        theorem = self._assignment.theorem
+        log.info("worker begins", extra=fields(**who, seq=self._client.seq))
         with self._client:
             last = run(
-                self._timed,
+                self._mirror,
                 self._task,
-                self._model,
-                self._config,
+                self._part,
                 report=self._keep,
                 stopped=self._may_not_begin,
                 comparator=self._assignment.comparator,
-                observe=self._watched,
+                observe=partial(self._measure, theorem) if theorem is not None else None,
             )
-        log.info("worker has ended", extra=fields(job=job, pusher=pusher, seq=last))
+        log.info("worker has ended", extra=fields(**who, seq=last))
         return last
 
     def reports(self) -> list[Report]:
@@ -150,8 +142,9 @@ class Worker:
         return self._metrics
 
     def meter(self) -> Meter | None:
-        """What has been measured for the theorem so far."""
-        return self._watched.read() if self._watched is not None else None
+        """A copy of what has been measured for the theorem; None before the first step."""
+        with self._changed:
+            return deepcopy(self._meter)
 
     def hold(self) -> int:
         """Begin no further step until `stop_at`; returns the last step begun, which will be finished."""
@@ -175,14 +168,22 @@ class Worker:
             self._begun = self._client.seq + 1
             return False
 
-    def _of_job(self) -> WorkerOfJob:
-        return self._assignment.job, self._config.rank, self._timed.steps, self._timed.seconds
+    def _measure(
+        self, rule: Adam, parameters: Mapping[str, Array], gradients: Mapping[str, Gradient]
+    ) -> None:
+        """Measure a step for the theorem; a tensor without a gradient has zeros."""
+        w = np.concatenate([array.reshape(-1) for array in parameters.values()])
+        dense = [np.asarray(gradients.get(name, np.zeros_like(array))) for name, array in parameters.items()]
+        with self._changed:
+            if self._meter is None:
+                self._meter = Meter(rule, w.size)
+            self._meter.add(w, np.concatenate([array.reshape(-1) for array in dense]))
 
     def _keep(self, report: Report) -> None:
         """Keep a report until the driver asks, and tell the service the loss; it does without where it is away."""
         with self._changed:
             self._reports.append(report)
-        if isinstance(report, StepReport):
+        if isinstance(report, Step):
             known = not math.isnan(report.comparator_loss)
             try:
                 self._client.report(report.loss, report.comparator_loss if known else None)

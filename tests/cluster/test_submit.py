@@ -243,7 +243,7 @@ REFUSED = {
         "--address: is the cluster's that the job is submitted to",
     ),
     "its own option": (["mlp", "--no-wait"], "--no-wait: is an option of submit itself (give it before"),
-    "no time": (["--timeout-s", "0", "mlp"], "--timeout-s: must be positive and finite, got 0.0"),
+    "no time": (["--timeout-s", "0", "mlp"], "--timeout-s: must be a positive number of seconds, got 0.0"),
 }
 
 

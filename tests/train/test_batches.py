@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamserve.errors import InvalidArgument
-from adamserve.train.batches import indices, step_seed, steps_per_epoch
+from adamserve.train.task import Part
+
+
+def indices(*, n: int, batch: int, workers: int, rank: int, step: int, seed: int) -> np.ndarray:
+    return Part(rank=rank, workers=workers, batch=batch, seed=seed).examples(n, step)
+
+
+def step_seed(seed: int, rank: int, step: int) -> int:
+    return Part(rank=rank, workers=max(rank, 0) + 1, batch=1, seed=seed).random(step)
+
+
+def steps_per_epoch(n: int, batch: int, workers: int) -> int:
+    return Part(rank=0, workers=workers, batch=batch, seed=0).steps_per_epoch(n)
+
 
 jobs = st.fixed_dictionaries(
     {"n": st.integers(1, 300), "batch": st.integers(1, 40), "workers": st.integers(1, 5)}

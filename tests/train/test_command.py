@@ -24,6 +24,7 @@ import ray
 
 import adamserve
 from adamserve import checkpoint, testing
+from adamserve.cli.options import answer
 from adamserve.cli.train import _table
 from adamserve.errors import NotFound, Unavailable
 from adamserve.shard import consistency
@@ -357,7 +358,7 @@ def test_the_table_says_none_where_there_is_no_number(capsys: pytest.CaptureFixt
         "pushes": {"per_s": None}, "staleness": {"mean": 0.5}, "rollbacks": [], "regret": {"average_regret": None},
         "seconds": {"training": 1.0}, "run_dir": "runs/x",
     }  # fmt: skip
-    _table(record)
+    answer("table", record, _table(record))
     shown = capsys.readouterr().out
     for name, value in (
         ("test accuracy", "none"),

@@ -16,9 +16,8 @@ from adamserve import optim, testing
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
-from adamserve.train.gauge import Timed
-from adamserve.train.loop import EpochReport, LoopConfig, Report, StepReport, gradient, run
-from adamserve.train.task import Part, Task, arrays, initial_model, tensor_specs
+from adamserve.train.loop import EpochReport, Mirror, Report, gradient, run
+from adamserve.train.task import Part, Step, Task, arrays, initial_model, tensor_specs
 from adamserve.values import Outcome
 from tests.train.line import Line
 from workers.task import NetworkRecipe
@@ -62,7 +61,7 @@ def train(
     **changes: Any,
 ) -> list[Report]:
     """One worker's whole loop; returns its reports."""
-    config = LoopConfig(**{"batch": 4, "epochs": 4, "seed": SEED, **changes}, rank=rank, workers=workers)
+    part = Part(**{"batch": 4, "epochs": 4, "seed": SEED, **changes}, rank=rank, workers=workers)
     reports: list[Report] = []
 
     def report(one: Report) -> None:
@@ -71,12 +70,12 @@ def train(
 
     with service.client(job, pusher=f"worker-{rank}") as client:
         client.join()
-        run(client, task, initial_model(task, SEED), config, report=report, stopped=stopped)
+        run(Mirror(client, initial_model(task, SEED)), task, part, report=report, stopped=stopped)
     return reports
 
 
-def steps(reports: list[Report]) -> list[StepReport]:
-    return [report for report in reports if isinstance(report, StepReport)]
+def steps(reports: list[Report]) -> list[Step]:
+    return [report for report in reports if isinstance(report, Step)]
 
 
 def alone(task: Line, rule: optim.Rule, count: int) -> list[float]:
@@ -118,38 +117,27 @@ def test_an_evaluation_leaves_the_training_as_it_is(service: testing.Service) ->
     assert tests[-1].numbers["test_loss"] < tests[0].numbers["test_loss"]
 
 
-def test_a_step_is_one_exchange_but_for_the_first(service: testing.Service) -> None:
+def test_a_step_is_one_exchange_but_for_the_first(
+    service: testing.Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start(service, Line())
     calls: list[str] = []
 
-    class Counted(Timed):
-        def pull(self, **options: Any) -> Any:
-            calls.append("pull")
-            return super().pull(**options)
-
-        def push(self, *args: Any) -> Any:
-            calls.append("push")
-            return super().push(*args)
-
-        def push_pull(self, *args: Any, **options: Any) -> Any:
-            calls.append("push_pull")
-            return super().push_pull(*args, **options)
-
-    config = LoopConfig(rank=0, workers=1, batch=4, epochs=1, seed=SEED, evaluate=False)
     with service.client("line", pusher="worker-0") as client:
-        counted = Counted(client)
-        counted.begin()
-        run(
-            counted,
-            Line(),
-            initial_model(Line(), SEED),
-            config,
-            report=lambda report: None,
-            stopped=lambda: False,
-        )
+        for name in ("pull", "push", "push_pull"):
+            method = getattr(client, name)
+
+            def counted(*args: Any, name: str = name, method: Any = method, **options: Any) -> Any:
+                calls.append(name)
+                return method(*args, **options)
+
+            monkeypatch.setattr(client, name, counted)
+        part = Part(rank=0, workers=1, batch=4, seed=SEED, evaluate=False)
+        mirror = Mirror(client, initial_model(Line(), SEED))
+        run(mirror, Line(), part, report=lambda report: None, stopped=lambda: False)
     assert calls == ["pull", "push_pull", "push_pull", "push"]
-    assert counted.steps == 3
-    assert all(seconds > 0 for seconds in counted.seconds.values())
+    assert mirror.steps == 3
+    assert all(seconds > 0 for seconds in mirror.seconds.values())
 
 
 @pytest.mark.parametrize("mode", ["async", "ssp:1", "bsp"])
@@ -178,9 +166,9 @@ def test_a_restored_shard_costs_the_push_under_way_and_no_more(service: testing.
     start(service, Line())
 
     def watch(report: Report) -> None:
-        if isinstance(report, StepReport) and report.step == 4:
+        if isinstance(report, Step) and report.step == 4:
             service.checkpoint("line")
-        if isinstance(report, StepReport) and report.step == 6:
+        if isinstance(report, Step) and report.step == 6:
             service.kill(1)
 
     made = steps(train(service, Line(), watch=watch))

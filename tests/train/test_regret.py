@@ -15,8 +15,8 @@ from scipy.optimize import minimize
 from adamserve import optim, testing
 from adamserve.errors import NotFinite
 from adamserve.train import run
-from adamserve.train.batches import indices
 from adamserve.train.config import TrainConfig
+from adamserve.train.task import Part
 from tests.conftest import Refused
 from tests.optim.oracle import oracle
 from workers.data import load
@@ -57,10 +57,8 @@ def test_the_service_s_regret_is_the_recorded_pushes_recomputed(tmp_path: Path) 
     x, y = np.asarray(data.train_x, np.float64), data.train_y
     # The trajectory anew, from the pushes' steps: float64 numpy and the oracle's Adam.
     update, w, met = oracle(RULE), np.zeros((10, 65)), []
-    batches = [
-        indices(n=len(y), batch=BATCH, workers=1, rank=0, step=int(push["step"]) - 1, seed=SEED)
-        for push in pushes
-    ]
+    part = Part(rank=0, workers=1, batch=BATCH, seed=SEED)
+    batches = [part.examples(len(y), int(push["step"]) - 1) for push in pushes]
     for t, batch in enumerate(batches, 1):
         losses, g = losses_and_gradient(w, x[batch], y[batch])
         met.append(losses.mean())

@@ -12,14 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from adamserve import optim
 from adamserve.errors import InvalidArgument
-from adamserve.train.batches import indices, step_seed
-from adamserve.train.bound import theorem_of
 from adamserve.train.config import TrainConfig
 from adamserve.train.loop import gradient, loss_of, measured
-from adamserve.train.task import Part, arrays, initial_model, put, tensor_specs
-from adamserve.train.tasks import GROUP, recipe
+from adamserve.train.task import GROUP, Part, arrays, initial_model, put, recipe, tensor_specs
 from tests.train.line import Line
 from workers.task import NetworkRecipe
 
@@ -42,13 +38,6 @@ def test_a_step_s_dropout_is_a_function_of_its_seed() -> None:
     torch.rand(5)
     assert gradient(task, model, batch, seed=3) == loss_of(task, model, batch, seed=3) == found
     assert loss_of(task, model, batch, seed=4) != found
-
-
-def test_a_part_says_which_examples_and_what_is_random() -> None:
-    expected = indices(n=12, batch=3, workers=2, rank=1, step=7, seed=5)
-    np.testing.assert_array_equal(PART.examples(12, 7), expected)
-    assert PART.random(7) == step_seed(5, 1, 7)
-    assert PART.random(7) != replace(PART, rank=0).random(7)
 
 
 def test_parameters_go_out_and_come_back() -> None:
@@ -129,15 +118,3 @@ def test_a_task_travels_to_the_workers() -> None:
     assert rows is not None
     np.testing.assert_array_equal(rows["weight"], same["weight"])
     assert torch.equal(batch.y, other.y)
-
-
-@pytest.mark.parametrize(
-    ("rule", "about"),
-    [
-        (optim.Adam(lr_schedule="inverse_sqrt", beta1_decay=0.99, eps=0.0), True),
-        (optim.Adam(), False),
-        (optim.AdaGrad(), False),
-    ],
-)
-def test_the_theorem_is_about_one_form_of_adam(rule: optim.Rule, about: bool) -> None:
-    assert theorem_of(rule) == (rule if about else None)

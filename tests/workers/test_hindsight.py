@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,16 +10,15 @@ import torch
 
 from adamserve.errors import InvalidArgument
 from adamserve.train.loop import gradient
-from adamserve.train.task import Part
+from adamserve.train.task import Part, Step
+from adamserve.values import Outcome
 from workers.data import Dataset, load
 from workers.hindsight import Hindsight
 from workers.task import Batch, NetworkTask
 
 
-class TakenStep(NamedTuple):
-    rank: int
-    step: int
-    loss: float
+def taken(rank: int, step: int, loss: float) -> Step:
+    return Step(rank, step, 0.0, loss, float("nan"), Outcome.APPLIED, 0, step, 0.0)
 
 
 L2 = 0.01
@@ -84,7 +82,7 @@ def test_counts_of_one_are_the_whole_set() -> None:
 def test_regret_is_the_sum_of_differences() -> None:
     hindsight = Hindsight(DATA, L2)
     part = Part(rank=0, workers=2, batch=4, seed=0)
-    steps = [TakenStep(0, 1, 1.5), TakenStep(1, 1, 1.25), TakenStep(0, 2, 1.0)]
+    steps = [taken(0, 1, 1.5), taken(1, 1, 1.25), taken(0, 2, 1.0)]
     found = hindsight.regret(steps, part)
     batches = [replace(part, rank=step.rank).examples(30, step.step - 1) for step in steps]
     least = hindsight.minimum(np.bincount(np.concatenate(batches), minlength=30)).value

@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from adamserve.errors import InvalidArgument
-from adamserve.train.batches import indices, step_seed, steps_per_epoch
 from adamserve.train.loop import gradient
-from adamserve.train.task import initial_model
+from adamserve.train.task import Part, initial_model
 from workers import networks
 from workers.data import Dataset, load
 from workers.task import Batch, NetworkTask
@@ -186,12 +185,13 @@ def accuracies(data: Dataset, *, epochs: int, batch: int = 128, seed: int = 0) -
     x, y, test_x, test_y = map(torch.from_numpy, (data.train_x, data.train_y, data.test_x, data.test_y))
     model = initial_model(NetworkTask(network="mlp", data=data), seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    steps = steps_per_epoch(len(y), batch, 1)
+    part = Part(rank=0, workers=1, batch=batch, seed=seed)
+    steps = part.steps_per_epoch(len(y))
     found = []
     for step in range(epochs * steps):
-        chosen = torch.from_numpy(indices(n=len(y), batch=batch, workers=1, rank=0, step=step, seed=seed))
+        chosen = torch.from_numpy(part.examples(len(y), step))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(step_seed(seed, 0, step))
+            torch.manual_seed(part.random(step))
             loss = functional.cross_entropy(model.train()(x[chosen]), y[chosen])
         optimizer.zero_grad()
         loss.backward()

@@ -209,7 +209,7 @@ def _study(lab: Lab, settings: Settings, seed: int, log: Path) -> Study:
             meters[meter.steps] = deepcopy(meter)
 
     losses = np.array([step.loss for step in lab.drive(trial, size.steps, observe)])
-    part = loop_config(trial, 0).part
+    part = loop_config(trial, 0)
     batches = [part.examples(len(data.train_y), step) for step in range(size.steps)]
     averages, bounds, start = [], [], None
     for steps in wanted:

@@ -20,10 +20,10 @@ from adamserve.cluster.running import StartService
 from adamserve.errors import NotFinite
 from adamserve.job import JobConfig
 from adamserve.shard import consistency
-from adamserve.train.loop import LoopConfig, Report, StepReport
+from adamserve.train.loop import Mirror, Report
 from adamserve.train.loop import run as loop
 from adamserve.train.record import without_nan
-from adamserve.train.task import arrays, initial_model, tensor_specs
+from adamserve.train.task import Part, Step, arrays, initial_model, tensor_specs
 from adamserve.train.worker import Assignment, Worker
 from adamserve.values import Array, Gradient
 from workers.data import Dataset, Progress, load
@@ -136,7 +136,7 @@ class Lab:
             self.progress(f"trial {at}/{len(wanted)}  {'; '.join(run.line() for run in running)}")
         return {variant: [results[trial.key()] for trial in some] for variant, some in trials.items()}
 
-    def drive(self, trial: Trial, steps: int, observe: Callable[[Array, Array], None]) -> list[StepReport]:
+    def drive(self, trial: Trial, steps: int, observe: Callable[[Array, Array], None]) -> list[Step]:
         """Train in this process, as the job's only worker, until the trial's epochs or `steps` pushes are done.
 
         `observe` is shown the parameters pulled and the gradient, all tensors as one, before every push.
@@ -156,9 +156,9 @@ class Lab:
         model, config = initial_model(task, trial.seed), replace(loop_config(trial, 0), max_steps=steps)
         with self.service.client(job, pusher="worker-0") as client:
             client.join()
-            loop(client, task, model, config, report=keep, stopped=lambda: False, observe=flat)
+            loop(Mirror(client, model), task, config, report=keep, stopped=lambda: False, observe=flat)
         self.service.delete(job, purge=True)
-        return [report for report in reports if isinstance(report, StepReport)]
+        return [report for report in reports if isinstance(report, Step)]
 
     def shared(self, trial: Trial) -> Any:
         """A trial's task where every worker can read it, once for all trials of that task."""
@@ -196,7 +196,7 @@ class _Run:
         ]
         gather(calls, CALL_S)
         self._call(Worker.join)
-        self._steps: list[StepReport] = []
+        self._steps: list[Step] = []
         self._diverged = False
         self._began = time.perf_counter()
         self.pending = [worker.call(Worker.run) for worker in self._workers]
@@ -211,9 +211,7 @@ class _Run:
             self._diverged = True
             self._call(Worker.stop_at, 0)
         self._seconds = time.perf_counter() - self._began
-        self._steps += [
-            r for reports in self._call(Worker.reports) for r in reports if isinstance(r, StepReport)
-        ]
+        self._steps += [r for reports in self._call(Worker.reports) for r in reports if isinstance(r, Step)]
 
     def finish(self) -> Result:
         """The result; the workers are free again and the job is gone."""
@@ -229,7 +227,7 @@ class _Run:
         average_regret = None
         if trial.regret and not self._diverged:
             hindsight = self._lab.hindsight(trial.data, trial.l2)
-            average_regret = hindsight.regret(steps, loop_config(trial, 0).part)["average_regret"]
+            average_regret = hindsight.regret(steps, loop_config(trial, 0))["average_regret"]
         return Result(
             costs=tuple(costs),
             staleness=float(np.mean([step.staleness for step in steps] or [0])),
@@ -248,9 +246,9 @@ class _Run:
         return gather([worker.call(method, *arguments) for worker in self._workers], CALL_S)
 
 
-def loop_config(trial: Trial, rank: int) -> LoopConfig:
+def loop_config(trial: Trial, rank: int) -> Part:
     """One worker's part in a trial."""
-    return LoopConfig(
+    return Part(
         rank=rank,
         workers=trial.workers,
         batch=trial.batch,
