@@ -22,10 +22,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from adamserve.cluster.controller import Controller
-from adamserve.cluster.placement import Answer, Given, ProcessGone
+from adamserve.cluster.placement import Handle, ProcessGone
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.running import RunningService
 from adamserve.edge.security import Security
@@ -59,7 +59,7 @@ class ManualClock:
         self._seconds += seconds
 
 
-class LocalProcess(Generic[Made]):
+class LocalProcess(Handle[Made]):
     """A process that is a few threads of this one (`adamserve.cluster.placement.Handle`).
 
     Args:
@@ -88,17 +88,12 @@ class LocalProcess(Generic[Made]):
         if self._made.exception() is None:
             self._end(self._made.result())
 
-    def call(
-        self,
-        method: Callable[Concatenate[Made, Given], Answer],
-        *args: Given.args,
-        **options: Given.kwargs,
-    ) -> Future[Answer]:
-        """As `Handle.call`."""
+    def send(self, method: str, *args: Any, **options: Any) -> Future[Any]:
+        """As `Handle.send`."""
 
-        def answer() -> Answer:
+        def answer() -> Any:
             try:
-                return method(self._made.result(), *args, **options)
+                return getattr(self._made.result(), method)(*args, **options)
             finally:
                 if self._dead:
                     raise self._gone()
@@ -106,7 +101,7 @@ class LocalProcess(Generic[Made]):
         with self._lock:
             if not self._dead:
                 return self._pool.submit(answer)
-        refused: Future[Answer] = Future()
+        refused: Future[Any] = Future()
         refused.set_exception(self._gone())
         return refused
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Concatenate, Generic, TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from adamserve import optim
 from adamserve.cluster.config import CALL_TIMEOUT_S, SHARD_CPUS, ServiceConfig
 from adamserve.cluster.controller import Controller
-from adamserve.cluster.placement import Answer, Given, Handle, Placement, ProcessGone
+from adamserve.cluster.placement import Handle, Placement, ProcessGone
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.ray_runtime import node_address
 from adamserve.edge.shard_edge import ShardEdge
@@ -47,29 +47,24 @@ ShardActor, WorkerActor = _actor("ShardActor", 8), _actor("WorkerActor", 4)
 ControllerActor = _actor("ControllerActor", 128)
 
 
-class RayHandle(Generic[Made]):
+class RayHandle(Handle[Made]):
     """An actor's `Handle`; an argument may be Ray's reference to what the method takes."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def call(
-        self,
-        method: Callable[Concatenate[Made, Given], Answer],
-        *args: Given.args,
-        **options: Given.kwargs,
-    ) -> Future[Answer]:
-        """As `Handle.call`."""
-        answer: Future[Answer] = Future()
+    def send(self, method: str, *args: Any, **options: Any) -> Future[Any]:
+        """As `Handle.send`."""
+        answer: Future[Any] = Future()
 
-        def done(future: Future[Answer]) -> None:
+        def done(future: Future[Any]) -> None:
             error = future.exception()
             if error is None:
                 answer.set_result(future.result())
             else:
                 answer.set_exception(_own(error))
 
-        self._actor.call.remote(method.__name__, *args, **options).future().add_done_callback(done)
+        self._actor.call.remote(method, *args, **options).future().add_done_callback(done)
         return answer
 
     def kill(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from adamserve.cluster.config import CALL_TIMEOUT_S
 from adamserve.cluster.process import ShardProcess
@@ -20,8 +21,16 @@ class ProcessGone(Unavailable):
     """A process is dead; a shard's is being replaced."""
 
 
-class Handle(Protocol[Made_co]):
+class Handle(ABC, Generic[Made_co]):
     """One process, and the object in it."""
+
+    @abstractmethod
+    def send(self, method: str, *args: Any, **options: Any) -> Future[Any]:
+        """As `call`, by the method's name."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End the process at once."""
 
     def call(
         self,
@@ -34,9 +43,7 @@ class Handle(Protocol[Made_co]):
         It returns at once, also before the process is up. The future raises `ProcessGone` once the process is known to
         be dead, and otherwise what the method raised.
         """
-
-    def kill(self) -> None:
-        """End the process at once."""
+        return self.send(method.__name__, *args, **options)
 
 
 Placement = Callable[[int], Handle[ShardProcess]]
