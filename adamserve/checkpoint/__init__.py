@@ -11,7 +11,6 @@ that hold parts of it.
 
 from adamserve.checkpoint.cuts import load_shard, load_tensors, seal_shard, update_counts, write_shard
 from adamserve.checkpoint.folder import (
-    INCARNATION,
     CheckpointInfo,
     list_checkpoints,
     list_jobs,
@@ -30,7 +29,6 @@ from adamserve.checkpoint.manifest import (
 )
 
 __all__ = [
-    "INCARNATION",
     "MANIFEST",
     "CheckpointInfo",
     "Manifest",
