@@ -94,9 +94,7 @@ class Place:
     """Where one shard of a job is, and where its present incarnation began.
 
     Attributes:
-        endpoint: host:port of its gRPC services.
-        direct: host:port for bare connections.
-        incarnation: the shard's.
+        endpoint, direct: host:port of its gRPC services, and for bare connections.
         restored_clock: clock at which the incarnation began.
     """
 

@@ -18,7 +18,6 @@ from adamserve.checkpoint.cuts import (
     write_shard,
 )
 from adamserve.checkpoint.folder import (
-    INCARNATION,
     CheckpointInfo,
     list_checkpoints,
     list_jobs,
@@ -38,7 +37,6 @@ from adamserve.checkpoint.manifest import (
 )
 
 __all__ = [
-    "INCARNATION",
     "MANIFEST",
     "CheckpointInfo",
     "FolderLock",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from adamserve.errors import BadSequence, InvalidArgument, NotFinite
+from adamserve.errors import InvalidArgument, NotFinite
 from adamserve.values import GRADIENT_DTYPES, Array, Gradient, SparseRows, TensorSpec
 
 
@@ -58,12 +58,6 @@ def not_finite(tensor: str) -> NotFinite:
         field=tensor,
         fix="skip this batch, clip the gradient, or send float32",
     )
-
-
-def check_seq(seq: int) -> None:
-    """Raise BadSequence if a push's number is below 1."""
-    if not seq >= 1:
-        raise BadSequence(f"must be at least 1, got {seq}", field="seq", fix="count pushes from 1")
 
 
 def check_rates(lr: float | None, rates: Mapping[str, float]) -> None:

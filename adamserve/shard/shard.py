@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from adamserve import optim
 from adamserve.errors import BadSequence, InvalidArgument, LimitExceeded
-from adamserve.shard.checks import check_rates, check_seq, check_value
+from adamserve.shard.checks import check_rates, check_value
 from adamserve.shard.consistency import Consistency, Decision, Verdict, admit
 from adamserve.shard.durations import APPLY_BUCKETS, PUSH_BUCKETS, QUEUE_BUCKETS, Stopwatch
 from adamserve.shard.events import Events
@@ -33,9 +33,6 @@ from adamserve.values import (
     ShardState,
     Stamp,
 )
-
-WAITING_BYTES = 4 << 30
-"""Bytes of gradients that may wait for a round to end, where nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class Shard:
         tensor_rules: Mapping[str, optim.Rule] | None = None,
         exact: bool = True,
         device: str = "cpu",
-        waiting_bytes: int = WAITING_BYTES,
+        waiting_bytes: int = 4 << 30,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -121,7 +118,8 @@ class Shard:
             InvalidArgument: a gradient is not as `gradients.load` wants it, or a rate not as `check_rates` does.
             BadSequence: seq is below 1.
         """
-        check_seq(push.seq)
+        if not push.seq >= 1:
+            raise BadSequence(f"must be at least 1, got {push.seq}", field="seq", fix="count pushes from 1")
         for name in push.rates:
             self.partition.spec(name)
         check_rates(push.lr, {**_rates(push.constants), **push.rates})

@@ -305,14 +305,13 @@ class Store:
         point = self.point(training=True)
         compensated: dict[str, Loaded] = {}
         for name, gradient in gradients.items():
-            span, spec = self.span(name)
+            span, width = self.spans[name], self._partition.specs[name].width
             dtype, at = self._layout[name]
             now, then = (flat[dtype][at : at + span.numel] for flat in (point, pulled))
             if isinstance(gradient, RowGradient):
-                own = torch.from_numpy(gradient.rows - sparse.rows_of(span, spec.width)[0]).to(self.device)
-                now, then = (whole.view(-1, spec.width)[own] for whole in (now, then))
-                values = corrected(gradient.values, now - then, weight)
-                compensated[name] = RowGradient(gradient.rows, values)
+                own = torch.from_numpy(gradient.rows - sparse.rows_of(span, width)[0]).to(self.device)
+                drift = now.view(-1, width)[own] - then.view(-1, width)[own]
+                compensated[name] = RowGradient(gradient.rows, corrected(gradient.values, drift, weight))
             else:
                 compensated[name] = corrected(gradient, now - then, weight)
         return compensated

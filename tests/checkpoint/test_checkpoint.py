@@ -253,10 +253,10 @@ def test_a_file_that_the_disk_does_not_give_back_is_passed_over(
 
 def test_incarnations_grow_whatever_is_known(tmp_path: Path) -> None:
     assert [checkpoint.new_incarnation(tmp_path, known) for known in (2, 2, 9, 3)] == [2, 3, 9, 10]
-    (tmp_path / checkpoint.INCARNATION).write_text("nine")
+    (tmp_path / folder_module.INCARNATION).write_text("nine")
     with pytest.raises(CheckpointError, match="largest incarnation") as caught:
         checkpoint.new_incarnation(tmp_path, 2)
-    assert caught.value.field == str(tmp_path / checkpoint.INCARNATION)
+    assert caught.value.field == str(tmp_path / folder_module.INCARNATION)
     with pytest.raises(CheckpointError, match="cannot be written"):
         checkpoint.new_incarnation(tmp_path / "absent", 2)
 
