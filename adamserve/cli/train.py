@@ -185,7 +185,9 @@ def _given(context: typer.Context, *names: str) -> dict[str, Any]:
 
 @contextmanager
 def _stopping() -> Iterator[threading.Event]:
-    """Ctrl-C (or SIGTERM) once ends the run cleanly, with a checkpoint; a second time ends it at once."""
+    """Ctrl-C (or SIGTERM, or SIGHUP) once ends the run cleanly, with a checkpoint; a second time ends it at once."""
+    from adamserve.cluster.ray_runtime import heeded
+
     stop = threading.Event()
 
     def ask(signum: int, frame: object) -> None:
@@ -194,7 +196,7 @@ def _stopping() -> Iterator[threading.Event]:
         stop.set()
         log.info("stopping after the steps under way; once more to stop at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in heeded()}
     try:
         yield stop
     finally:

@@ -19,10 +19,15 @@ NAMESPACE = "adamserve"
 """Ray namespace of every named actor."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""They end a process in its own way; one that it ignores, as nohup has it ignore SIGHUP, is left ignored."""
+"""They end a process in its own way."""
 
 PROBE_S = 5.0
 """How long a cluster's address may take to accept a connection."""
+
+
+def heeded() -> list[signal.Signals]:
+    """Those that end this process: SIGHUP is left out where nohup has it ignored."""
+    return [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from adamserve import checkpoint
 from adamserve.cluster.config import ServiceConfig
-from adamserve.cluster.ray_runtime import SIGNALS, connected, node_address, same_signals
+from adamserve.cluster.ray_runtime import connected, heeded, node_address, same_signals
 from adamserve.cluster.running import RunningService, StartService
 from adamserve.cluster.service import Service
 from adamserve.edge.security import Security, check_bind
@@ -107,9 +107,8 @@ def run(config: ServeConfig, on_ready: Callable[[Ready], None]) -> None:
         set_up(config.log)
     # While Ray starts, Ctrl-C still ends the process at once.
     with connected(config.address), same_signals():
-        for number in SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, lambda *_: stopping.set())
+        for number in heeded():
+            signal.signal(number, lambda *_: stopping.set())
         with serving(config) as (ready, observe):
             on_ready(ready)
             log.info("ready", extra=fields(target=ready.target, tls=ready.tls, token=ready.token))

@@ -58,7 +58,7 @@ def test_create_is_idempotent_and_refuses_another_rule(connect: Connect) -> None
     assert client.create(zeros(), rule) is True
     assert client.create(ones(), rule) is False
     assert float(client.pull()[0]["w"].sum()) == 0.0
-    with pytest.raises(Conflict, match="another configuration"):
+    with pytest.raises(Conflict, match=r"another configuration: rule: lr is 0.001, not 0.01"):
         client.create(zeros(), optim.Adam(lr=1e-2))
     with pytest.raises(Conflict, match="another configuration"):
         client.create({"w": np.zeros(3, np.float32)}, rule)

@@ -18,12 +18,20 @@ Start = Callable[..., testing.Service]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts services over one folder for checkpoints; all of them are stopped at the end."""
+    """Starts services over one folder for checkpoints, each in the place of the one before, which ends at once."""
     with ExitStack() as stack:
+        owners: list[testing.Service] = []
 
         def begin(**options: Any) -> testing.Service:
             options.setdefault("checkpoint_dir", tmp_path)
-            return stack.enter_context(testing.Service(**options))
+            if options["checkpoint_dir"] is not None:
+                for owner in owners:
+                    owner.stop()
+                owners.clear()
+            service = stack.enter_context(testing.Service(**options))
+            if options["checkpoint_dir"] is not None:
+                owners.append(service)
+            return service
 
         yield begin
 

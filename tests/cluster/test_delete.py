@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from adamserve import checkpoint
+from adamserve.checkpoint.lock import LOCK
 from adamserve.cli import main
 from adamserve.cluster import trash
 from adamserve.errors import CheckpointError, InvalidArgument, NotFound, Unavailable
@@ -18,7 +19,7 @@ from tests.conftest import Refused
 
 
 def entries(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK) if folder.is_dir() else []
 
 
 @pytest.mark.parametrize("purge", [False, True], ids=["kept", "purged"])

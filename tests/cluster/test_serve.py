@@ -153,7 +153,7 @@ def test_the_node_example_has_the_python_client_s_bits(served: Served, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
+    "how", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGHUP", "SIGINT"]
 )
 def test_it_drains_and_takes_its_jobs_up_again(
     serve: Callable[..., Served], tmp_path: Path, how: int
