@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import grpc
@@ -10,7 +12,7 @@ import grpc
 from adamserve.client import endpoints
 from adamserve.client.endpoints import proxy_of
 from adamserve.errors import InvalidArgument
-from adamserve.wire.frames import PREFACE, client_tls
+from adamserve.wire.frames import PREFACE, client_tls, local_name, open_local, peer_of
 
 TRANSPORTS = ("auto", "direct", "grpc")
 
@@ -71,13 +73,19 @@ class Credentials:
             OSError: it cannot be made.
         """
         host, port = endpoints.split(endpoint, "endpoint")
-        connected = socket.create_connection((host, port), min(CONNECT_S, timeout_s))
+        timeout_s = min(CONNECT_S, timeout_s)
+        local = _local(endpoint, timeout_s) if not self.ca else None
+        connected = local or socket.create_connection((host, port), timeout_s)
         try:
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if local is None:
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.ca:
                 tls = client_tls(self.ca, self.cert, self.key)
                 connected = tls.wrap_socket(connected, server_hostname=self.server_name or host)
-            connected.sendall(PREFACE)
+            with suppress(
+                *([] if local is None else [ConnectionError])
+            ):  # of a full shard, as the call will find
+                connected.sendall(PREFACE)
         except BaseException:
             connected.close()
             raise
@@ -92,3 +100,19 @@ class Credentials:
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """`authorization` as gRPC takes it."""
         return (("authorization", self.authorization),) if self.token else ()
+
+
+def _local(endpoint: str, timeout_s: float) -> socket.socket | None:
+    """A Unix socket to an endpoint of this machine; None where there is none, or another user has made it."""
+    local = open_local()
+    if local is None:
+        return None
+    local.settimeout(timeout_s)
+    try:
+        local.connect(local_name(endpoint))
+        if peer_of(local)[1] in (0, os.getuid()):
+            return local
+    except OSError:
+        pass
+    local.close()
+    return None

@@ -18,7 +18,17 @@ from adamserve.observe.rpc_counts import Calls
 from adamserve.v1 import direct_pb2
 from adamserve.values import Deadline
 from adamserve.wire import status
-from adamserve.wire.frames import CALL, END, MESSAGE, STATUS, Frames, server_tls
+from adamserve.wire.frames import (
+    CALL,
+    END,
+    MESSAGE,
+    STATUS,
+    Frames,
+    local_name,
+    open_local,
+    peer_of,
+    server_tls,
+)
 
 log = logging.getLogger("adamserve.rpc")
 
@@ -79,50 +89,67 @@ class DirectEndpoint:
         self._busy: dict[socket.socket, bool] = {}
         """The connections, and whether a call is under way on them."""
         self._draining = False
-        self._server: socket.socket
+        self._servers: list[socket.socket] = []
 
     def listen(self, host: str, port: int) -> None:
         """Bind a port (0: any free one) and take connections; Unavailable where it cannot be bound."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._server = socket.create_server(
+            server = socket.create_server(
                 (host, port), family=family, backlog=self._limits.streams, dualstack_ipv6=host == "::"
             )
         except OSError as error:
             raise Unavailable(f"cannot listen on {host}: {error}", field="host") from None
-        self.address = host_port(host, self._server.getsockname()[1])
-        threading.Thread(target=self._accept, name="adamserve-direct", daemon=True).start()
+        self.address = host_port(host, server.getsockname()[1])
+        self._servers = [server]
+        local = open_local() if self._tls is None else None
+        if local is not None:
+            try:
+                local.bind(local_name(self.address))
+                local.listen(self._limits.streams)
+                self._servers.append(local)
+            except OSError as error:
+                log.debug("clients of this machine come over loopback: %s", error)
+                local.close()
+        for server in self._servers:
+            accept = threading.Thread(
+                target=self._accept, args=(server,), name="adamserve-direct", daemon=True
+            )
+            accept.start()
 
     def drain(self, grace_s: float) -> None:
         """Take no new calls, let the running ones end within `grace_s` seconds, and stop."""
         with self._changed:
             self._draining = True
-            _cut(self._server)
+            for server in self._servers:
+                _cut(server)
             for connected, busy in self._busy.items():
                 if not busy:
                     _cut(connected)
             self._changed.wait_for(lambda: not any(self._busy.values()), grace_s)
             for connected in self._busy:
                 _cut(connected)
-        self._server.close()
+        for server in self._servers:
+            server.close()
 
-    def _accept(self) -> None:
+    def _accept(self, server: socket.socket) -> None:
         while True:
             try:
-                connected, address = self._server.accept()
+                connected, address = server.accept()
+                local = server.family == socket.AF_UNIX
+                caller = f"process {peer_of(connected)[0]}" if local else f"{address[0]}:{address[1]}"
             except OSError as error:
                 with self._changed:
                     if self._changed.wait_for(lambda: self._draining, PAUSE_S):
                         return
                 log.warning("cannot take a connection: %s", error)
                 continue
-            caller = f"{address[0]}:{address[1]}"
             with self._changed:
                 full = self._draining or len(self._busy) >= self._limits.streams
                 if not full:
                     self._busy[connected] = False
             if full:
-                log.warning("refused a connection from %s: %d are open", address[0], self._limits.streams)
+                log.warning("refused a connection from %s: %d are open", caller, self._limits.streams)
                 connected.close()
                 continue
             try:
@@ -142,7 +169,8 @@ class DirectEndpoint:
         greeting.daemon = True
         greeting.start()
         try:
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if connected.family != socket.AF_UNIX:
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls:
                 plain = connected
                 # TLS takes the descriptor over into a socket of its own.

@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import struct
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +28,34 @@ _BUFFER_BYTES = 1 << 16
 
 _PIECES = 512
 """Pieces that one system call takes; the least that Linux allows is 1024."""
+
+
+LOCAL_BYTES = 4 << 20
+"""What a Unix socket may hold; the system may allow less."""
+
+
+def local_name(address: str) -> str:
+    """The name of the Unix socket beside a bare endpoint, for clients of its machine: twice as fast as loopback.
+
+    It is in Linux's abstract namespace: no file is left behind, and no other network namespace sees it.
+    """
+    return f"\0adamserve/{address}"
+
+
+def open_local() -> socket.socket | None:
+    """A Unix socket to bind or connect to a `local_name`; None where the system has no such names."""
+    if sys.platform != "linux":
+        return None
+    local = socket.socket(socket.AF_UNIX)
+    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        local.setsockopt(socket.SOL_SOCKET, buffer, LOCAL_BYTES)
+    return local
+
+
+def peer_of(local: socket.socket) -> tuple[int, int]:
+    """The process at the other end of a Unix socket, and its user."""
+    process, user, _ = struct.unpack("3i", local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return process, user
 
 
 class Frames:
