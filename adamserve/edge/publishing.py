@@ -16,8 +16,8 @@ class EncodedPublisher:
     def __init__(self) -> None:
         self._buffers = Buffers()
 
-    def room(self, items: int) -> Array:
-        return self._buffers.take(items, "<u2")
+    def room(self, encoding: str, items: int) -> Array:
+        return self._buffers.take(items, codec.ENCODINGS[encoding].item)
 
     def copy(self, arrays: Mapping[str, Array], encoding: str) -> Mapping[str, Array]:
         return {

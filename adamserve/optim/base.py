@@ -123,7 +123,7 @@ class Rule(ABC):
         *,
         lr: float | None = None,
         lr_scale: float = 1.0,
-        bfloat16: Tensor | None = None,
+        copy: Tensor | None = None,
     ) -> None:
         """Update `w` and `slots` in place with one gradient.
 
@@ -139,15 +139,15 @@ class Rule(ABC):
             t: number of this update, from 1.
             lr: rate for this update instead of the rule's; decay and schedule apply to it as well.
             lr_scale: factor on the rate, after the schedule (for example for staleness).
-            bfloat16: for a float32 `w`, a bfloat16 tensor of its shape and device. It receives the point at which the
-                next gradient is to be taken, rounded to nearest even. It costs no second pass over `w`.
+            copy: a tensor of w's shape, dtype and device, or for a float32 `w` a bfloat16 one. It receives the point at
+                which the next gradient is to be taken, rounded to nearest even. It costs no second pass over `w`.
 
         Raises:
             InvalidArgument: the type, shape, dtype, device or range of an argument is wrong; names it.
         """
         from adamserve.optim.engine import apply
 
-        apply.step_(self, w, g, slots, t, lr, lr_scale, bfloat16)
+        apply.step_(self, w, g, slots, t, lr, lr_scale, copy)
 
     def lookahead(self, w: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         """Return the point at which the next gradient is to be taken.
@@ -208,11 +208,11 @@ class Rule(ABC):
             w = op.where(w > c["hi"], c["hi"], w)
         return {"w": w, **new}
 
-    def _step_with_copy(self, op: Ops, x: Values, c: Values) -> dict[str, Value]:
-        """Do `_step`, and return the point at which the next gradient is to be taken as well."""
+    def _step_with_copy(self, name: str, op: Ops, x: Values, c: Values) -> dict[str, Value]:
+        """Do `_step`, and return the point at which the next gradient is to be taken as well, by this name."""
         new = self._step(op, x, c)
         stored = {name: flush(op, value) for name, value in new.items()} if self.has_lookahead else new
-        return {**new, "bfloat16": self._point(stored["w"], stored, c)}
+        return {**new, name: self._point(stored["w"], stored, c)}
 
     def _coast(self, op: Ops, s: Values, c: Values) -> tuple[Value, dict[str, Value]]:
         """Do `_update` with a zero gradient. A slot on which no move of w depends may be left out: it only fades."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
@@ -40,8 +41,8 @@ GLANCE_S = 0.02
 class Publisher(Protocol):
     """Makes the copy of a shard's parameters that all pullers of a clock share."""
 
-    def room(self, items: int) -> Array:
-        """Memory for so many uint16, for an update to write its bfloat16 copy to."""
+    def room(self, encoding: str, items: int) -> Array:
+        """Memory for so many elements, for an update to write its copy to; bfloat16 has the bits in uint16."""
 
     def copy(self, arrays: Mapping[str, Array], encoding: str) -> Mapping[str, Array]:
         """Copy flat arrays by dtype, float32 ones in an encoding; bfloat16 has the bits in uint16."""
@@ -79,7 +80,7 @@ class ShardHost:
             InvalidArgument, NotFound, BadSequence: as `Shard.check` and `Shard.offer`; nothing changed.
             Unavailable: a turn did not come in time. Send the same push again: if it was applied, its receipt says so.
         """
-        copied = pull.encoding == "bfloat16" and not pull.rows
+        copied = pull.encoding if pull.encoding in ("float32", "bfloat16") and not pull.rows else ""
         return self._apply(
             push, deadline, lambda receipt: (receipt, self._read(pull, deadline)), copied=copied
         )
@@ -173,10 +174,10 @@ class ShardHost:
         return self._looked(statistics)
 
     def _apply(
-        self, push: Push, deadline: Deadline, then: Callable[[Receipt], Result], *, copied: bool = False
+        self, push: Push, deadline: Deadline, then: Callable[[Receipt], Result], *, copied: str = ""
     ) -> Result:
         """Offer a push until it is decided, publish the copy that its update wrote, and answer with `then`."""
-        shard, room = self._shard, self._publisher.room if copied else None
+        shard, room = self._shard, partial(self._publisher.room, copied) if copied else None
         began = time.perf_counter()
         with self.refusing(push.pusher):
             checked = shard.check(push, copied=copied)
@@ -190,9 +191,9 @@ class ShardHost:
                     queued += self._await_round(push, answer, deadline)
                     receipt = shard.ledger[push.pusher].receipts.get(push.seq)
                     answer = Decided(receipt) if receipt is not None else shard.offer(checked, room)
-            if answer.bfloat16 is not None:
-                key = ("bfloat16", shard.rule.has_lookahead)
-                self._published[key] = Parameters(shard.stamp, {"float32": answer.bfloat16})
+            if answer.copy is not None:
+                key = (copied, shard.rule.has_lookahead)
+                self._published[key] = Parameters(shard.stamp, {"float32": answer.copy})
             self._changed.notify_all()
             shard.queue_seconds.add(queued)
             shard.push_seconds.add(time.perf_counter() - began)

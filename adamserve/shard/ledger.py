@@ -21,7 +21,7 @@ class Decided:
     """The answer to a push that is decided, and the copy that its update wrote along the way, as `Store.step` says."""
 
     receipt: Receipt
-    bfloat16: Array | None = None
+    copy: Array | None = None
 
 
 @dataclass(slots=True)

@@ -106,12 +106,12 @@ class Shard:
 
     # ---- pushes
 
-    def check(self, push: Push, *, copied: bool = False) -> CheckedPush:
+    def check(self, push: Push, *, copied: str = "") -> CheckedPush:
         """Check everything about a push that does not depend on clocks. Thread-safe; changes nothing.
 
         Args:
             push: what arrived.
-            copied: `offer` will be asked for a bfloat16 copy.
+            copied: the encoding of the copy that `offer` will be asked for; "" for none.
 
         Raises:
             NotFound: a tensor is not this shard's.
@@ -142,7 +142,7 @@ class Shard:
 
         Args:
             checked: the push.
-            room: asks for a bfloat16 copy of the new parameters, as for `Store.step`.
+            room: asks for a copy of the new parameters, as for `Store.step`.
 
         Returns:
             What was decided; or a decision with verdict WAIT and its reason.

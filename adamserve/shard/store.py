@@ -26,7 +26,7 @@ RULES_KEPT = 4096
 """Rules with changed constants that a shard remembers."""
 
 Room = Callable[[int], Array]
-"""Makes memory for so many uint16."""
+"""Makes memory for so many elements: float32, or the bits of bfloat16 as uint16."""
 
 Point = Mapping[str, torch.Tensor]
 """Parameters as one flat tensor a dtype."""
@@ -113,8 +113,8 @@ class Store:
         slots = (slot for slots in self._slots.values() for slot in slots.values())
         self.state_bytes = self.parameter_bytes + sum(slot.nbytes for slot in slots)
         self.probe = Probe(self.spans.values(), self._view)
-        self._prepared = {(torch.float32, False)}
-        """Kernels made for float32 parameters: the gradients' dtype, and whether with a bfloat16 copy."""
+        self._prepared = {(torch.float32, "")}
+        """Kernels made for float32 parameters: the gradients' dtype, and that of a copy."""
         self.kernels = [
             optim.prepare(rule, getattr(torch, dtype), device=self.device.type) for dtype in self._w
         ]
@@ -134,15 +134,16 @@ class Store:
             )
         return self.spans[name], spec
 
-    def prepare(self, gradients: Mapping[str, Loaded], *, copied: bool) -> None:
+    def prepare(self, gradients: Mapping[str, Loaded], *, copied: str) -> None:
         """Make the kernels that these gradients need now, rather than while others wait for the writer."""
         dtypes = {g.dtype for g in gradients.values() if not isinstance(g, RowGradient)} - {torch.float64}
         if copied and dtypes:
             dtypes.add(torch.float32)  # a mean's
+        copy = getattr(torch, copied) if copied else None
         for dtype in dtypes:
             if (dtype, copied) not in self._prepared:
                 for rule in set(self._own_rules.values()):
-                    optim.prepare(rule, torch.float32, [dtype], self.device, bfloat16=copied)
+                    optim.prepare(rule, torch.float32, [dtype], self.device, copy=copy)
                 self._prepared.add((dtype, copied))
 
     # ---- reading
@@ -221,10 +222,10 @@ class Store:
             gradients: by tensor.
             constants: by tensor, those in place of its rule's own.
             lr_scale: factor of every rate.
-            room: asks for a copy of the new parameters in bfloat16, in memory from it.
+            room: asks for a copy of the new parameters, in memory from it: float32, or bfloat16 as uint16.
 
         Returns:
-            The bits of that copy, laid out as the buffer is, of the point where gradients are to be taken. None where
+            That copy, laid out as the buffer is, of the point where gradients are to be taken. None where
             it was not asked for, or would take a pass of its own: not on the CPU, or not all was float32 and dense.
         """
         if self.probe.wanted:
@@ -233,7 +234,7 @@ class Store:
             ]
             self.probe.begin(gradients, behind)
         bits = None if room is None or not self._writes_all(gradients) else room(self.parameter_bytes // 4)
-        copy = None if bits is None else torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+        copy = None if bits is None else _tensor(bits)
         for name, gradient in gradients.items():
             self._use(name, constants[name])
             lr, first = constants[name].get("lr"), self.spans[name].start
@@ -249,7 +250,7 @@ class Store:
                     part = gradient[piece.span.start - first : piece.span.stop - first]
                     at, t = piece.w.storage_offset(), piece.updates + 1
                     beside = None if copy is None else copy[at : at + len(part)]
-                    piece.rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=lr_scale, bfloat16=beside)
+                    piece.rule.step_(piece.w, part, piece.slots, t, lr=lr, lr_scale=lr_scale, copy=beside)
                     self.probe.ran(piece.rule, t, lr, lr_scale)
                 piece.updates += 1
         self.probe.end()
@@ -378,3 +379,10 @@ class Store:
                 views = {slot: buffer[own] for slot, buffer in slots.items()}
                 piece = _Piece(Span(name, cut.start, cut.stop), rule, cut.updates, w[own], views)
                 self._pieces[name].append(piece)
+
+
+def _tensor(copy: Array) -> torch.Tensor:
+    """What an update writes a copy to."""
+    if copy.dtype == np.uint16:
+        return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(copy)

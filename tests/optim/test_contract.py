@@ -122,20 +122,21 @@ def test_a_half_gradient_is_read_as_the_same_number(rule: optim.Rule, half: torc
 
 
 @every_rule
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("executor", ["compiled", "eager"])
-def test_a_bfloat16_copy_is_the_next_gradients_point_rounded(
-    rule: optim.Rule, executor: str, request: pytest.FixtureRequest
+def test_a_copy_is_the_next_gradients_point_rounded(
+    rule: optim.Rule, executor: str, dtype: torch.dtype, request: pytest.FixtureRequest
 ) -> None:
     if executor == "eager":
         request.getfixturevalue("eager")
-    assert optim.prepare(rule, torch.float32, bfloat16=True).executor == executor
+    assert optim.prepare(rule, torch.float32, copy=dtype).executor == executor
     given = gradients(70_001, 3)
     w = torch.linspace(-1, 1, 70_001)
-    slots, copy = rule.init(w), torch.empty(70_001, dtype=torch.bfloat16)
+    slots, copy = rule.init(w), torch.empty(70_001, dtype=dtype)
     for t, g in enumerate(given, start=1):
-        rule.step_(w, g, slots, t, bfloat16=copy)
+        rule.step_(w, g, slots, t, copy=copy)
     assert bits({"w": w, **slots}) == bits(run(rule, given))
-    assert copy.view(torch.int16).equal(rule.lookahead(w, slots).bfloat16().view(torch.int16))
+    assert copy.view(torch.int16).equal(rule.lookahead(w, slots).to(dtype).view(torch.int16))
 
 
 def test_a_bfloat16_copy_rounds_every_kind_of_number() -> None:
@@ -145,7 +146,7 @@ def test_a_bfloat16_copy_rounds_every_kind_of_number() -> None:
     w = torch.zeros(len(words))
     copy = torch.empty(len(words), dtype=torch.bfloat16)
     g = torch.from_numpy(np.array(words, np.uint32).view(np.float32))
-    optim.SGD(lr=1.0, momentum=0.0).step_(w, -g, {}, 1, bfloat16=copy)
+    optim.SGD(lr=1.0, momentum=0.0).step_(w, -g, {}, 1, copy=copy)
     got = copy.view(torch.int16).numpy().view(np.uint16).tolist()
     assert got == [0x3F80, 0x3F82, 0x3F81, 0x3F80, 0x7F80, 0x7F7F, 0x7F80, 0x7FC0,
                    0x7FC0, 0x0080, 0x0000, 0x4049]  # fmt: skip
@@ -231,9 +232,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("NaN rate", {"lr": float("nan")}, "lr"),
     ("negative rate", {"lr": -1.0}, "lr"),
     ("infinite scale", {"lr_scale": float("inf")}, "lr_scale"),
-    ("copy of another shape", {"bfloat16": torch.ones(4, dtype=torch.bfloat16)}, "bfloat16"),
-    ("copy of another dtype", {"bfloat16": torch.ones(3, dtype=torch.float16)}, "bfloat16"),
-    ("copy that shares memory", {"bfloat16": torch.ones(1, dtype=torch.bfloat16).expand(3)}, "bfloat16"),
+    ("copy of another shape", {"copy": torch.ones(4, dtype=torch.bfloat16)}, "copy"),
+    ("copy of another dtype", {"copy": torch.ones(3, dtype=torch.float16)}, "copy"),
+    ("copy that shares memory", {"copy": torch.ones(1, dtype=torch.bfloat16).expand(3)}, "copy"),
     ("missing slot", {"slots": {"m": torch.zeros(3)}}, "slots"),
 ]
 
@@ -243,7 +244,7 @@ def test_a_bad_argument_is_named_and_nothing_changes(arguments: dict[str, Any], 
     rule = optim.Adam()
     w = torch.ones(3)
     call: dict[str, Any] = {"g": torch.ones(3), "slots": rule.init(w), "t": 1, **arguments}
-    options = {name: call[name] for name in ("lr", "lr_scale", "bfloat16") if name in call}
+    options = {name: call[name] for name in ("lr", "lr_scale", "copy") if name in call}
     with pytest.raises(InvalidArgument) as caught:
         rule.step_(w, call["g"], call["slots"], call["t"], **options)
     assert caught.value.field.startswith(field)

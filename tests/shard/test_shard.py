@@ -149,9 +149,9 @@ def test_an_update_fills_a_narrow_copy_where_it_writes_everything() -> None:
         }
 
     def pushed(shard: Shard, seq: int, gradients: Mapping[str, Gradient], pusher: str = "a") -> Array | None:
-        checked = shard.check(Push(pusher, seq, shard.stamp, gradients), copied=True)
+        checked = shard.check(Push(pusher, seq, shard.stamp, gradients), copied="bfloat16")
         answer = shard.offer(checked, lambda size: np.full(size, 0x7FC0, "<u2"))
-        return None if isinstance(answer, Decision) else answer.bfloat16
+        return None if isinstance(answer, Decision) else answer.copy
 
     def expected(shard: Shard) -> Array:
         read = torch.from_numpy(shard.read(training=True)["float32"])

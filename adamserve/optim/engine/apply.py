@@ -36,7 +36,7 @@ def step_(
     t: int,
     lr: float | None,
     lr_scale: float,
-    bfloat16: Tensor | None,
+    copy: Tensor | None,
 ) -> None:
     """See `Rule.step_`."""
     _check_parameter(w)
@@ -51,14 +51,14 @@ def step_(
             raise InvalidArgument(f"must be a finite number >= 0, got {x!r}", field=field)
     arrays = [w, g, *ordered]
     changed = {0: "w"} | dict.fromkeys(range(2, len(arrays)), "slots")
-    if bfloat16 is not None:
-        if w.dtype is not torch.float32 or getattr(bfloat16, "dtype", None) is not torch.bfloat16:
-            raise InvalidArgument("must be a bfloat16 tensor, for a float32 parameter", field="bfloat16")
-        _check_like(w, bfloat16, "bfloat16", _HALVES)
-        changed[len(arrays)] = "bfloat16"
-        arrays.append(bfloat16)
+    kind: Kind = "step"
+    if copy is not None:
+        _check_like(w, copy, "copy", (torch.bfloat16,) if w.dtype is torch.float32 else ())
+        kind = "copied" if copy.dtype is w.dtype else "bfloat16"
+        changed[len(arrays)] = "copy"
+        arrays.append(copy)
     constants = list(rule._all_constants(t, rule.rate(t, lr) * lr_scale).values())
-    step = kernel(rule, "step" if bfloat16 is None else "bfloat16", w.dtype, g.dtype, w.device)
+    step = kernel(rule, kind, w.dtype, g.dtype, w.device)
     _apply(step.launch, arrays, constants, changed)
     if w.requires_grad:
         torch.autograd.graph.increment_version(w)
@@ -82,14 +82,14 @@ def prepare(
     grad_dtypes: Iterable[torch.dtype] = (),
     device: torch.device | str = "cpu",
     *,
-    bfloat16: bool = False,
+    copy: torch.dtype | None = None,
 ) -> KernelInfo:
     """Make a rule's kernels ready before the first push, so that it does not wait for a compiler.
 
     Args:
         rule, dtype, device: of the parameters.
         grad_dtypes: the gradients' dtypes; empty means `dtype`.
-        bfloat16: `step_` will be asked for a copy in bfloat16.
+        copy: dtype of the copy that `step_` will be asked for; None for none.
 
     Returns:
         The executor, what was lost if it is not the best one, and whether the cache had it all.
@@ -109,7 +109,7 @@ def prepare(
             raise InvalidArgument(
                 f"must be {dtype}, bfloat16 or float16, got {gradient}", field="grad_dtypes"
             )
-    kind: Kind = "bfloat16" if bfloat16 else "step"
+    kind: Kind = "step" if copy is None else "copied" if copy is dtype else "bfloat16"
     infos = [kernel(rule, kind, dtype, gradient, where).info for gradient in gradients]
     if rule.has_lookahead:
         infos.append(kernel(rule, "look", dtype, dtype, where).info)

@@ -11,8 +11,8 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from typing import Literal
+from functools import cache, lru_cache, partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class Kernel:
     info: KernelInfo
 
 
-Kind = Literal["step", "bfloat16", "look", "coast"]
+Kind = Literal["step", "copied", "bfloat16", "look", "coast"]
 _libraries: dict[str, build.Built] = {}
 _lock = threading.Lock()
 
@@ -76,14 +76,16 @@ def forget() -> None:
 
 
 def program(rule: Rule, kind: Kind, real_name: str) -> Program:
-    """Trace a rule's step (also one that writes a bfloat16 copy), its step without a gradient, or its look-ahead."""
+    """Trace a rule's step (also one that writes a copy), its step without a gradient, or its look-ahead."""
     slots = rule.slot_names
-    function, arrays = {
+    kinds: Mapping[Kind, tuple[Any, tuple[str, ...]]] = {
         "step": (rule._step, ("w", "g", *slots)),
-        "bfloat16": (rule._step_with_copy, ("w", "g", *slots, "bfloat16")),
+        "copied": (partial(rule._step_with_copy, "copied"), ("w", "g", *slots, "copied")),
+        "bfloat16": (partial(rule._step_with_copy, "bfloat16"), ("w", "g", *slots, "bfloat16")),
         "coast": (rule._step, ("w", *slots)),
         "look": (lambda op, x, c: {"out": rule._point(x["w"], x, c)}, ("w", *slots, "out")),
-    }[kind]
+    }
+    function, arrays = kinds[kind]
     return trace(function, REALS[real_name], arrays, tuple(rule._all_constants(1, rule.lr)))
 
 
