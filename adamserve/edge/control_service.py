@@ -181,11 +181,15 @@ class ControlCalls:
             name=spec.name,
             tensors=tuple(tensors),
             rule=optim.to_dict(rule),
-            consistency=consistency.to_dict(consistency.parse(spec.consistency or "async")),
+            consistency=consistency.to_dict(_mode(spec)),
             tensor_rules={name: optim.to_dict(other) for name, other in sorted(others.items())},
             sparse=spec.sparse or "exact",
             checkpoint_every_s=spec.checkpoint_every_s or CHECKPOINT_EVERY_S,
         )
+
+
+ASYNC = ("max_staleness", "staleness_lr", "delay_compensation")
+"""Options of the mode "async"."""
 
 
 def _json(text: str, field: str) -> Mapping[str, Any]:
@@ -207,4 +211,17 @@ def _job_spec(config: JobConfig) -> control_pb2.JobSpec:
         consistency=str(consistency.from_dict(config.consistency)),
         checkpoint_every_s=config.checkpoint_every_s or 0.0,
         sparse=config.sparse,
+        **{
+            name: value
+            for name in ASYNC
+            if (value := config.consistency.get(name)) not in (None, "none", 0.0)
+        },
     )
+
+
+def _mode(spec: control_pb2.JobSpec) -> consistency.Consistency:
+    """A job's consistency mode, with its options where they are set."""
+    options = {name: getattr(spec, name) for name in ASYNC[1:] if getattr(spec, name)}
+    if spec.HasField("max_staleness"):
+        options["max_staleness"] = spec.max_staleness
+    return consistency.parse(spec.consistency or "async", **options)

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "tensors", "rule_json", "tensor_rules_json", "consistency", "checkpoint_every_s", "sparse")
+    __slots__ = ("name", "tensors", "rule_json", "tensor_rules_json", "consistency", "checkpoint_every_s", "sparse", "max_staleness", "staleness_lr", "delay_compensation")
     class TensorRulesJsonEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,9 @@ class JobSpec(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_EVERY_S_FIELD_NUMBER: _ClassVar[int]
     SPARSE_FIELD_NUMBER: _ClassVar[int]
+    MAX_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_LR_FIELD_NUMBER: _ClassVar[int]
+    DELAY_COMPENSATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     tensors: _containers.RepeatedCompositeFieldContainer[_types_pb2.TensorSpec]
     rule_json: str
@@ -30,7 +33,10 @@ class JobSpec(_message.Message):
     consistency: str
     checkpoint_every_s: float
     sparse: str
-    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., rule_json: _Optional[str] = ..., tensor_rules_json: _Optional[_Mapping[str, str]] = ..., consistency: _Optional[str] = ..., checkpoint_every_s: _Optional[float] = ..., sparse: _Optional[str] = ...) -> None: ...
+    max_staleness: int
+    staleness_lr: str
+    delay_compensation: float
+    def __init__(self, name: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., rule_json: _Optional[str] = ..., tensor_rules_json: _Optional[_Mapping[str, str]] = ..., consistency: _Optional[str] = ..., checkpoint_every_s: _Optional[float] = ..., sparse: _Optional[str] = ..., max_staleness: _Optional[int] = ..., staleness_lr: _Optional[str] = ..., delay_compensation: _Optional[float] = ...) -> None: ...
 
 class GetTopologyRequest(_message.Message):
     __slots__ = ("job",)
