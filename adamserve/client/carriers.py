@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
@@ -25,8 +25,17 @@ LONGEST_ANSWER = 8 << 20
 """Bytes of the longest message that a client takes."""
 
 
-class Carrier(Protocol):
-    """One way to a shard."""
+class GrpcCarrier:
+    """ShardService as gRPC knows it."""
+
+    def __init__(self, channel: Any, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
+        self._channel = channel
+        self._closed = False
+        self._metadata = metadata
+        self._push = channel.stream_unary(f"{SERVICE}/Push")
+        self._push_pull = channel.stream_stream(f"{SERVICE}/PushPull")
+        self._pull = channel.unary_stream(f"{SERVICE}/Pull")
+        self._one = {name: channel.unary_unary(f"{SERVICE}/{name}") for name in ("Push", "Join", "Leave")}
 
     def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
         """Make one call of ShardService; thread-safe.
@@ -42,25 +51,6 @@ class Carrier(Protocol):
         Raises:
             AdamServeError: while the answers are taken. Unavailable: another try may help.
         """
-
-    def close(self) -> None:
-        """Disconnect; calls under way fail."""
-
-
-class GrpcCarrier:
-    """ShardService as gRPC knows it."""
-
-    def __init__(self, channel: Any, metadata: tuple[tuple[str, str | bytes], ...]) -> None:
-        self._channel = channel
-        self._closed = False
-        self._metadata = metadata
-        self._push = channel.stream_unary(f"{SERVICE}/Push")
-        self._push_pull = channel.stream_stream(f"{SERVICE}/PushPull")
-        self._pull = channel.unary_stream(f"{SERVICE}/Pull")
-        self._one = {name: channel.unary_unary(f"{SERVICE}/{name}") for name in ("Push", "Join", "Leave")}
-
-    def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
-        """As `Carrier.call`."""
         options = {"timeout": timeout_s, "metadata": self._metadata}
         try:
             yield from self._answers(method, map(b"".join, messages), options)
@@ -84,7 +74,7 @@ class GrpcCarrier:
             yield self._one[method](first, **options)
 
     def close(self) -> None:
-        """As `Carrier.close`."""
+        """Disconnect; calls under way fail."""
         self._closed = True
         self._channel.close()
 
@@ -109,7 +99,7 @@ class DirectCarrier:
         self._closed = False
 
     def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
-        """As `Carrier.call`. The connection is made, or found, at once.
+        """As `GrpcCarrier.call`. The connection is made, or found, at once.
 
         Raises:
             Unreachable: there is none.
@@ -124,7 +114,7 @@ class DirectCarrier:
         return self._exchange(frames, asked, messages, deadline, fresh=fresh)
 
     def close(self) -> None:
-        """As `Carrier.close`."""
+        """Disconnect; calls under way fail."""
         with self._lock:
             self._closed = True
             for frames in self._used:

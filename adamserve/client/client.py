@@ -8,7 +8,10 @@ shard keep their order.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from concurrent import futures
@@ -22,10 +25,10 @@ from adamserve.client.control_link import ControlLink
 from adamserve.client.credentials import Credentials
 from adamserve.client.destination import Target
 from adamserve.client.gradients import Gradients
-from adamserve.client.links import Pull
 from adamserve.client.pushes import OutgoingPush, Pushes, Terms
 from adamserve.client.reports import Reports
 from adamserve.client.session import Session
+from adamserve.client.wire_link import Member, Pull
 from adamserve.errors import NotFound, Unavailable
 from adamserve.observe.state import JobState
 from adamserve.shard.checks import check_rates
@@ -68,20 +71,10 @@ class Client:
                 empty for a new one.
             backoff: when a call that failed is made again.
         """
-        credentials, backoff = credentials or Credentials(), backoff or Backoff()
-        self._backoff = backoff
-        self._control = ControlLink(target, credentials, backoff, timeout_s)
-        self._session = Session(
-            self._control,
-            job,
-            pusher,
-            session=session,
-            kind=kind,
-            lease_s=lease_s,
-            credentials=credentials,
-            backoff=backoff,
-            timeout_s=timeout_s,
-        )
+        pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        member = Member(job, pusher, session or uuid.uuid4().hex, kind, lease_s)
+        self._control = ControlLink(target, credentials or Credentials(), backoff or Backoff(), timeout_s)
+        self._session = Session(self._control, member)
         self._gradients = Gradients(self._session, wire_dtype)
         self._pushes = Pushes(self._session, self._gradients, max_in_flight)
         self._reports = Reports(self._control, job, self.pusher)
@@ -329,7 +322,7 @@ class Client:
 
     def _opened(self, *, join: bool) -> Deadline:
         """The deadline of a call that begins now, once it is known where the shards are."""
-        deadline = self._session.deadline()
+        deadline = self._control.deadline()
         self._session.open(deadline)
         if join:
             self._pushes.join(deadline)
@@ -371,14 +364,14 @@ class Client:
         specs = [spec_of(name, array, tables) for name, array in arrays.items()]
         check_tables(specs, tables)
         return self._control.create(
-            self.job,
             specs,
             arrays,
             rule,
+            tensor_rules or {},
+            name=self.job,
             consistency=consistency,
-            tensor_rules=tensor_rules or {},
             sparse=sparse,
-            checkpoint_every_s=checkpoint_every_s,
+            checkpoint_every_s=checkpoint_every_s or 0.0,
         )
 
     def wait(self) -> None:
@@ -387,7 +380,7 @@ class Client:
         Raises:
             Unavailable: nobody has created it in time.
         """
-        tries = Tries(self._backoff, self._session.deadline())
+        tries = Tries(self._control.backoff, self._control.deadline())
         while True:
             try:
                 return self._session.open(tries.deadline)
@@ -412,7 +405,7 @@ class Client:
             NotFinite: a number is NaN or infinite; names it.
             AdamServeError: what an earlier report met.
         """
-        self._reports.add(loss, comparator_loss, numbers, self._session.deadline())
+        self._reports.add(loss, comparator_loss, numbers, self._control.deadline())
 
     def status(self) -> JobState:
         """How the job stands."""
@@ -421,7 +414,7 @@ class Client:
 
     def jobs(self) -> list[JobState]:
         """How this client's job stands; of one that was made with job "", every job that its token may see."""
-        self._reports.flush(self._session.deadline())
+        self._reports.flush(self._control.deadline())
         return self._control.status(self.job)
 
     def checkpoint(self) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from adamserve.client.gradients import Gradients, Prepared
-from adamserve.client.links import Aborted, Pull, PushAnswer
 from adamserve.client.session import Session
+from adamserve.client.wire_link import Aborted, Pull, PushAnswer
 from adamserve.errors import InvalidArgument, Unavailable
 from adamserve.shard import sparse
 from adamserve.shard.checks import check_rates
@@ -243,8 +243,8 @@ class Pushes:
         self._under_way.append(push)
         self._stream = None if push.committed else push
         *others, last = self.session.links
-        push.futures += [link.push(push, push.then, here=False) for link in others]
-        push.futures.append(last.push(push, push.then, here=here))
+        push.futures += [link.push(push, here=False) for link in others]
+        push.futures.append(last.push(push, here=here))
         return push
 
     def ended(self, push: OutgoingPush) -> None:

@@ -50,6 +50,16 @@ class Thread(Executor):
         self._queue.put(None)
 
 
+def do_here(work: Callable[..., Any], /, *args: Any) -> Future[Any]:
+    """Do a piece of work at once, in the caller's thread."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(work(*args))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
 def _run(queue: SimpleQueue[Work | None]) -> None:
     while (work := queue.get()) is not None:
         future, function, args, options = work

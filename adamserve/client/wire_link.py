@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from adamserve.client.backoff import Backoff, Tries
 from adamserve.client.carriers import DirectCarrier, Full, GrpcCarrier, Unreachable
+from adamserve.client.control_link import Place
 from adamserve.client.credentials import Credentials
-from adamserve.client.links import Aborted, Member, Place, Pull, PushAnswer, Recovery
-from adamserve.client.threads import Thread
-from adamserve.errors import AdamServeError, Unavailable
+from adamserve.client.destination import Target
+from adamserve.client.threads import Thread, do_here
+from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.v1 import shard_pb2, types_pb2
-from adamserve.values import Joined, Outcome, Receipt, SparseRows, Stamp
+from adamserve.values import Deadline, Joined, Outcome, PusherKind, Receipt, SparseRows, Stamp
 from adamserve.wire import chunks, codec
 from adamserve.wire.frames import Parts
 
@@ -37,26 +39,64 @@ OUTCOMES: Mapping[int, Outcome] = {
 Answers = Iterator[bytes | memoryview]
 
 
-class _Here(Executor):
-    """Runs what it is given at once, in the caller's thread."""
-
-    def submit(self, work: Any, /, *args: Any, **options: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(work(*args, **options))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+KINDS: tuple[PusherKind, ...] = ("worker", "trainer")
 
 
-HERE = _Here()
+class Aborted(Exception):
+    """A push was given up before its commit: no shard has counted it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Who a client is to the shards of its job; after `lease_s` seconds of silence they stop counting it."""
+
+    job: str
+    pusher: str
+    session: str
+    kind: PusherKind
+    lease_s: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InvalidArgument(f"{self.kind!r} is none", field="kind", fix=f"one of {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A pull, as `values.PullRequest`; every link writes its own shard's part into the target."""
+
+    target: Target
+    deadline: Deadline
+    encoding: str
+    training: bool = True
+    at_least: int = 0
+
+
+class PushAnswer(NamedTuple):
+    """A shard's answer to a push, and the stamp of what was pulled after it."""
+
+    receipt: Receipt
+    pulled: Stamp | None
 
 
 class WireLink:
-    """One client's way to one shard over the network (`ShardLink`); `recovery` finds the shard again."""
+    """One client's way to one shard. Thread-safe; it makes pushes and pulls in the order in which they were asked for.
+
+    Args:
+        recover: after a try that met an error, waits and looks for the shard; raises where no other try is to be made.
+
+    Attributes:
+        index, spans: the shard's number, and what it owns.
+        renewed_at: when the last answered call began that renewed the client's lease, by `time.monotonic`.
+    """
 
     def __init__(
-        self, place: Place, member: Member, credentials: Credentials, recovery: Recovery, backoff: Backoff
+        self,
+        place: Place,
+        member: Member,
+        credentials: Credentials,
+        recover: Callable[[WireLink, Tries, AdamServeError], None],
+        backoff: Backoff,
     ) -> None:
         self.index = place.index
         self.spans = place.spans
@@ -64,7 +104,7 @@ class WireLink:
         self._spans = {span.tensor: span for span in place.spans}
         self._member = member
         self._credentials = credentials
-        self._recovery = recovery
+        self._recover = recover
         self._backoff = backoff
         self._thread = Thread(f"adamserve-shard-{place.index}")
         self._lock = threading.Lock()
@@ -73,16 +113,20 @@ class WireLink:
         self._avoid_until = 0.0
         self.move(place)
 
-    def push(self, push: OutgoingPush, then: Pull | None, *, here: bool) -> Future[PushAnswer]:
-        """As `ShardLink.push`."""
-        return (HERE if here else self._thread).submit(self._push, push, then)
+    def push(self, push: OutgoingPush, *, here: bool) -> Future[PushAnswer]:
+        """Send this shard's part of a push, and make its pull in the same exchange; try until it is answered.
+
+        With `here` the caller's thread does it, before this returns; nothing else may be under way. The future's
+        exception is an AdamServeError, or `Aborted`.
+        """
+        return (do_here if here else self._thread.submit)(self._push, push)
 
     def pull(self, pull: Pull, *, here: bool) -> Future[Stamp]:
-        """As `ShardLink.pull`."""
-        return (HERE if here else self._thread).submit(self._pull, pull)
+        """Fetch this shard's part of the parameters; try until it is answered."""
+        return (do_here if here else self._thread.submit)(self._pull, pull)
 
     def join(self, last_seq: int, timeout_s: float) -> Joined:
-        """As `ShardLink.join`."""
+        """Become live on the shard, or renew the lease: one try, in the caller's thread, beside what is under way."""
         m, began = self._member, time.monotonic()
         request = shard_pb2.JoinRequest(
             job=m.job, pusher=m.pusher, session=m.session, kind=m.kind, lease_s=m.lease_s, last_seq=last_seq,
@@ -94,13 +138,13 @@ class WireLink:
         return Joined(_stamp(joined.stamp), joined.last_seq, joined.restored_clock)
 
     def leave(self, timeout_s: float) -> None:
-        """As `ShardLink.leave`."""
+        """Stop counting there: one try."""
         m = self._member
         request = shard_pb2.LeaveRequest(job=m.job, pusher=m.pusher, session=m.session, shard=self.index)
         self._call_beside("Leave", request.SerializeToString(), timeout_s)
 
     def move(self, place: Place) -> None:
-        """As `ShardLink.move`."""
+        """Talk to the shard where it is now."""
         with self._lock:
             if (place.endpoint, place.direct) != self._endpoints:
                 if place.direct != self._endpoints[1]:
@@ -109,39 +153,39 @@ class WireLink:
                 self._reconnect()
 
     def reconnect(self) -> None:
-        """As `ShardLink.reconnect`."""
+        """Drop the connections, and make others."""
         with self._lock:
             self._reconnect()
 
     def close(self) -> None:
-        """As `ShardLink.close`."""
+        """Drop the connections for good."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._use(None, None)
 
     # ---- calls
 
-    def _push(self, push: OutgoingPush, then: Pull | None) -> PushAnswer:
+    def _push(self, push: OutgoingPush) -> PushAnswer:
         tries = Tries(self._backoff, push.deadline)
         while True:
             began = time.monotonic()
             try:
-                answer = self._push_once(push, then, tries.seconds)
+                answer = self._push_once(push, tries.seconds)
                 self.renewed_at = began
                 return answer
             except AdamServeError as error:
                 if push.aborted:
                     raise Aborted from None
                 self._after(error)
-                self._recovery.recover(self, tries, error)
+                self._recover(self, tries, error)
 
-    def _push_once(self, push: OutgoingPush, then: Pull | None, timeout_s: float) -> PushAnswer:
-        if then is None:
+    def _push_once(self, push: OutgoingPush, timeout_s: float) -> PushAnswer:
+        if push.then is None:
             answer = _only(self._call("Push", self._messages(push), timeout_s))
             return PushAnswer(_receipt(shard_pb2.PushResponse.FromString(answer)), None)
-        answers = self._call("PushPull", self._messages_of_both(push, then), timeout_s)
+        answers = self._call("PushPull", self._messages_of_both(push, push.then), timeout_s)
         receipt = _receipt(shard_pb2.PushPullResponse.FromString(_first(answers)).push)
-        pulled = self._take((chunks.inside(answer, 2)[0] for answer in answers), then)
+        pulled = self._take((chunks.inside(answer, 2)[0] for answer in answers), push.then)
         return PushAnswer(receipt, pulled)
 
     def _pull(self, pull: Pull) -> Stamp:
@@ -155,10 +199,10 @@ class WireLink:
                 return stamp
             except AdamServeError as error:
                 self._after(error)
-                self._recovery.recover(self, tries, error)
+                self._recover(self, tries, error)
 
     def _call(self, method: str, messages: Iterator[Parts], timeout_s: float) -> Answers:
-        """Make one call, as `Carrier.call`, over the better way that there is."""
+        """Make one call over the better way that there is."""
         direct, below = self._carriers
         if direct is not None and time.monotonic() >= self._avoid_until:
             try:
