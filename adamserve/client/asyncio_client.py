@@ -46,6 +46,7 @@ class AsyncClient:
     pull = _awaited(Client.pull)
     push_pull = _awaited(Client.push_pull)
     set = _awaited(Client.set)
+    report = _awaited(Client.report)
     status = _awaited(Client.status)
     jobs = _awaited(Client.jobs)
     checkpoint = _awaited(Client.checkpoint)
@@ -72,13 +73,6 @@ class AsyncClient:
             self._client.push, gradients, clock, lr=lr, rates=rates, constants=constants
         )
         return cast("JobReceipt", await asyncio.wrap_future(pushed))
-
-    async def report(
-        self, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
-    ) -> None:
-        """As `Client.report`."""
-        reported = self._asking.submit(self._client.report, loss, comparator_loss, **numbers)
-        await asyncio.wrap_future(reported)
 
     async def __aenter__(self) -> Self:
         return self

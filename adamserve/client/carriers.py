@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from adamserve.client.credentials import Credentials
-from adamserve.errors import AdamServeError, Unavailable
+from adamserve.errors import Unavailable
 from adamserve.v1 import direct_pb2
 from adamserve.values import Deadline
 from adamserve.wire import status
@@ -145,7 +145,8 @@ class DirectCarrier:
                 kind, content = frame
                 if kind == STATUS:
                     if content:
-                        raise _error(bytes(content))
+                        unread = Unavailable("the shard answered with an error that cannot be read")
+                        raise status.from_details(bytes(content)) or unread
                     answered = True
                     return
                 if kind != MESSAGE:
@@ -204,7 +205,3 @@ def _readable(connected: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connected, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _error(details: bytes) -> AdamServeError:
-    return status.from_details(details) or Unavailable("the shard answered with an error that cannot be read")

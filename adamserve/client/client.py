@@ -20,7 +20,7 @@ from typing import Literal, Self, overload
 import numpy as np
 
 from adamserve import optim
-from adamserve.client.backoff import Backoff, Tries
+from adamserve.client.backoff import Tries
 from adamserve.client.control_link import ControlLink
 from adamserve.client.credentials import Credentials
 from adamserve.client.destination import Target
@@ -31,7 +31,6 @@ from adamserve.client.session import Session
 from adamserve.client.wire_link import Member, Pull
 from adamserve.errors import NotFound, Unavailable
 from adamserve.observe.state import JobState
-from adamserve.shard.checks import check_rates
 from adamserve.shard.sparse import check_tables, spec_of
 from adamserve.values import Array, Clocks, Constants, Deadline, Gradient, JobReceipt, PusherKind, TensorSpec
 
@@ -62,25 +61,23 @@ class Client:
         lease_s: float = 10.0,
         wire_dtype: str = "float32",
         max_in_flight: int = 4,
-        backoff: Backoff | None = None,
     ) -> None:
         """As `adamserve.connect`.
 
         Args:
             session: of a process that is known to be dead, and whose place this client takes at once, its lease or not;
                 empty for a new one.
-            backoff: when a call that failed is made again.
         """
         pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         member = Member(job, pusher, session or uuid.uuid4().hex, kind, lease_s)
-        self._control = ControlLink(target, credentials or Credentials(), backoff or Backoff(), timeout_s)
+        self._control = ControlLink(target, credentials or Credentials(), timeout_s)
         self._session = Session(self._control, member)
         self._gradients = Gradients(self._session, wire_dtype)
         self._pushes = Pushes(self._session, self._gradients, max_in_flight)
         self._reports = Reports(self._control, job, self.pusher)
         self.before_checkpoint: Callable[[], None] = lambda: None
         """Brings what the service has to know before `checkpoint` writes one."""
-        self._end = weakref.finalize(self, _end, self._session, self._pushes, self._reports)
+        self._end = weakref.finalize(self, _end, self._control, self._session, self._pushes, self._reports)
 
     @property
     def job(self) -> str:
@@ -215,7 +212,7 @@ class Client:
             RolledBack: a shard was restored after `clock`; the others have applied their part. Pull and go on.
             Unavailable: a shard did not answer within the timeout.
         """
-        terms = Terms(lr, rates or {}, constants or {})
+        terms = Terms(lr, rates, constants)
         handle = self._send(gradients, clock, terms, None, self._opened(join=True), wait=wait)
         return handle.result() if wait else handle
 
@@ -233,7 +230,7 @@ class Client:
         """`push`, then `pull`, in one exchange with each shard."""
         deadline = self._opened(join=True)
         then = self._pull(into, rows, deadline)
-        terms = Terms(lr, rates or {}, constants or {})
+        terms = Terms(lr, rates, constants)
         return self._send(gradients, clock, terms, then, deadline, wait=True).exchanged()
 
     def set(
@@ -263,7 +260,7 @@ class Client:
         push = self._pushes.begin(self._session.seen, None, deadline, slot)
         for name, value in ready.items():
             push.put(name, value)
-        push.finish(Terms(updates=updates or {}, constants=constants or {}))
+        push.finish(Terms(updates=updates, constants=constants))
         return self._pushes.send(push, here=True).result()
 
     def stream(
@@ -300,7 +297,6 @@ class Client:
         wait: bool,
     ) -> OutgoingPush:
         """Send a push whose gradients are all here; everything is checked before any of it is sent."""
-        check_rates(terms.lr, terms.rates)
         ready = {name: self._gradients.checked(name, g, copy=not wait) for name, g in gradients.items()}
         push = self._pushes.begin(clock, then, deadline)
         for name, gradient in ready.items():
@@ -380,7 +376,7 @@ class Client:
         Raises:
             Unavailable: nobody has created it in time.
         """
-        tries = Tries(self._control.backoff, self._control.deadline())
+        tries = Tries(self._control.deadline())
         while True:
             try:
                 return self._session.open(tries.deadline)
@@ -389,7 +385,7 @@ class Client:
                 time.sleep(tries.pause_after(missing))
 
     def report(
-        self, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
+        self, /, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
     ) -> None:
         """Report a batch's training loss, and other numbers, for the metrics.
 
@@ -438,7 +434,7 @@ class Client:
 
         The last reference's end and the process's do it too, and wait for no longer than a second.
         """
-        if self._end.detach() is not None and not self._session.forked:
+        if self._end.detach() is not None and not self._control.forked:
             self._pushes.wait()
             self._reports.close(Deadline.after(CLOSE_S))
             self._session.close()
@@ -454,9 +450,9 @@ class Client:
         self.close()
 
 
-def _end(session: Session, pushes: Pushes, reports: Reports) -> None:
+def _end(control: ControlLink, session: Session, pushes: Pushes, reports: Reports) -> None:
     """Close a client that nobody has closed, soon."""
-    if not session.forked:
+    if not control.forked:
         pushes.end(END_S)
         reports.close(Deadline.after(END_S / 4))
         session.close(END_S / 2)

@@ -16,9 +16,8 @@ import grpc
 import numpy as np
 
 from adamserve import optim
-from adamserve.client.backoff import Backoff, Tries
-from adamserve.client.credentials import Credentials
-from adamserve.client.endpoints import proxy_of, split
+from adamserve.client.backoff import Tries
+from adamserve.client.credentials import Credentials, proxy_of, split
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
@@ -65,16 +64,16 @@ class ControlLink:
 
     Args:
         target: host:port of the service's ControlService.
-        credentials, backoff: how to reach it, and when to try again; also for the way to the shards.
+        credentials: how to reach it, and the shards.
         timeout_s: longest that a call may take.
     """
 
-    def __init__(self, target: str, credentials: Credentials, backoff: Backoff, timeout_s: float) -> None:
+    def __init__(self, target: str, credentials: Credentials, timeout_s: float) -> None:
         split(target)
         self._target = target
         self._channel: Any = credentials.channel(target)
         self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self.credentials, self.backoff = credentials, backoff
+        self.credentials = credentials
         self._timeout_s = timeout_s
         self._closed = threading.Event()
         self._process = os.getpid()
@@ -83,13 +82,14 @@ class ControlLink:
         """That of a call which begins now."""
         return Deadline.after(self._timeout_s)
 
-    def check_process(self) -> None:
-        """Refuse to be used in a process that was forked from the client's: their connections are the same.
+    @property
+    def forked(self) -> bool:
+        """Whether this is another process than the client's."""
+        return os.getpid() != self._process
 
-        Raises:
-            InvalidArgument: it is another process.
-        """
-        if os.getpid() != self._process:
+    def check_process(self) -> None:
+        """Refuse to be used in a process that was forked from the client's: their connections are the same."""
+        if self.forked:
             raise InvalidArgument(
                 "the client belongs to the process that this one was forked from",
                 field="client",
@@ -163,13 +163,12 @@ class ControlLink:
 
     def checkpoint(self, job: str) -> int:
         """Write a checkpoint now; returns its number, 0 where the service keeps none."""
-        answer = self._call(self._stub.Checkpoint, control_pb2.CheckpointRequest(job=job))
-        return int(answer.number)
+        return int(self._call(self._stub.Checkpoint, control_pb2.CheckpointRequest(job=job)).number)
 
     def delete(self, job: str, *, purge: bool) -> bool:
         """Delete a job; returns whether there was one."""
-        answer = self._call(self._stub.DeleteJob, control_pb2.DeleteJobRequest(job=job, purge=purge))
-        return bool(answer.deleted)
+        request = control_pb2.DeleteJobRequest(job=job, purge=purge)
+        return bool(self._call(self._stub.DeleteJob, request).deleted)
 
     def close(self) -> None:
         """Disconnect; calls under way fail."""
@@ -185,7 +184,7 @@ class ControlLink:
             deadline: in place of the timeout's.
         """
         self.check_process()
-        tries = Tries(self.backoff, deadline or self.deadline())
+        tries = Tries(deadline or self.deadline())
         error: AdamServeError
         told_at = time.monotonic() + TELL_S
         while True:

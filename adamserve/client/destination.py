@@ -50,11 +50,6 @@ class Target:
             for name, array in self._whole.items()
         }
 
-    @property
-    def by_rows(self) -> bool:
-        """Whether only rows of some tensor are wanted."""
-        return bool(self._wanted)
-
     def asked(self, spans: Iterable[Span]) -> Iterator[tuple[Span, Array]]:
         """Of some spans, those of which only rows are wanted, and which: by their places, increasing."""
         for span in spans:
@@ -79,7 +74,7 @@ class Target:
         """
         if chunk.rows is not None:
             rows, values, _ = codec.decode_rows(chunk, self._specs[chunk.tensor].width)
-            self.put_rows(chunk.tensor, rows, values)
+            self._wanted[chunk.tensor].put(rows, values)
         else:
             begin, end = chunk.start, chunk.start + chunk.length
             span = spans.get(chunk.tensor)
@@ -87,10 +82,6 @@ class Target:
                 raise InvalidArgument(f"elements {begin} to {end} are another shard's", field=chunk.tensor)
             codec.decode(chunk, self.flat[chunk.tensor][begin:end])
         return chunk.length
-
-    def put_rows(self, tensor: str, rows: Array, values: Array) -> None:
-        """Write some of the rows of a tensor: their places, and values of shape (n, width)."""
-        self._wanted[tensor].put(rows, values)
 
     def result(self) -> dict[str, Array]:
         """The arrays by tensor, when everything has come."""

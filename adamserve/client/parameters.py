@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,14 @@ from adamserve.wire import codec
 
 Group = dict[str, Any]
 """One of an optimizer's `param_groups`."""
+
+
+def warn(text: str) -> None:
+    """Warn of what the nearest caller outside the package does."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("adamserve."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 class Parameters:
@@ -164,10 +173,9 @@ def _named(groups: Sequence[Group], model: nn.Module | None) -> Iterable[tuple[s
             yield names[id(parameter)], parameter
         return
     if len({(parameter.shape, parameter.dtype) for parameter in parameters}) < len(parameters):
-        warnings.warn(
+        warn(
             "the parameters have no names, only places (group0.0, group0.1, ...): a trainer that lists equal shapes in"
-            " another order would exchange them. Give model=..., or named parameters",
-            stacklevel=5,
+            " another order would exchange them. Give model=..., or named parameters"
         )
     for g, group in enumerate(groups):
         yield from zip(_places(g, group), group["params"], strict=True)

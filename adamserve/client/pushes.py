@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from adamserve.client.gradients import Gradients, Prepared
@@ -22,9 +22,12 @@ class Terms:
     """What a push says at its end: its rates, its constants, and with values that are assigned their update counts."""
 
     lr: float | None = None
-    rates: Mapping[str, float] = field(default_factory=dict)
-    constants: Constants = field(default_factory=dict)
-    updates: Mapping[str, int] = field(default_factory=dict)
+    rates: Mapping[str, float] | None = None
+    constants: Constants | None = None
+    updates: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_rates(self.lr, self.rates or {})
 
 
 class OutgoingPush:
@@ -87,8 +90,7 @@ class OutgoingPush:
         Raises:
             Unavailable: the deadline passed before the commit, or a shard did not answer.
         """
-        check_rates(lr, rates or {})
-        self.finish(Terms(lr, rates or {}, constants or {}))
+        self.finish(Terms(lr, rates, constants))
         return self.exchanged()
 
     def finish(self, terms: Terms) -> None:

@@ -6,11 +6,11 @@ optimizer = adamserve.RemoteOptimizer.wrap(torch.optim.AdamW(model.parameters())
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, NoReturn, Self
 
 import torch
@@ -20,7 +20,7 @@ from adamserve import optim
 from adamserve.client.client import Client
 from adamserve.client.connect import connect
 from adamserve.client.early import Early, UnderWay, as_array
-from adamserve.client.parameters import Group, Parameters
+from adamserve.client.parameters import Group, Parameters, warn
 from adamserve.client.replicas import Replicas
 from adamserve.errors import Conflict, InvalidArgument, NotFound, RolledBack
 from adamserve.optim import torch_map
@@ -66,6 +66,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         Conflict: the job exists and differs.
     """
 
+    _local: torch.optim.Optimizer | None = None
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -80,65 +82,15 @@ class RemoteOptimizer(torch.optim.Optimizer):
         overlap: bool = True,
         **options: Any,
     ) -> None:
-        names = [f.name for f in fields(rule)]
-        self._local: torch.optim.Optimizer | None = None
-        torch.optim.Optimizer.__init__(self, params, {name: getattr(rule, name) for name in names})
-        self._rule_of: RuleOf = lambda group: replace(rule, **{name: _plain(group[name]) for name in names})
-        self._connect(
-            target, job, model, overlap, options, consistency=consistency, sparse=sparse, tables=tables
-        )
-
-    @classmethod
-    def wrap(
-        cls,
-        optimizer: torch.optim.Optimizer,
-        target: str,
-        *,
-        job: str,
-        model: nn.Module | None = None,
-        consistency: str = "async",
-        sparse: str = "exact",
-        tables: Collection[str] = (),
-        overlap: bool = True,
-        **options: Any,
-    ) -> Self:
-        """The remote form of a torch optimizer: its groups, which both share, its mathematics, its moments.
-
-        SGD, Adam, AdamW, Adamax, Adagrad and RMSprop with every option that changes what they compute. `foreach`,
-        `fused` and `capturable` say how they compute it, and are passed over. Adagrad's `lr_decay` counts the job's
-        updates. Moments of an optimizer that has stepped start the job; one that exists keeps its own. The optimizer
-        that was wrapped can no longer step.
-
-        Raises:
-            InvalidArgument: an optimizer or option that cannot be reproduced; names it.
-        """
-        kind = type(optimizer)
-        for group in optimizer.param_groups:
-            torch_map.rule_of(kind, group)
-        made = cls.__new__(cls)
-        made._local = optimizer
-        groups = optimizer.param_groups
-        torch.optim.Optimizer.__init__(made, [dict(group) for group in groups], dict(optimizer.defaults))
-        made.param_groups = groups
-        made._rule_of = lambda group: torch_map.rule_of(kind, group)
-        made._connect(
-            target, job, model, overlap, options, consistency=consistency, sparse=sparse, tables=tables
-        )
-        optimizer.register_step_pre_hook(_wrapped)
-        return made
-
-    def _connect(
-        self,
-        target: str,
-        job: str,
-        model: nn.Module | None,
-        overlap: bool,
-        options: Mapping[str, Any],
-        *,
-        consistency: str,
-        sparse: str,
-        tables: Collection[str],
-    ) -> None:
+        self._rule_of: RuleOf
+        if (local := self._local) is None:
+            names = [f.name for f in fields(rule)]
+            super().__init__(params, {name: getattr(rule, name) for name in names})
+            self._rule_of = lambda group: replace(rule, **{name: _plain(group[name]) for name in names})
+        else:
+            super().__init__([dict(group) for group in params], dict(local.defaults))
+            self.param_groups = local.param_groups
+            self._rule_of = partial(torch_map.rule_of, type(local))
         self._parameters = Parameters(self.param_groups, model)
         trained = self._parameters.trained
         rules = {name: self._rule_of(group) for group, name, _ in self._members()}
@@ -152,30 +104,19 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._under_way = UnderWay(allowed=overlap and not self._replicas.here)
         self._hooks: list[Any] = []
         self._dropped = weakref.finalize(self, _leave, self.client, self._under_way, self._hooks)
+        modes: dict[str, Any] = {"consistency": consistency, "sparse": sparse}
 
         def start() -> None:
-            modes = {"consistency": consistency, "sparse": sparse}
             created = not self._join(modes)
             if created:
                 memory = self._parameters.memory()
                 try:
-                    created = self.client.create(
-                        memory,
-                        common,
-                        consistency=consistency,
-                        tensor_rules=others,
-                        tables=tables,
-                        sparse=sparse,
-                    )
+                    created = self.client.create(memory, common, tensor_rules=others, tables=tables, **modes)
                 except Conflict:  # another trainer was faster, with constants of its own
                     created = False
                 self._join(modes)
-            if (
-                self._local is not None
-                and self._local.state
-                and not self._bring(self._local.state_dict(), create=created)
-            ):
-                _warn("the job has moments of its own; those of the optimizer that was wrapped are not used")
+            if local is not None and local.state and not self._bring(local.state_dict(), create=created):
+                warn("the job has moments of its own; those of the optimizer that was wrapped are not used")
             self._pull()
 
         try:
@@ -183,23 +124,34 @@ class RemoteOptimizer(torch.optim.Optimizer):
         except BaseException:
             self._dropped()
             raise
-        here = weakref.ref(self)
-
-        def accumulated(parameter: Tensor) -> None:
-            optimizer = here()
-            if optimizer is not None:
-                optimizer._accumulated(parameter)
-
-        def settle() -> None:
-            optimizer = here()
-            if optimizer is not None:
-                optimizer._settle()
-
-        self.client.before_checkpoint = settle
+        self.client.before_checkpoint = _weakly(self._settle)
+        accumulated = _weakly(self._accumulated)
         for parameter in trained.values() if self._under_way.allowed else ():
             hook: Any = parameter.register_post_accumulate_grad_hook
             self._hooks.append(hook(accumulated))
         self.state = _Elsewhere()
+
+    @classmethod
+    def wrap(cls, optimizer: torch.optim.Optimizer, target: str, **options: Any) -> Self:
+        """The remote form of a torch optimizer: its groups, which both share, its mathematics, its moments.
+
+        SGD, Adam, AdamW, Adamax, Adagrad and RMSprop with every option that changes what they compute. `foreach`,
+        `fused` and `capturable` say how they compute it, and are passed over. Adagrad's `lr_decay` counts the job's
+        updates. Moments of an optimizer that has stepped start the job; one that exists keeps its own. The optimizer
+        that was wrapped can no longer step.
+
+        Args:
+            options: `job` and the other keywords of `RemoteOptimizer`.
+
+        Raises:
+            InvalidArgument: an optimizer or option that cannot be reproduced; names it.
+        """
+        rules = [torch_map.rule_of(type(optimizer), group) for group in optimizer.param_groups]
+        made = cls.__new__(cls)
+        made._local = optimizer
+        RemoteOptimizer.__init__(made, optimizer.param_groups, target, rules[0], **options)
+        optimizer.register_step_pre_hook(_wrapped)
+        return made
 
     # ---- what a torch optimizer does
 
@@ -277,7 +229,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             self._pull()
         clocks = remote and [tuple(stamp) for stamp in remote["clocks"]]
         if clocks and clocks != list(self._clock):
-            _warn("the job has had updates since this state was taken, and its moments are those of now")
+            warn("the job has had updates since this state was taken, and its moments are those of now")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         rest = dict(state)
@@ -526,5 +478,12 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=3)
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A method to be called while its object is there, and that does not keep it."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        if (alive := reference()) is not None:
+            alive(*args)
+
+    return call

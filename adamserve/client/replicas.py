@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 
 import torch.distributed as dist
 from torch import Tensor
 
-from adamserve.client.parameters import replicated
+from adamserve.client.parameters import replicated, warn
 
 
 class Replicas:
@@ -21,10 +20,9 @@ class Replicas:
         self._parameters = list(parameters)
         self.here = replicated(self._parameters)
         if self.here and dist.get_rank() == 0:
-            warnings.warn(
+            warn(
                 f"DistributedDataParallel averages the gradients of {dist.get_world_size()} ranks:"
-                " rank 0 pushes for all of them",
-                stacklevel=5,
+                " rank 0 pushes for all of them"
             )
 
     @property

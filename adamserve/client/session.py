@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from concurrent.futures import wait
@@ -52,7 +51,6 @@ class Session:
         self._opening = threading.Lock()
         self._closed = threading.Event()
         self._beside: list[Thread] = []
-        self._process = os.getpid()
         self._beating: threading.Thread | None = None
         self._lock = threading.Lock()
         self._seen: list[Stamp] = []
@@ -67,7 +65,7 @@ class Session:
             InvalidArgument: the client is closed.
         """
         self._control.check_process()
-        if self.closed:
+        if self._closed.is_set():
             raise InvalidArgument("the client is closed", field="client")
         if self.links:
             return
@@ -78,15 +76,15 @@ class Session:
             self.tensors, self.rules, self.modes = topology.tensors, topology.rules, topology.modes
             self._seen = [Stamp(place.incarnation, 0) for place in topology.places]
             self.links = tuple(
-                WireLink(place, self.member, self._control.credentials, self.recover, self._control.backoff)
+                WireLink(place, self.member, self._control.credentials, self._recover)
                 for place in topology.places
             )
 
-    def recover(self, link: WireLink, tries: Tries, error: AdamServeError) -> None:
+    def _recover(self, link: WireLink, tries: Tries, error: AdamServeError) -> None:
         """Wait, and look for a shard, after a try that met an error; raise where no other try is to be made."""
         # A restored shard knows neither job nor pusher for a moment.
         restoring = isinstance(error, NotFound) and error.field in ("job", "pusher")
-        if not (restoring or isinstance(error, Unavailable)) or self.closed:
+        if not (restoring or isinstance(error, Unavailable)) or self._closed.is_set():
             raise error
         self._closed.wait(tries.pause_after(error))
         link.reconnect()
@@ -134,12 +132,12 @@ class Session:
         return known
 
     def _join(self, link: WireLink, last_seq: int, deadline: Deadline) -> Joined:
-        tries = Tries(self._control.backoff, deadline)
+        tries = Tries(deadline)
         while True:
             try:
                 return self._joined(link, link.join(last_seq, tries.seconds))
             except AdamServeError as error:
-                self.recover(link, tries, error)
+                self._recover(link, tries, error)
 
     def _joined(self, link: WireLink, joined: Joined) -> Joined:
         self._restored(link, joined.stamp.incarnation, joined.restored_clock)
@@ -162,16 +160,6 @@ class Session:
                 self._joined(link, link.join(0, self.member.lease_s / 6))
             except (Unavailable, NotFound):
                 self._find(link, deadline)
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed.is_set()
-
-    @property
-    def forked(self) -> bool:
-        """Whether this is another process than the client's."""
-        return os.getpid() != self._process
 
     def close(self, within_s: float = LEAVE_S) -> None:
         """Stop counting as live, if that can be said in time, and disconnect."""

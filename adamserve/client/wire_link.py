@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from adamserve.client.backoff import Backoff, Tries
+from adamserve.client.backoff import Tries
 from adamserve.client.carriers import DirectCarrier, Full, GrpcCarrier, Unreachable
 from adamserve.client.control_link import Place
 from adamserve.client.credentials import Credentials
@@ -30,11 +30,7 @@ AVOID_S = 300.0
 AVOID_FULL_S = 10.0
 """once the shard took a connection and ended it."""
 
-OUTCOMES: Mapping[int, Outcome] = {
-    shard_pb2.OUTCOME_APPLIED: Outcome.APPLIED,
-    shard_pb2.OUTCOME_DUPLICATE: Outcome.DUPLICATE,
-    shard_pb2.OUTCOME_STALE: Outcome.STALE,
-}
+OUTCOMES = {shard_pb2.Outcome.Value(f"OUTCOME_{outcome}"): outcome for outcome in Outcome}
 
 Answers = Iterator[bytes | memoryview]
 
@@ -96,7 +92,6 @@ class WireLink:
         member: Member,
         credentials: Credentials,
         recover: Callable[[WireLink, Tries, AdamServeError], None],
-        backoff: Backoff,
     ) -> None:
         self.index = place.index
         self.spans = place.spans
@@ -105,7 +100,6 @@ class WireLink:
         self._member = member
         self._credentials = credentials
         self._recover = recover
-        self._backoff = backoff
         self._thread = Thread(f"adamserve-shard-{place.index}")
         self._lock = threading.Lock()
         self._endpoints = ("", "")
@@ -166,7 +160,7 @@ class WireLink:
     # ---- calls
 
     def _push(self, push: OutgoingPush) -> PushAnswer:
-        tries = Tries(self._backoff, push.deadline)
+        tries = Tries(push.deadline)
         while True:
             began = time.monotonic()
             try:
@@ -189,7 +183,7 @@ class WireLink:
         return PushAnswer(receipt, pulled)
 
     def _pull(self, pull: Pull) -> Stamp:
-        tries = Tries(self._backoff, pull.deadline)
+        tries = Tries(pull.deadline)
         message = self._pull_request(pull).SerializeToString()
         while True:
             began = time.monotonic()
@@ -332,7 +326,7 @@ def _only(answers: Answers) -> bytes:
 def _commit(terms: Terms) -> shard_pb2.PushCommit:
     """The end of a push; tensors with equal constants share a message."""
     groups: dict[tuple[tuple[str, float], ...], list[str]] = {}
-    for name, values in terms.constants.items():
+    for name, values in (terms.constants or {}).items():
         groups.setdefault(tuple(values.items()), []).append(name)
     constants = [
         shard_pb2.PushConstants(tensors=names, values=dict(group)) for group, names in groups.items()
