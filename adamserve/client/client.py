@@ -15,6 +15,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from concurrent import futures
+from pathlib import Path
 from typing import Literal, Self, overload
 
 import numpy as np
@@ -29,7 +30,7 @@ from adamserve.client.pushes import OutgoingPush, Pushes, Terms
 from adamserve.client.reports import Reports
 from adamserve.client.session import Session
 from adamserve.client.wire_link import Member, Pull
-from adamserve.errors import NotFound, Unavailable
+from adamserve.errors import InvalidArgument, NotFound, Unavailable
 from adamserve.observe.state import JobState
 from adamserve.shard.sparse import check_tables, spec_of
 from adamserve.values import Array, Clocks, Constants, Deadline, Gradient, JobReceipt, PusherKind, TensorSpec
@@ -42,7 +43,7 @@ CLOSE_S = 5.0
 
 
 class Client:
-    """Pushes and pulls for one pusher of one job; `adamserve.connect` makes it.
+    """Pushes and pulls for one pusher of one job; `adamserve.connect` is its other name.
 
     Thread-safe, but for `push`, `push_pull`, `stream` and `pull` with training=True, which one thread at a time calls.
     A thread beside it renews the lease while gradients are computed.
@@ -57,20 +58,56 @@ class Client:
         session: str = "",
         kind: PusherKind = "trainer",
         credentials: Credentials | None = None,
+        token: str = "",
+        token_file: str | Path | None = None,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        server_name: str = "",
+        transport: str = "auto",
         timeout_s: float = 120.0,
         lease_s: float = 10.0,
         wire_dtype: str = "float32",
         max_in_flight: int = 4,
     ) -> None:
-        """As `adamserve.connect`.
+        """Connect to a service that `adamserve serve` started. Nothing is sent until the first call.
 
         Args:
+            target: host:port of its ControlService.
+            job: the job's name; `create` starts one.
+            pusher: this pusher's name, unique in the job and the same after a restart; "" makes one up.
             session: of a process that is known to be dead, and whose place this client takes at once, its lease or not;
                 empty for a new one.
+            kind: where the pusher runs: "worker", started by `adamserve.train`, or "trainer", anywhere else.
+            credentials: all from `token` to `transport` in one value, in place of them.
+            token, token_file: bearer token, or the file that holds it.
+            ca: PEM file of the authorities that sign the server's certificate; without it the connection is plain text.
+            cert, key: PEM files of this client's own certificate, for mutual TLS.
+            server_name: name to expect in the server's certificate in place of the host.
+            transport: how tensors travel: "direct" over bare connections to the shards, the fastest; "grpc", for
+                networks that let nothing else through; "auto", direct where a connection can be made.
+            timeout_s: longest that a call may take, all its tries together.
+            lease_s: seconds after which the shards stop counting a client that fell silent.
+            wire_dtype: how float32 gradients travel: "float32", "bfloat16", "float16" (parameters too), or "int8"
+                (gradients only, with error feedback).
+            max_in_flight: pushes under way at the same time.
+
+        Raises:
+            InvalidArgument: an argument is wrong, or a file cannot be read; names it.
         """
+        given = Credentials(
+            token=token if token_file is None else _read("token_file", token_file).decode().strip(),
+            ca=_read("ca", ca),
+            cert=_read("cert", cert),
+            key=_read("key", key),
+            server_name=server_name,
+            transport=transport,
+        )
+        if credentials is not None and given != Credentials():
+            raise InvalidArgument("stand beside a part of them", field="credentials", fix="put all into them")
         pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         member = Member(job, pusher, session or uuid.uuid4().hex, kind, lease_s)
-        self._control = ControlLink(target, credentials or Credentials(), timeout_s)
+        self._control = ControlLink(target, credentials or given, timeout_s)
         self._session = Session(self._control, member)
         self._gradients = Gradients(self._session, wire_dtype)
         self._pushes = Pushes(self._session, self._gradients, max_in_flight)
@@ -448,6 +485,18 @@ class Client:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+connect = Client
+
+
+def _read(name: str, path: str | Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror}", field=name) from None
 
 
 def _end(control: ControlLink, session: Session, pushes: Pushes, reports: Reports) -> None:

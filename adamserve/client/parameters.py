@@ -62,7 +62,7 @@ class Parameters:
                 )
         _check_apart(self.trained)
         self._hosts: dict[str, Array] = {}
-        self._left: dict[str, _Left] = {}
+        self._left: dict[str, int | Tensor] = {}
 
     def by_group(self, groups: Iterable[Group]) -> Iterable[tuple[Group, str, Tensor]]:
         """Each trained parameter with its group and name.
@@ -92,7 +92,7 @@ class Parameters:
             host = self._hosts.get(name)
             if host is not None and memory[name] is host:
                 parameter.data.copy_(torch.from_numpy(host))
-            self._left[name] = _Left(parameter)
+            self._left[name] = _left(parameter)
         # What autograd has saved of them is void, as after a local step.
         torch.autograd.graph.increment_version(list(self.trained.values()))
 
@@ -105,7 +105,7 @@ class Parameters:
         return {
             name: parameter.detach().cpu().contiguous().numpy().copy()
             for name, parameter in self.trained.items()
-            if name in self._left and not self._left[name].still(parameter)
+            if name in self._left and not _still(self._left[name], parameter)
         }
 
     def _memory(self, name: str, parameter: Tensor) -> Array:
@@ -120,21 +120,18 @@ class Parameters:
         return host
 
 
-class _Left:
-    """What a parameter held when it was left: a digest of it, or a copy of what is not in one run on the CPU."""
+def _left(parameter: Tensor) -> int | Tensor:
+    """What a parameter holds: a digest of it, or a copy of what is not in one run on the CPU."""
+    data = parameter.detach()
+    digest = _digest(data)
+    return data.clone() if digest is None else digest
 
-    __slots__ = ("_copy", "_digest")
 
-    def __init__(self, parameter: Tensor) -> None:
-        data = parameter.detach()
-        self._digest = _digest(data)
-        self._copy = data.clone() if self._digest is None else None
-
-    def still(self, parameter: Tensor) -> bool:
-        data = parameter.detach()
-        if self._copy is None:
-            return _digest(data.cpu().contiguous()) == self._digest
-        return torch.equal(self._copy, data.to(self._copy.device))
+def _still(left: int | Tensor, parameter: Tensor) -> bool:
+    data = parameter.detach()
+    if isinstance(left, Tensor):
+        return torch.equal(left, data.to(left.device))
+    return _digest(data.cpu().contiguous()) == left
 
 
 def _digest(data: Tensor) -> int | None:
@@ -234,14 +231,13 @@ def replicated(parameters: Iterable[Tensor]) -> bool:
 def _check_names(named: Sequence[tuple[str, Tensor]]) -> None:
     seen: dict[str, Tensor] = {}
     for name, parameter in named:
-        other = seen.setdefault(name, parameter)
-        if other is not parameter:
+        if name in seen and seen[name] is parameter:
+            raise InvalidArgument("is given twice", field=name, fix="give each parameter once")
+        if name in seen:
             raise InvalidArgument(
                 "is the name of two parameters", field=name, fix="give model=..., or names that differ"
             )
-    if len(seen) < len(named):
-        twice = next(name for k, (name, _) in enumerate(named) if name in dict(named[:k]))
-        raise InvalidArgument("is given twice", field=twice, fix="give each parameter once")
+        seen[name] = parameter
 
 
 def _check_apart(trained: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from adamserve import optim
 from adamserve.client.client import Client
-from adamserve.client.connect import connect
 from adamserve.client.early import Early, UnderWay, as_array
 from adamserve.client.parameters import Group, Parameters, warn
 from adamserve.client.replicas import Replicas
@@ -100,7 +99,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._replicas = Replicas(() if consistency == "bsp" else trained.values())
         self.receipt: JobReceipt | None = None
         """What became of the last push; None on a rank that another one pushes for."""
-        self.client: Client = connect(target, job, **options)
+        self.client = Client(target, job, **options)
         self._under_way = UnderWay(allowed=overlap and not self._replicas.here)
         self._hooks: list[Any] = []
         self._dropped = weakref.finalize(self, _leave, self.client, self._under_way, self._hooks)
@@ -273,13 +272,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
             return False
         here = {name: (tuple(p.shape), str(p.dtype)[6:]) for name, p in self._parameters.trained.items()}
         there = {tensor.name: (tensor.shape, tensor.dtype) for tensor in self.client.tensors}
-        asked = {**here, **modes}
-        for name, has in {**there, **self.client.modes}.items():
-            if has != asked.get(name):
-                raise Conflict(f"the job has {has}, this optimizer {asked.get(name, 'none')}", field=name)
-        for name in here:
-            if name not in there:
-                raise Conflict(f"the job has none, this optimizer {here[name]}", field=name)
+        asked, found = {**here, **modes}, {**there, **self.client.modes}
+        for name in found | asked:
+            has, wants = found.get(name, "none"), asked.get(name, "none")
+            if has != wants:
+                raise Conflict(f"the job has {has}, this optimizer {wants}", field=name)
         for group, name, _ in self._members():
             self._rule_now(group, name)
         return True
@@ -413,13 +410,10 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """Take the job's parameters; a rollback is no news to a model that takes everything."""
         self._under_way.give_up()
         memory = self._parameters.memory()
-        for last in (False, True):
-            try:
-                _, self._clock = self.client.pull(into=memory)
-                break
-            except RolledBack:
-                if last:
-                    raise
+        try:
+            _, self._clock = self.client.pull(into=memory)
+        except RolledBack:
+            _, self._clock = self.client.pull(into=memory)
         self._parameters.take(memory)
 
     def _accumulated(self, parameter: Tensor) -> None:
