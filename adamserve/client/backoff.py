@@ -31,11 +31,7 @@ class Tries:
         return min(ATTEMPT_S, max(0.001, self.deadline.remaining()))
 
     def pause_after(self, error: AdamServeError) -> float:
-        """Seconds to wait before another try, after one that met an error.
-
-        Raises:
-            Unavailable: the deadline comes first; says what the last try met.
-        """
+        """Seconds to wait before another try; Unavailable, with what the last one met, where the deadline is nearer."""
         pause = self._pause_s
         if self.deadline.remaining() < pause:
             problem = f"gave up after {round(self._allowed_s, 1):g} s: {error.problem}"

@@ -41,15 +41,11 @@ class GrpcCarrier:
         """Make one call of ShardService; thread-safe.
 
         Args:
-            method: its name.
             messages: the call's, in pieces.
             timeout_s: for everything until the last answer.
 
         Returns:
-            The answers; each stays where it is until the next one is taken.
-
-        Raises:
-            AdamServeError: while the answers are taken. Unavailable: another try may help.
+            The answers, which may raise AdamServeError; each stays where it is until the next one is taken.
         """
         options = {"timeout": timeout_s, "metadata": self._metadata}
         try:
@@ -99,11 +95,7 @@ class DirectCarrier:
         self._closed = False
 
     def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
-        """As `GrpcCarrier.call`. The connection is made, or found, at once.
-
-        Raises:
-            Unreachable: there is none.
-        """
+        """As `GrpcCarrier.call`. The connection is made, or found, at once; `Unreachable` where there is none."""
         deadline = Deadline.after(timeout_s)
         frames, fresh = self._take(timeout_s)
         asked = direct_pb2.Call(

@@ -61,11 +61,6 @@ class ControlLink:
     """One client's way to a service's controller. Thread-safe.
 
     Every call is tried until it is answered, the error is one that time does not mend, or its deadline passes.
-
-    Args:
-        target: host:port of the service's ControlService.
-        credentials: how to reach it, and the shards.
-        timeout_s: longest that a call may take.
     """
 
     def __init__(self, target: str, credentials: Credentials, timeout_s: float) -> None:
@@ -97,11 +92,7 @@ class ControlLink:
             )
 
     def topology(self, job: str, deadline: Deadline) -> Topology:
-        """Where a job's shards are now.
-
-        Raises:
-            NotFound: there is no such job.
-        """
+        """What a job is, and where its shards are now."""
         answer = self._call(self._stub.GetTopology, control_pb2.GetTopologyRequest(job=job), deadline)
         spec = answer.job
         tensors = {
@@ -176,13 +167,7 @@ class ControlLink:
         self._channel.close()
 
     def _call(self, method: Any, request: Any, deadline: Deadline | None = None) -> Any:
-        """Make a call until it is answered.
-
-        Args:
-            method: gRPC's.
-            request: a message, or a function that begins a stream of them.
-            deadline: in place of the timeout's.
-        """
+        """Make a call until it is answered; its request is a message, or a function that begins a stream of them."""
         self.check_process()
         tries = Tries(deadline or self.deadline())
         error: AdamServeError

@@ -35,11 +35,7 @@ PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
 def split(target: str, field: str = "target") -> tuple[str, int]:
-    """The host and the port of "host:port"; an IPv6 address stands in brackets, which are taken off.
-
-    Raises:
-        InvalidArgument: it is not that; says what is wrong.
-    """
+    """The host and the port of "host:port"; an IPv6 address stands in brackets, which are taken off."""
     fix = "give host:port, as adamserve serve prints it"
     if "://" in target:
         scheme = target.partition("://")[0]
@@ -102,11 +98,7 @@ class Credentials:
         return grpc.secure_channel(endpoint, secure, [*options, *name])
 
     def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
-        """A bare connection to an endpoint, its preface sent.
-
-        Raises:
-            OSError: it cannot be made.
-        """
+        """A bare connection to an endpoint, its preface sent; OSError where it cannot be made."""
         host, port = split(endpoint, "endpoint")
         connected = socket.create_connection((host, port), min(CONNECT_S, timeout_s))
         try:

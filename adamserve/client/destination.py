@@ -63,14 +63,9 @@ class Target:
         return by_row + sum(span.numel for span in spans if span.tensor not in self._wanted)
 
     def take(self, chunk: chunks.Chunk, spans: Mapping[str, Span]) -> int:
-        """Write a chunk to its place; returns how many elements it had.
+        """Write a chunk of a shard's answer to its place; returns how many elements it had.
 
-        Args:
-            chunk: a part of a shard's answer.
-            spans: the shard's, by tensor.
-
-        Raises:
-            InvalidArgument: it is of no such span, or garbled.
+        Raises InvalidArgument for one that is garbled, or of none of the shard's spans.
         """
         if chunk.rows is not None:
             rows, values, _ = codec.decode_rows(chunk, self._specs[chunk.tensor].width)
@@ -95,12 +90,7 @@ class Target:
 
 
 class _Wanted:
-    """Rows of one tensor that a pull asks for, by their places, and the array that they come back in.
-
-    Args:
-        spec: the tensor.
-        rows: their numbers, int32 or int64, in any order, also more than once.
-    """
+    """Rows of one tensor that a pull asks for, in any order, also more than once; kept by their places."""
 
     def __init__(self, spec: TensorSpec, rows: Any) -> None:
         named = sparse.check_indices(spec, np.asarray(rows))

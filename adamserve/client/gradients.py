@@ -36,11 +36,7 @@ class Gradients:
         self.lost: dict[str, Array] = {}
 
     def checked(self, name: str, gradient: Gradient, *, copy: bool) -> Gradient:
-        """Check a gradient, and bring it into the form that is sent; `copy` where the caller may change it meanwhile.
-
-        Raises:
-            InvalidArgument, NotFound, NotFinite: what is wrong with it; names the tensor.
-        """
+        """Check a gradient, and bring it into the form that is sent; `copy` if the caller may change it."""
         spec = self._spec(name)
         rows = sparse.as_rows(name, gradient)
         if rows is not None:
@@ -56,11 +52,7 @@ class Gradients:
         return flat
 
     def values(self, name: str, values: Gradient) -> Prepared:
-        """Check values that a parameter or a slot is to be assigned; they travel in the tensor's own dtype.
-
-        Raises:
-            InvalidArgument, NotFound: what is wrong with them; names the tensor.
-        """
+        """Check values that a parameter or a slot is to be assigned; they travel in the tensor's own dtype."""
         spec = self._spec(name)
         rows = sparse.as_rows(name, values)
         whole = np.asarray(values) if rows is None else rows

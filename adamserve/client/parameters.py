@@ -36,16 +36,11 @@ class Parameters:
     owner may give it another at any time.
 
     Args:
-        groups: the optimizer's.
         model: gives the names; without it they come with the groups, or from the module that has the parameters.
 
     Attributes:
         names: by id, those of all parameters.
         trained: by name, those that the job holds.
-
-    Raises:
-        InvalidArgument: two have one name or share memory, one is not in the model, or of a dtype that is not trained;
-            names it.
     """
 
     def __init__(self, groups: Sequence[Group], model: nn.Module | None) -> None:
@@ -65,11 +60,7 @@ class Parameters:
         self._left: dict[str, int | Tensor] = {}
 
     def by_group(self, groups: Iterable[Group]) -> Iterable[tuple[Group, str, Tensor]]:
-        """Each trained parameter with its group and name.
-
-        Raises:
-            InvalidArgument: a parameter has a gradient, and the job does not hold it.
-        """
+        """Each trained parameter with its group and name; refuses a gradient of any other."""
         for group in groups:
             for parameter in group["params"]:
                 name = self.names.get(id(parameter), "param_groups")

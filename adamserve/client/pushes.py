@@ -213,12 +213,7 @@ class Pushes:
     def begin(
         self, clock: Sequence[tuple[int, int]], then: Pull | None, deadline: Deadline, assign: str = ""
     ) -> OutgoingPush:
-        """Make room for the next push, and a pull after it. `send` alone uses its number up.
-
-        Raises:
-            InvalidArgument: `clock` is not one of this job, or a stream is open.
-            Unavailable: there was no room in time.
-        """
+        """Make room in time for the next push, and a pull after it. `send` alone uses its number up."""
         stamps = self._stamps(clock)
         self._tidy()
         if self._stream is not None:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from adamserve import optim
 from adamserve.client.client import Client
-from adamserve.client.early import Early, UnderWay, as_array
+from adamserve.client.early import Early, as_array
 from adamserve.client.parameters import Group, Parameters, warn
+from adamserve.client.pushes import OutgoingPush
 from adamserve.client.replicas import Replicas
 from adamserve.errors import Conflict, InvalidArgument, NotFound, RolledBack
 from adamserve.optim import torch_map
@@ -100,9 +101,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self.receipt: JobReceipt | None = None
         """What became of the last push; None on a rank that another one pushes for."""
         self.client = Client(target, job, **options)
-        self._under_way = UnderWay(allowed=overlap and not self._replicas.here)
+        self._early = Early(allowed=overlap and not self._replicas.here)
         self._hooks: list[Any] = []
-        self._dropped = weakref.finalize(self, _leave, self.client, self._under_way, self._hooks)
+        self._dropped = weakref.finalize(self, _leave, self.client, self._early, self._hooks)
         modes: dict[str, Any] = {"consistency": consistency, "sparse": sparse}
 
         def start() -> None:
@@ -125,7 +126,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             raise
         self.client.before_checkpoint = _weakly(self._settle)
         accumulated = _weakly(self._accumulated)
-        for parameter in trained.values() if self._under_way.allowed else ():
+        for parameter in trained.values() if self._early.allowed else ():
             hook: Any = parameter.register_post_accumulate_grad_hook
             self._hooks.append(hook(accumulated))
         self.state = _Elsewhere()
@@ -220,7 +221,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             raise Conflict(f"the state is of job {remote['job']!r}, not {self.client.job!r}", field="job")
         if moments:
             self._form()
-        self._under_way.give_up()
+        self._early.give_up()
         super().load_state_dict({**rest, "state": {}})
         if moments:
             self._bring(rest)
@@ -247,7 +248,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def close(self) -> None:
         """Leave the job and disconnect. The end of the process, and of the last reference, do it too."""
         if self._dropped.detach() is not None:
-            _leave(self.client, self._under_way, self._hooks, close=True)
+            _leave(self.client, self._early, self._hooks, close=True)
 
     def __enter__(self) -> Self:
         return self
@@ -258,13 +259,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
     # ---- inside
 
     def _join(self, modes: Mapping[str, str]) -> bool:
-        """Use the job if it exists: constants are each push's own, so they may be other ones than the job's.
+        """Use the job if it exists, and say whether it does.
 
-        Returns:
-            Whether it exists.
-
-        Raises:
-            Conflict: it differs in anything else; says in what, with both values.
+        Constants are each push's own, and may be other ones than the job's; anything else that differs is a Conflict.
         """
         try:
             self._rules = self.client.rules
@@ -293,16 +290,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 if changed := _changed(self._rules[name], rule):
                     constants[name] = changed
         memory = self._parameters.memory()
-        early = self._under_way.taken()
-        changed_values = self._parameters.changed()
-        if early is not None and (changed_values or not early.stands(gradients, memory)):
-            early.push.abort()
-            self._under_way.allowed = self._under_way.allowed and bool(changed_values)
-            early = None
+        early, changed_values = self._early, self._parameters.changed()
+        if early.push is not None and (changed_values or not early.stands(gradients, memory)):
+            early.give_up()
+            early.allowed = early.allowed and bool(changed_values)
         try:
             if changed_values:
                 self._assign(changed_values)
-            if early is None:
+            if early.push is None:
                 arrays = {name: as_array(name, gradient) for name, gradient in gradients.items()}
                 self.receipt, _, self._clock = self.client.push_pull(
                     arrays, self._clock, into=memory, rates=rates, constants=constants
@@ -321,7 +316,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _settle(self) -> None:
         """Give the job what the next step would bring besides gradients: changed parameters and constants."""
-        self._under_way.give_up()
+        self._early.give_up()
         if changed := self._parameters.changed():
             self._assign(changed)
         rules = {name: (self._rules[name], self._rule_now(group, name)) for group, name, _ in self._members()}
@@ -385,11 +380,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         return self._parameters.by_group(self.param_groups)
 
     def _rule_now(self, group: Group, name: str) -> optim.Rule:
-        """The rule that a group asks for now.
-
-        Raises:
-            InvalidArgument: the job's rule cannot become it; names the constant.
-        """
+        """The rule that a group asks for now; refuses what the job's rule cannot become."""
         asked, base = self._rule_of(group), self._rules[name]
         if type(asked) is not type(base):
             raise Conflict(
@@ -408,7 +399,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _pull(self) -> None:
         """Take the job's parameters; a rollback is no news to a model that takes everything."""
-        self._under_way.give_up()
+        self._early.give_up()
         memory = self._parameters.memory()
         try:
             _, self._clock = self.client.pull(into=memory)
@@ -423,11 +414,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
             return
         group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
         signed = -gradient.detach() if group.get("maximize") else gradient.detach()
-        self._under_way.send(name, signed, self._begin)
+        self._early.send(name, signed, self._begin)
 
-    def _begin(self) -> Early:
+    def _begin(self) -> tuple[OutgoingPush, Mapping[str, Array]]:
         memory = self._parameters.memory()
-        return Early(self.client.stream(self._clock, into=memory), memory)
+        return self.client.stream(self._clock, into=memory), memory
 
 
 class _Elsewhere(defaultdict[Any, Any]):
@@ -439,12 +430,12 @@ class _Elsewhere(defaultdict[Any, Any]):
         )
 
 
-def _leave(client: Client, under_way: UnderWay, hooks: list[Any], *, close: bool = False) -> None:
+def _leave(client: Client, early: Early, hooks: list[Any], *, close: bool = False) -> None:
     """Give an early push up and leave the job, at the end of the object or of the process; or close it in good time."""
     for hook in hooks:
         hook.remove()
-    if (early := under_way.taken()) is not None:
-        early.push.give_up()
+    if (push := early.taken()) is not None:
+        push.give_up()
     if close:
         client.close()
     else:

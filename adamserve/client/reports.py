@@ -67,12 +67,7 @@ class Reports:
         self._raise()
 
     def flush(self, deadline: Deadline) -> None:
-        """Wait until everything queued has been sent.
-
-        Raises:
-            Unavailable: it was not in time.
-            AdamServeError: what a batch met.
-        """
+        """Wait until everything queued has been sent; raises what a batch has met."""
         with self._changed:
             self._hurry = True
             self._changed.notify_all()

@@ -59,11 +59,7 @@ class Session:
     # ---- where the shards are
 
     def open(self, deadline: Deadline) -> None:
-        """Learn where the shards are, the first time.
-
-        Raises:
-            InvalidArgument: the client is closed.
-        """
+        """Learn where the shards are, the first time; refuse where the client is closed."""
         self._control.check_process()
         if self._closed.is_set():
             raise InvalidArgument("the client is closed", field="client")
@@ -92,22 +88,14 @@ class Session:
             self._find(link, Deadline.after(min(FIND_S, tries.deadline.remaining())))
 
     def _find(self, link: WireLink, deadline: Deadline) -> None:
-        """Learn anew where the shards are, and be live on this one, which may have been restored.
-
-        Raises:
-            NotFound: the job was deleted.
-        """
+        """Learn anew where the shards are, and be live on this one, which may have been restored."""
         self.note(self._control.topology(self.member.job, deadline).places)
         if self._beating is not None:
             with suppress(NotFound):  # the shard is still being restored
                 self._joined(link, link.join(0, max(0.001, deadline.remaining())))
 
     def note(self, places: tuple[Place, ...]) -> None:
-        """Talk to the shards where they are now.
-
-        Raises:
-            Conflict: they are not the shards that the client knows.
-        """
+        """Talk to the shards where they are now; Conflict if they are not those that the client knows."""
         if [place.spans for place in places] != [link.spans for link in self.links]:
             raise Conflict(
                 f"the service has {len(places)} shards now, where it had {len(self.links)}, or others",
@@ -208,11 +196,7 @@ class Session:
             self._seen[link.index] = now
 
     def raise_lost(self) -> None:
-        """Say once that a shard was restored and updates that this client saw are lost.
-
-        Raises:
-            RolledBack: with the clocks before and after.
-        """
+        """Raise RolledBack, once, where a shard was restored and updates that this client saw are lost."""
         if self._lost is not None:
             problem = "a shard was restored from a checkpoint; updates that this client saw are lost"
             raise self.rolled_back(problem, *self._lost)
