@@ -47,27 +47,25 @@ class GrpcCarrier:
         Returns:
             The answers, which may raise AdamServeError; each stays where it is until the next one is taken.
         """
-        options = {"timeout": timeout_s, "metadata": self._metadata}
+        options: dict[str, Any] = {"timeout": timeout_s, "metadata": self._metadata}
+        whole = map(b"".join, messages)
         try:
-            yield from self._answers(method, map(b"".join, messages), options)
+            if method == "PushPull":
+                yield from self._push_pull(whole, **options)
+                return
+            first = next(whole)
+            if method == "Pull":
+                yield from self._pull(first, **options)
+            elif method == "Push" and (second := next(whole, None)) is not None:
+                yield self._push(itertools.chain((first, second), whole), **options)
+            else:  # of a push, the same bytes as a stream of one message, in fewer steps
+                yield self._one[method](first, **options)
         except grpc.RpcError as error:
             raise status.error_of(error) from None
         except ValueError:
             if not self._closed:
                 raise
             raise Unavailable("the connection was closed meanwhile") from None
-
-    def _answers(self, method: str, whole: Iterator[bytes], options: dict[str, Any]) -> Iterator[bytes]:
-        if method == "PushPull":
-            yield from self._push_pull(whole, **options)
-            return
-        first = next(whole)
-        if method == "Pull":
-            yield from self._pull(first, **options)
-        elif method == "Push" and (second := next(whole, None)) is not None:
-            yield self._push(itertools.chain((first, second), whole), **options)
-        else:  # of a push, the same bytes as a stream of one message, in fewer steps
-            yield self._one[method](first, **options)
 
     def close(self) -> None:
         """Disconnect; calls under way fail."""

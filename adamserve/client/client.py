@@ -46,7 +46,8 @@ class Client:
     """Pushes and pulls for one pusher of one job; `adamserve.connect` is its other name.
 
     Thread-safe, but for `push`, `push_pull`, `stream` and `pull` with training=True, which one thread at a time calls.
-    A thread beside it renews the lease while gradients are computed.
+    A thread beside it renews the lease while gradients are computed. A call that a service, a shard, a turn or a clock
+    keeps waiting beyond the timeout raises Unavailable.
     """
 
     def __init__(
@@ -135,28 +136,28 @@ class Client:
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The job's tensors, in order."""
         self._opened(join=False)
-        return tuple(self._session.tensors.values())
+        return tuple(self._session.topology.tensors.values())
 
     @property
     def rules(self) -> dict[str, optim.Rule]:
         """Each tensor's rule, with the constants that a push has where it brings none."""
         self._opened(join=False)
-        made = {text: optim.from_dict(json.loads(text)) for text in set(self._session.rules.values())}
-        return {name: made[text] for name, text in self._session.rules.items()}
+        rules = self._session.topology.rules
+        made = {text: optim.from_dict(json.loads(text)) for text in set(rules.values())}
+        return {name: made[text] for name, text in rules.items()}
 
     @property
     def modes(self) -> dict[str, str]:
         """The job's "consistency" and "sparse", as `create` takes them."""
         self._opened(join=False)
-        return dict(self._session.modes)
+        return dict(self._session.topology.modes)
 
     # ---- pushes and pulls
 
     def join(self) -> int:
         """Become live on every shard now; the first push or pull for training does it otherwise.
 
-        Returns:
-            The last seq used: that of an earlier client of this pusher's name, or 0.
+        Returns the last seq used: that of an earlier client of this pusher's name, or 0.
 
         Raises:
             Conflict: the name is live in another client's session.
@@ -187,7 +188,6 @@ class Client:
 
         Raises:
             RolledBack: a shard was restored, and updates that this client saw are lost. Pull again to go on.
-            Unavailable: a turn, a clock or a shard did not come within the timeout.
         """
         deadline = self._opened(join=training)
         pull = self._pull(into, rows, deadline, training=training, at_least=at_least)
@@ -247,7 +247,6 @@ class Client:
         Raises:
             InvalidArgument: a name, shape, dtype or value is wrong; nothing was sent.
             RolledBack: a shard was restored after `clock`; the others have applied their part. Pull and go on.
-            Unavailable: a shard did not answer within the timeout.
         """
         terms = Terms(lr, rates, constants)
         handle = self._send(gradients, clock, terms, None, self._opened(join=True), wait=wait)
@@ -290,7 +289,6 @@ class Client:
         Raises:
             InvalidArgument: a name, shape, dtype or value is wrong, or the rule has no such slot; nothing was sent.
             RolledBack: a shard was restored meanwhile, and was assigned nothing. Pull, and assign again.
-            Unavailable: a shard did not answer within the timeout.
         """
         deadline = self._opened(join=True)
         ready = {name: self._gradients.values(name, value) for name, value in values.items()}
@@ -350,7 +348,7 @@ class Client:
         training: bool = True,
         at_least: int = 0,
     ) -> Pull:
-        target = Target(self._session.tensors, into, rows)
+        target = Target(self._session.topology.tensors, into, rows)
         return Pull(target, deadline, self._gradients.pulled_as, training, at_least)
 
     def _opened(self, *, join: bool) -> Deadline:
@@ -408,11 +406,7 @@ class Client:
         )
 
     def wait(self) -> None:
-        """Wait until the job exists, for no longer than the client's timeout.
-
-        Raises:
-            Unavailable: nobody has created it in time.
-        """
+        """Wait until somebody has created the job."""
         tries = Tries(self._control.deadline())
         while True:
             try:
@@ -456,13 +450,10 @@ class Client:
         return self._control.checkpoint(self.job)
 
     def delete(self, *, purge: bool = False) -> bool:
-        """Delete the job; its name can be used again.
+        """Delete the job, whose name can be used again; returns whether there was one.
 
         Args:
             purge: remove its checkpoints too, instead of moving them to the trash.
-
-        Returns:
-            Whether there was one.
         """
         return self._control.delete(self.job, purge=purge)
 

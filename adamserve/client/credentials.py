@@ -67,12 +67,7 @@ def proxy_of(endpoint: str) -> str:
 class Credentials:
     """How to reach a service: plain text without `ca`, TLS with it, mutual TLS with `cert` and `key` too.
 
-    Attributes:
-        token: bearer token; "" sends none.
-        ca: PEM authorities that the server's certificate must come from.
-        cert, key: this client's own PEM certificate chain and key.
-        server_name: name to expect in the server's certificate in place of the endpoint's host.
-        transport: how tensors travel: "direct", over bare connections; "grpc"; "auto", direct where that can be had.
+    The attributes are `Client`'s arguments of these names, with what its PEM files hold.
     """
 
     token: str = field(default="", repr=False)

@@ -14,18 +14,10 @@ from adamserve.wire import chunks, codec
 
 
 class Target:
-    """The arrays that a pull fills, from any number of shards at once.
-
-    Args:
-        specs: the job's tensors by name.
-        into: arrays to fill; None makes new ones. After an error they may hold anything.
-        rows: by tensor, row numbers: only those are pulled, into a new array.
+    """The arrays that a pull fills, from any number of shards at once; `into` and `rows` are `Client.pull`'s.
 
     Attributes:
         flat: by tensor that is pulled whole, 1-D memory to write elements to, its rows in the shards' order.
-
-    Raises:
-        NotFound, InvalidArgument: an array or a row does not fit; names the tensor.
     """
 
     def __init__(

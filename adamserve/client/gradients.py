@@ -63,7 +63,7 @@ class Gradients:
 
     def prepared(self, name: str, gradient: Gradient) -> Prepared:
         """Choose a checked gradient's encoding; to one that travels as int8, add what was lost of the last one."""
-        spec = self._session.tensors[name]
+        spec = self._session.topology.tensors[name]
         encoding = self._encoding(spec, gradient)
         if encoding != "int8" or isinstance(gradient, SparseRows):
             return Prepared(gradient, encoding)
@@ -81,9 +81,9 @@ class Gradients:
         return self._wire_dtype if self._wire_dtype in ("bfloat16", "float16") else "float32"
 
     def _spec(self, name: str) -> TensorSpec:
-        spec = self._session.tensors.get(name)
+        spec = self._session.topology.tensors.get(name)
         if spec is None:
-            known = ", ".join([*self._session.tensors][:5])
+            known = ", ".join([*self._session.topology.tensors][:5])
             raise NotFound("the job has no such tensor", field=name, fix=f"it has {known}")
         return spec
 

@@ -24,7 +24,7 @@ Group = dict[str, Any]
 def warn(text: str) -> None:
     """Warn of what the nearest caller outside the package does."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("adamserve."):
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("adamserve."):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)
 
@@ -44,7 +44,7 @@ class Parameters:
     """
 
     def __init__(self, groups: Sequence[Group], model: nn.Module | None) -> None:
-        named = list(_named(groups, model))
+        named = _named(groups, model)
         _check_names(named)
         self.names = {id(parameter): name for name, parameter in named}
         self.trained = {name: parameter for name, parameter in named if parameter.requires_grad}
@@ -140,37 +140,30 @@ def _digest(data: Tensor) -> int | None:
 # ---- names
 
 
-def _named(groups: Sequence[Group], model: nn.Module | None) -> Iterable[tuple[str, Tensor]]:
+def _named(groups: Sequence[Group], model: nn.Module | None) -> list[tuple[str, Tensor]]:
     """Every parameter and its name."""
     parameters = [parameter for group in groups for parameter in group["params"]]
-    if model is None and any(group.get("param_names") for group in groups):
-        for g, group in enumerate(groups):
-            names = group.get("param_names") or _places(g, group)
-            yield from zip(names, group["params"], strict=True)
-        return
-    module = model if model is not None else _owner(parameters)
-    if module is not None:
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        for parameter in parameters:
-            if id(parameter) not in names:
-                raise InvalidArgument(
-                    f"has no parameter of shape {tuple(parameter.shape)} that the optimizer trains",
-                    field="model",
-                    fix="give the module whose parameters the optimizer was made with",
-                )
-            yield names[id(parameter)], parameter
-        return
-    if len({(parameter.shape, parameter.dtype) for parameter in parameters}) < len(parameters):
-        warn(
-            "the parameters have no names, only places (group0.0, group0.1, ...): a trainer that lists equal shapes in"
-            " another order would exchange them. Give model=..., or named parameters"
-        )
-    for g, group in enumerate(groups):
-        yield from zip(_places(g, group), group["params"], strict=True)
-
-
-def _places(g: int, group: Group) -> list[str]:
-    return [f"group{g}.{i}" for i in range(len(group["params"]))]
+    places = [[f"group{g}.{i}" for i in range(len(group["params"]))] for g, group in enumerate(groups)]
+    given = [n for group, here in zip(groups, places, strict=True) for n in group.get("param_names") or here]
+    have_names = any(group.get("param_names") for group in groups)
+    module = _owner(parameters) if model is None and not have_names else model
+    if module is None:
+        alike = len({(parameter.shape, parameter.dtype) for parameter in parameters}) < len(parameters)
+        if alike and not have_names:
+            warn(
+                "the parameters have no names, only places (group0.0, group0.1, ...): a trainer that lists equal"
+                " shapes in another order would exchange them. Give model=..., or named parameters"
+            )
+        return list(zip(given, parameters, strict=True))
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for parameter in parameters:
+        if id(parameter) not in names:
+            raise InvalidArgument(
+                f"has no parameter of shape {tuple(parameter.shape)} that the optimizer trains",
+                field="model",
+                fix="give the module whose parameters the optimizer was made with",
+            )
+    return [(names[id(parameter)], parameter) for parameter in parameters]
 
 
 def _owner(parameters: Sequence[Tensor]) -> nn.Module | None:
@@ -197,23 +190,8 @@ def _owner(parameters: Sequence[Tensor]) -> nn.Module | None:
 
 def _inside(module: nn.Module) -> nn.Module | None:
     """What torch's own wrappers wrap: DistributedDataParallel, DataParallel, torch.compile."""
-    inside = getattr(module, "_orig_mod", None)
-    if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        inside = module.module
-    return inside
-
-
-def replicated(parameters: Iterable[Tensor]) -> bool:
-    """Whether DistributedDataParallel averages these parameters' gradients over the processes of a group."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return False
-    wanted = {id(parameter) for parameter in parameters}
-    return any(
-        wanted & {id(parameter) for parameter in thing.parameters()}
-        for thing in gc.get_objects()
-        if issubclass(type(thing), nn.parallel.DistributedDataParallel)
-    )
+    parallel = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+    return getattr(module, "module" if parallel else "_orig_mod", None)
 
 
 # ---- checks

@@ -34,10 +34,9 @@ class OutgoingPush:
     """One push, from its first gradient to the shards' answers. Nothing is applied before its commit.
 
     Attributes:
-        seq, clock: as in `values.Push`, the clock of every shard.
+        seq, clock, assign: as in `values.Push`, the clock of every shard.
         then: what is pulled after it, in the same exchange.
         deadline: for all of it, the wait for its gradients included.
-        assign: as in `values.Push`.
         gradients: those known so far, by tensor; links read them from the first, however often.
         terms: known after the commit.
         committed, aborted: all gradients are here; it was given up. Neither while they come.

@@ -26,8 +26,6 @@ from adamserve.errors import Conflict, InvalidArgument, NotFound, RolledBack
 from adamserve.optim import torch_map
 from adamserve.values import Array, Clocks, JobReceipt, Stamp
 
-RuleOf = Callable[[Group], optim.Rule]
-
 
 class RemoteOptimizer(torch.optim.Optimizer):
     """Sends gradients to the service and takes parameters back, where a local optimizer would update them.
@@ -82,7 +80,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         overlap: bool = True,
         **options: Any,
     ) -> None:
-        self._rule_of: RuleOf
+        self._rule_of: Callable[[Group], optim.Rule]
         if (local := self._local) is None:
             names = [f.name for f in fields(rule)]
             super().__init__(params, {name: getattr(rule, name) for name in names})
@@ -341,8 +339,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _bring(self, state: Mapping[str, Any], *, create: bool = True) -> bool:
         """Assign the job's slots the moments in a torch optimizer's state_dict, if it has any and `create` says so.
 
-        Returns:
-            Whether the job has them now, or there are none.
+        Returns whether the job has them now, or there are none.
         """
         form = self._form()
         slots: dict[str, dict[str, Array]] = defaultdict(dict)

@@ -8,7 +8,7 @@ from concurrent.futures import wait
 from contextlib import suppress
 
 from adamserve.client.backoff import Tries
-from adamserve.client.control_link import ControlLink, Place
+from adamserve.client.control_link import ControlLink, Place, Topology
 from adamserve.client.threads import Thread
 from adamserve.client.wire_link import Member, WireLink
 from adamserve.errors import (
@@ -20,7 +20,7 @@ from adamserve.errors import (
     RolledBack,
     Unavailable,
 )
-from adamserve.values import Clocks, Deadline, Joined, Stamp, TensorSpec
+from adamserve.values import Clocks, Deadline, Joined, Stamp
 
 FIND_S = 5.0
 """Longest that a shard is looked for before a call to it is tried again where it was."""
@@ -35,17 +35,14 @@ class Session:
     Attributes:
         member: who the client is to the shards.
         links: the ways to them, in shard order; empty before `open`.
-        tensors, rules: the job's, by name, rules as JSON texts; empty before `open`.
-        modes: its consistency and how it takes rows; empty before `open`.
+        topology: what the job was found to be; without places before `open`.
         restores: how often a shard was found to have been restored; it may know of fewer pushes than were made.
     """
 
     def __init__(self, control: ControlLink, member: Member) -> None:
         self.member = member
         self.links: tuple[WireLink, ...] = ()
-        self.tensors: dict[str, TensorSpec] = {}
-        self.rules: dict[str, str] = {}
-        self.modes: dict[str, str] = {}
+        self.topology = Topology({}, {}, {}, ())
         self.restores = 0
         self._control = control
         self._opening = threading.Lock()
@@ -68,12 +65,11 @@ class Session:
         with self._opening:
             if self.links:
                 return
-            topology = self._control.topology(self.member.job, deadline)
-            self.tensors, self.rules, self.modes = topology.tensors, topology.rules, topology.modes
-            self._seen = [Stamp(place.incarnation, 0) for place in topology.places]
+            self.topology = self._control.topology(self.member.job, deadline)
+            places = self.topology.places
+            self._seen = [Stamp(place.incarnation, 0) for place in places]
             self.links = tuple(
-                WireLink(place, self.member, self._control.credentials, self._recover)
-                for place in topology.places
+                WireLink(place, self.member, self._control.credentials, self._recover) for place in places
             )
 
     def _recover(self, link: WireLink, tries: Tries, error: AdamServeError) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adamserve.client.backoff import Tries
 from adamserve.client.carriers import DirectCarrier, Full, GrpcCarrier, Unreachable
@@ -98,6 +98,12 @@ class WireLink:
         self.renewed_at = 0.0
         self._spans = {span.tensor: span for span in place.spans}
         self._member = member
+        self._who: dict[str, Any] = {
+            "job": member.job,
+            "pusher": member.pusher,
+            "session": member.session,
+            "shard": place.index,
+        }
         self._credentials = credentials
         self._recover = recover
         self._thread = Thread(f"adamserve-shard-{place.index}")
@@ -122,10 +128,7 @@ class WireLink:
     def join(self, last_seq: int, timeout_s: float) -> Joined:
         """Become live on the shard, or renew the lease: one try, in the caller's thread, beside what is under way."""
         m, began = self._member, time.monotonic()
-        request = shard_pb2.JoinRequest(
-            job=m.job, pusher=m.pusher, session=m.session, kind=m.kind, lease_s=m.lease_s, last_seq=last_seq,
-            shard=self.index,
-        )  # fmt: skip
+        request = shard_pb2.JoinRequest(**self._who, kind=m.kind, lease_s=m.lease_s, last_seq=last_seq)
         answer = self._call_beside("Join", request.SerializeToString(), timeout_s)
         joined = shard_pb2.JoinResponse.FromString(answer)
         self.renewed_at = began
@@ -133,9 +136,7 @@ class WireLink:
 
     def leave(self, timeout_s: float) -> None:
         """Stop counting there: one try."""
-        m = self._member
-        request = shard_pb2.LeaveRequest(job=m.job, pusher=m.pusher, session=m.session, shard=self.index)
-        self._call_beside("Leave", request.SerializeToString(), timeout_s)
+        self._call_beside("Leave", shard_pb2.LeaveRequest(**self._who).SerializeToString(), timeout_s)
 
     def move(self, place: Place) -> None:
         """Talk to the shard where it is now."""
@@ -153,7 +154,7 @@ class WireLink:
 
     def close(self) -> None:
         """Drop the connections for good."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(cancel_futures=True)
         with self._lock:
             self._use(None, None)
 
@@ -170,8 +171,7 @@ class WireLink:
             except AdamServeError as error:
                 if push.aborted:
                     raise Aborted from None
-                self._after(error)
-                self._recover(self, tries, error)
+                self._failed(tries, error)
 
     def _push_once(self, push: OutgoingPush, timeout_s: float) -> PushAnswer:
         if push.then is None:
@@ -192,8 +192,7 @@ class WireLink:
                 self.renewed_at = began if pull.training else self.renewed_at
                 return stamp
             except AdamServeError as error:
-                self._after(error)
-                self._recover(self, tries, error)
+                self._failed(tries, error)
 
     def _call(self, method: str, messages: Iterator[Parts], timeout_s: float) -> Answers:
         """Make one call over the better way that there is."""
@@ -219,21 +218,19 @@ class WireLink:
                 raise
             return _only(below.call(method, iter([[message]]), timeout_s))
 
-    def _after(self, error: AdamServeError) -> None:
-        """Leave bare connections alone for a while where the shard has no place for another."""
+    def _failed(self, tries: Tries, error: AdamServeError) -> None:
+        """Find the shard again; leave bare connections alone for a while where it has no place for another."""
         if isinstance(error, Full) and self._carriers[1] is not None:
             self._avoid_until = time.monotonic() + AVOID_FULL_S
+        self._recover(self, tries, error)
 
     # ---- messages
 
     def _messages(self, push: OutgoingPush) -> Iterator[list[bytes | memoryview]]:
         """A push as messages of about a chunk: start in the first, commit in the last; small tensors share one."""
-        m, pulled = self._member, push.clock[self.index]
+        pulled = push.clock[self.index]
         stamp = types_pb2.Stamp(incarnation=pulled.incarnation, clock=pulled.clock)
-        start = shard_pb2.PushStart(
-            job=m.job, pusher=m.pusher, session=m.session, seq=push.seq, pulled=stamp, shard=self.index,
-            assign=push.assign,
-        )  # fmt: skip
+        start = shard_pb2.PushStart(**self._who, seq=push.seq, pulled=stamp, assign=push.assign)
         message: list[bytes | memoryview] = [shard_pb2.PushRequest(start=start).SerializeToString()]
         size = 0
         for span, (gradient, encoding, _) in push.parts(self._spans):
@@ -259,11 +256,9 @@ class WireLink:
             head = []
 
     def _pull_request(self, pull: Pull) -> shard_pb2.PullRequest:
-        member = self._member
+        who = self._who if pull.training else {**self._who, "pusher": "", "session": ""}
         return shard_pb2.PullRequest(
-            job=member.job,
-            pusher=member.pusher if pull.training else "",
-            session=member.session if pull.training else "",
+            **who,
             training=pull.training,
             at_least=pull.at_least,
             encoding=codec.ENCODINGS[pull.encoding].number,  # type: ignore[arg-type] # an enum's number
@@ -271,7 +266,6 @@ class WireLink:
                 shard_pb2.RowSet(tensor=span.tensor, rows=numbers.astype("<u4").tobytes())
                 for span, numbers in pull.target.asked(self.spans)
             ],
-            shard=self.index,
         )
 
     def _take(self, messages: Answers, pull: Pull) -> Stamp:
