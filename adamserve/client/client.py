@@ -15,6 +15,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self, overload
 
@@ -190,7 +191,7 @@ class Client:
             RolledBack: a shard was restored, and updates that this client saw are lost. Pull again to go on.
         """
         deadline = self._opened(join=training)
-        pull = self._pull(into, rows, deadline, training=training, at_least=at_least)
+        pull = replace(self._pull(into, rows, deadline), training=training, at_least=at_least)
         *others, last = self._session.links
         here = self._pushes.idle
         stamps = [*(link.pull(pull, here=False) for link in others), last.pull(pull, here=here)]
@@ -340,16 +341,10 @@ class Client:
         return self._pushes.send(push, here=wait)
 
     def _pull(
-        self,
-        into: Mapping[str, Array] | None,
-        rows: Mapping[str, Array] | None,
-        deadline: Deadline,
-        *,
-        training: bool = True,
-        at_least: int = 0,
+        self, into: Mapping[str, Array] | None, rows: Mapping[str, Array] | None, deadline: Deadline
     ) -> Pull:
         target = Target(self._session.topology.tensors, into, rows)
-        return Pull(target, deadline, self._gradients.pulled_as, training, at_least)
+        return Pull(target, deadline, self._gradients.pulled_as)
 
     def _opened(self, *, join: bool) -> Deadline:
         """The deadline of a call that begins now, once it is known where the shards are."""

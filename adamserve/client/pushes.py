@@ -199,15 +199,14 @@ class Pushes:
         self._under_way: list[OutgoingPush] = []
         self._stream: OutgoingPush | None = None
 
-    def join(self, deadline: Deadline) -> int:
-        """Be live on every shard, and count on from where an earlier client of this name stopped; returns the seq."""
+    def join(self, deadline: Deadline) -> None:
+        """Be live on every shard, and count on from where an earlier client of this name stopped."""
         if not self._joined:
             known = self.session.join(0, deadline)
             self.seq = max(known)
             if min(known) < self.seq:
                 self.session.join(self.seq, deadline)
             self._joined = True
-        return self.seq
 
     def begin(
         self, clock: Sequence[tuple[int, int]], then: Pull | None, deadline: Deadline, assign: str = ""
