@@ -13,8 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from adamserve.client.asyncio_client import AsyncClient, connect_async
-    from adamserve.client.client import Client
-    from adamserve.client.connect import connect
+    from adamserve.client.client import Client, connect
     from adamserve.client.remote_optimizer import RemoteOptimizer
     from adamserve.errors import AdamServeError, RolledBack
     from adamserve.values import SparseRows
@@ -39,7 +38,7 @@ _HOMES = {
     "RemoteOptimizer": "client.remote_optimizer",
     "RolledBack": "errors",
     "SparseRows": "values",
-    "connect": "client.connect",
+    "connect": "client.client",
     "connect_async": "client.asyncio_client",
 }
 

@@ -56,11 +56,11 @@ def connecting(options: Mapping[str, Any]) -> closing[Client]:
     Raises:
         InvalidArgument: an option is wrong, or its file cannot be read; names it.
     """
-    from adamserve.client.connect import connect
+    from adamserve.client.client import Client
 
     files = {name: options[f"tls_{name}"] for name in ("ca", "cert", "key")}
     named = {name: options[name] for name in ("target", "token_file", "timeout_s")}
-    return closing(connect(job=options["job"] or "", **named, **files))
+    return closing(Client(job=options["job"] or "", **named, **files))
 
 
 def _of_page(options: Mapping[str, Any]) -> Sequence[JobState]:

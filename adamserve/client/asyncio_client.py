@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from adamserve.client.client import Client
-from adamserve.client.connect import connect
 from adamserve.client.threads import Thread
-from adamserve.values import Clocks, Constants, Gradient, JobReceipt
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -20,7 +18,7 @@ def _awaited(
     method: Callable[Concatenate[Client, Parameters], Result],
 ) -> Callable[Concatenate[AsyncClient, Parameters], Awaitable[Result]]:
     """A method of `Client`, made in the client's own thread for its kind, and awaited."""
-    pushes = method.__name__ in ("join", "pull", "push_pull", "set", "wait")
+    pushes = method.__name__ in ("join", "pull", "push", "push_pull", "set", "wait")
 
     @wraps(method)
     async def call(self: AsyncClient, /, *args: Parameters.args, **options: Parameters.kwargs) -> Result:
@@ -34,7 +32,8 @@ class AsyncClient:
     """`Client` for asyncio: the same methods, awaited. One push at a time, as there.
 
     A client has two threads of its own, for what waits its turn at the shards and for the rest, so that clients do not
-    wait for each other's. A call whose await is cancelled goes on, and the next one comes after it.
+    wait for each other's. A call whose await is cancelled goes on, and the next one comes after it. To go on beside a
+    push, make a task of it: a handle's `result` would hold the loop up.
     """
 
     def __init__(self, client: Client) -> None:
@@ -44,8 +43,10 @@ class AsyncClient:
     create = _awaited(Client.create)
     join = _awaited(Client.join)
     pull = _awaited(Client.pull)
+    push = _awaited(Client.push)
     push_pull = _awaited(Client.push_pull)
     set = _awaited(Client.set)
+    report = _awaited(Client.report)
     status = _awaited(Client.status)
     jobs = _awaited(Client.jobs)
     checkpoint = _awaited(Client.checkpoint)
@@ -58,28 +59,6 @@ class AsyncClient:
         for thread in (self._pushing, self._asking):
             thread.shutdown()
 
-    async def push(
-        self,
-        gradients: Mapping[str, Gradient],
-        clock: Clocks,
-        *,
-        lr: float | None = None,
-        rates: Mapping[str, float] | None = None,
-        constants: Constants | None = None,
-    ) -> JobReceipt:
-        """As `Client.push` that waits; a task of its own does not."""
-        pushed = self._pushing.submit(
-            self._client.push, gradients, clock, lr=lr, rates=rates, constants=constants
-        )
-        return cast("JobReceipt", await asyncio.wrap_future(pushed))
-
-    async def report(
-        self, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
-    ) -> None:
-        """As `Client.report`."""
-        reported = self._asking.submit(self._client.report, loss, comparator_loss, **numbers)
-        await asyncio.wrap_future(reported)
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -88,11 +67,11 @@ class AsyncClient:
 
 
 def _asynchronous(make: Callable[Parameters, Client]) -> Callable[Parameters, AsyncClient]:
-    @wraps(make)
-    def made(*args: Parameters.args, **options: Parameters.kwargs) -> AsyncClient:
+    def connect_async(*args: Parameters.args, **options: Parameters.kwargs) -> AsyncClient:
+        """As `adamserve.connect`, for asyncio."""
         return AsyncClient(make(*args, **options))
 
-    return made
+    return connect_async
 
 
-connect_async = _asynchronous(connect)
+connect_async = _asynchronous(Client)

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
-from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
+from adamserve.errors import AdamServeError, Unavailable
 from adamserve.values import Deadline
 
 ATTEMPT_S = 60.0
 """Longest that one try may take before the call is made again on a new connection."""
 
+FIRST_S, LONGEST_S = 0.05, 2.0
+"""The first pause between two tries, and the longest; each is twice the one before."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Backoff:
-    """The pauses between the tries of one call, in seconds.
-
-    Attributes:
-        first_s, longest_s: the first pause, and the longest.
-        factor: each pause is so many times the one before.
-        jitter: largest share that chance takes off a pause, so that clients that failed together come back apart.
-    """
-
-    first_s: float = 0.05
-    longest_s: float = 2.0
-    factor: float = 2.0
-    jitter: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not (0 < self.first_s <= self.longest_s and self.factor >= 1 and 0 <= self.jitter < 1):
-            raise InvalidArgument(f"{self} has no such pauses", field="backoff")
+JITTER = 0.5
+"""Largest share that chance takes off a pause, so that clients that failed together come back apart."""
 
 
 class Tries:
     """The tries of one call, until its deadline."""
 
-    def __init__(self, backoff: Backoff, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline) -> None:
         self.deadline = deadline
-        self._backoff = backoff
         self._allowed_s = deadline.remaining()
-        self._pause_s = backoff.first_s
+        self._pause_s = FIRST_S
 
     @property
     def seconds(self) -> float:
@@ -47,14 +31,10 @@ class Tries:
         return min(ATTEMPT_S, max(0.001, self.deadline.remaining()))
 
     def pause_after(self, error: AdamServeError) -> float:
-        """Seconds to wait before another try, after one that met an error.
-
-        Raises:
-            Unavailable: the deadline comes first; says what the last try met.
-        """
-        pause, rule = self._pause_s, self._backoff
+        """Seconds to wait before another try; Unavailable, with what the last one met, where the deadline is nearer."""
+        pause = self._pause_s
         if self.deadline.remaining() < pause:
             problem = f"gave up after {round(self._allowed_s, 1):g} s: {error.problem}"
             raise Unavailable(problem, field=error.field, fix=error.fix)
-        self._pause_s = min(rule.longest_s, rule.factor * pause)
-        return pause * random.uniform(1 - rule.jitter, 1)
+        self._pause_s = min(LONGEST_S, 2 * pause)
+        return pause * random.uniform(1 - JITTER, 1)

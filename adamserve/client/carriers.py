@@ -8,12 +8,12 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
 from adamserve.client.credentials import Credentials
-from adamserve.errors import AdamServeError, Unavailable
+from adamserve.errors import Unavailable
 from adamserve.v1 import direct_pb2
 from adamserve.values import Deadline
 from adamserve.wire import status
@@ -23,28 +23,6 @@ SERVICE = "/adamserve.v1.ShardService"
 
 LONGEST_ANSWER = 8 << 20
 """Bytes of the longest message that a client takes."""
-
-
-class Carrier(Protocol):
-    """One way to a shard."""
-
-    def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
-        """Make one call of ShardService; thread-safe.
-
-        Args:
-            method: its name.
-            messages: the call's, in pieces.
-            timeout_s: for everything until the last answer.
-
-        Returns:
-            The answers; each stays where it is until the next one is taken.
-
-        Raises:
-            AdamServeError: while the answers are taken. Unavailable: another try may help.
-        """
-
-    def close(self) -> None:
-        """Disconnect; calls under way fail."""
 
 
 class GrpcCarrier:
@@ -60,10 +38,28 @@ class GrpcCarrier:
         self._one = {name: channel.unary_unary(f"{SERVICE}/{name}") for name in ("Push", "Join", "Leave")}
 
     def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
-        """As `Carrier.call`."""
-        options = {"timeout": timeout_s, "metadata": self._metadata}
+        """Make one call of ShardService; thread-safe.
+
+        Args:
+            messages: the call's, in pieces.
+            timeout_s: for everything until the last answer.
+
+        Returns:
+            The answers, which may raise AdamServeError; each stays where it is until the next one is taken.
+        """
+        options: dict[str, Any] = {"timeout": timeout_s, "metadata": self._metadata}
+        whole = map(b"".join, messages)
         try:
-            yield from self._answers(method, map(b"".join, messages), options)
+            if method == "PushPull":
+                yield from self._push_pull(whole, **options)
+                return
+            first = next(whole)
+            if method == "Pull":
+                yield from self._pull(first, **options)
+            elif method == "Push" and (second := next(whole, None)) is not None:
+                yield self._push(itertools.chain((first, second), whole), **options)
+            else:  # of a push, the same bytes as a stream of one message, in fewer steps
+                yield self._one[method](first, **options)
         except grpc.RpcError as error:
             raise status.error_of(error) from None
         except ValueError:
@@ -71,20 +67,8 @@ class GrpcCarrier:
                 raise
             raise Unavailable("the connection was closed meanwhile") from None
 
-    def _answers(self, method: str, whole: Iterator[bytes], options: dict[str, Any]) -> Iterator[bytes]:
-        if method == "PushPull":
-            yield from self._push_pull(whole, **options)
-            return
-        first = next(whole)
-        if method == "Pull":
-            yield from self._pull(first, **options)
-        elif method == "Push" and (second := next(whole, None)) is not None:
-            yield self._push(itertools.chain((first, second), whole), **options)
-        else:  # of a push, the same bytes as a stream of one message, in fewer steps
-            yield self._one[method](first, **options)
-
     def close(self) -> None:
-        """As `Carrier.close`."""
+        """Disconnect; calls under way fail."""
         self._closed = True
         self._channel.close()
 
@@ -109,11 +93,7 @@ class DirectCarrier:
         self._closed = False
 
     def call(self, method: str, messages: Iterable[Parts], timeout_s: float) -> Iterator[bytes | memoryview]:
-        """As `Carrier.call`. The connection is made, or found, at once.
-
-        Raises:
-            Unreachable: there is none.
-        """
+        """As `GrpcCarrier.call`. The connection is made, or found, at once; `Unreachable` where there is none."""
         deadline = Deadline.after(timeout_s)
         frames, fresh = self._take(timeout_s)
         asked = direct_pb2.Call(
@@ -124,7 +104,7 @@ class DirectCarrier:
         return self._exchange(frames, asked, messages, deadline, fresh=fresh)
 
     def close(self) -> None:
-        """As `Carrier.close`."""
+        """Disconnect; calls under way fail."""
         with self._lock:
             self._closed = True
             for frames in self._used:
@@ -155,7 +135,8 @@ class DirectCarrier:
                 kind, content = frame
                 if kind == STATUS:
                     if content:
-                        raise _error(bytes(content))
+                        unread = Unavailable("the shard answered with an error that cannot be read")
+                        raise status.from_details(bytes(content)) or unread
                     answered = True
                     return
                 if kind != MESSAGE:
@@ -214,7 +195,3 @@ def _readable(connected: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connected, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _error(details: bytes) -> AdamServeError:
-    return status.from_details(details) or Unavailable("the shard answered with an error that cannot be read")

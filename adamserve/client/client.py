@@ -8,27 +8,31 @@ shard keep their order.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from concurrent import futures
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal, Self, overload
 
 import numpy as np
 
 from adamserve import optim
-from adamserve.client.backoff import Backoff, Tries
+from adamserve.client.backoff import Tries
 from adamserve.client.control_link import ControlLink
 from adamserve.client.credentials import Credentials
 from adamserve.client.destination import Target
 from adamserve.client.gradients import Gradients
-from adamserve.client.links import Pull
 from adamserve.client.pushes import OutgoingPush, Pushes, Terms
 from adamserve.client.reports import Reports
 from adamserve.client.session import Session
-from adamserve.errors import NotFound, Unavailable
+from adamserve.client.wire_link import Member, Pull
+from adamserve.errors import InvalidArgument, NotFound, Unavailable
 from adamserve.observe.state import JobState
-from adamserve.shard.checks import check_rates
 from adamserve.shard.sparse import check_tables, spec_of
 from adamserve.values import Array, Clocks, Constants, Deadline, Gradient, JobReceipt, PusherKind, TensorSpec
 
@@ -40,10 +44,11 @@ CLOSE_S = 5.0
 
 
 class Client:
-    """Pushes and pulls for one pusher of one job; `adamserve.connect` makes it.
+    """Pushes and pulls for one pusher of one job; `adamserve.connect` is its other name.
 
     Thread-safe, but for `push`, `push_pull`, `stream` and `pull` with training=True, which one thread at a time calls.
-    A thread beside it renews the lease while gradients are computed.
+    A thread beside it renews the lease while gradients are computed. A call that a service, a shard, a turn or a clock
+    keeps waiting beyond the timeout raises Unavailable.
     """
 
     def __init__(
@@ -55,39 +60,63 @@ class Client:
         session: str = "",
         kind: PusherKind = "trainer",
         credentials: Credentials | None = None,
+        token: str = "",
+        token_file: str | Path | None = None,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        server_name: str = "",
+        transport: str = "auto",
         timeout_s: float = 120.0,
         lease_s: float = 10.0,
         wire_dtype: str = "float32",
         max_in_flight: int = 4,
-        backoff: Backoff | None = None,
     ) -> None:
-        """As `adamserve.connect`.
+        """Connect to a service that `adamserve serve` started. Nothing is sent until the first call.
 
         Args:
+            target: host:port of its ControlService.
+            job: the job's name; `create` starts one.
+            pusher: this pusher's name, unique in the job and the same after a restart; "" makes one up.
             session: of a process that is known to be dead, and whose place this client takes at once, its lease or not;
                 empty for a new one.
-            backoff: when a call that failed is made again.
+            kind: where the pusher runs: "worker", started by `adamserve.train`, or "trainer", anywhere else.
+            credentials: all from `token` to `transport` in one value, in place of them.
+            token, token_file: bearer token, or the file that holds it.
+            ca: PEM file of the authorities that sign the server's certificate; without it the connection is plain text.
+            cert, key: PEM files of this client's own certificate, for mutual TLS.
+            server_name: name to expect in the server's certificate in place of the host.
+            transport: how tensors travel: "direct" over bare connections to the shards, the fastest; "grpc", for
+                networks that let nothing else through; "auto", direct where a connection can be made.
+            timeout_s: longest that a call may take, all its tries together.
+            lease_s: seconds after which the shards stop counting a client that fell silent.
+            wire_dtype: how float32 gradients travel: "float32", "bfloat16", "float16" (parameters too), or "int8"
+                (gradients only, with error feedback).
+            max_in_flight: pushes under way at the same time.
+
+        Raises:
+            InvalidArgument: an argument is wrong, or a file cannot be read; names it.
         """
-        credentials, backoff = credentials or Credentials(), backoff or Backoff()
-        self._backoff = backoff
-        self._control = ControlLink(target, credentials, backoff, timeout_s)
-        self._session = Session(
-            self._control,
-            job,
-            pusher,
-            session=session,
-            kind=kind,
-            lease_s=lease_s,
-            credentials=credentials,
-            backoff=backoff,
-            timeout_s=timeout_s,
+        given = Credentials(
+            token=token if token_file is None else _read("token_file", token_file).decode().strip(),
+            ca=_read("ca", ca),
+            cert=_read("cert", cert),
+            key=_read("key", key),
+            server_name=server_name,
+            transport=transport,
         )
+        if credentials is not None and given != Credentials():
+            raise InvalidArgument("stand beside a part of them", field="credentials", fix="put all into them")
+        pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        member = Member(job, pusher, session or uuid.uuid4().hex, kind, lease_s)
+        self._control = ControlLink(target, credentials or given, timeout_s)
+        self._session = Session(self._control, member)
         self._gradients = Gradients(self._session, wire_dtype)
         self._pushes = Pushes(self._session, self._gradients, max_in_flight)
         self._reports = Reports(self._control, job, self.pusher)
         self.before_checkpoint: Callable[[], None] = lambda: None
         """Brings what the service has to know before `checkpoint` writes one."""
-        self._end = weakref.finalize(self, _end, self._session, self._pushes, self._reports)
+        self._end = weakref.finalize(self, _end, self._control, self._session, self._pushes, self._reports)
 
     @property
     def job(self) -> str:
@@ -108,28 +137,28 @@ class Client:
     def tensors(self) -> tuple[TensorSpec, ...]:
         """The job's tensors, in order."""
         self._opened(join=False)
-        return tuple(self._session.tensors.values())
+        return tuple(self._session.topology.tensors.values())
 
     @property
     def rules(self) -> dict[str, optim.Rule]:
         """Each tensor's rule, with the constants that a push has where it brings none."""
         self._opened(join=False)
-        made = {text: optim.from_dict(json.loads(text)) for text in set(self._session.rules.values())}
-        return {name: made[text] for name, text in self._session.rules.items()}
+        rules = self._session.topology.rules
+        made = {text: optim.from_dict(json.loads(text)) for text in set(rules.values())}
+        return {name: made[text] for name, text in rules.items()}
 
     @property
     def modes(self) -> dict[str, str]:
         """The job's "consistency" and "sparse", as `create` takes them."""
         self._opened(join=False)
-        return dict(self._session.modes)
+        return dict(self._session.topology.modes)
 
     # ---- pushes and pulls
 
     def join(self) -> int:
         """Become live on every shard now; the first push or pull for training does it otherwise.
 
-        Returns:
-            The last seq used: that of an earlier client of this pusher's name, or 0.
+        Returns the last seq used: that of an earlier client of this pusher's name, or 0.
 
         Raises:
             Conflict: the name is live in another client's session.
@@ -160,10 +189,9 @@ class Client:
 
         Raises:
             RolledBack: a shard was restored, and updates that this client saw are lost. Pull again to go on.
-            Unavailable: a turn, a clock or a shard did not come within the timeout.
         """
         deadline = self._opened(join=training)
-        pull = self._pull(into, rows, deadline, training=training, at_least=at_least)
+        pull = replace(self._pull(into, rows, deadline), training=training, at_least=at_least)
         *others, last = self._session.links
         here = self._pushes.idle
         stamps = [*(link.pull(pull, here=False) for link in others), last.pull(pull, here=here)]
@@ -220,9 +248,8 @@ class Client:
         Raises:
             InvalidArgument: a name, shape, dtype or value is wrong; nothing was sent.
             RolledBack: a shard was restored after `clock`; the others have applied their part. Pull and go on.
-            Unavailable: a shard did not answer within the timeout.
         """
-        terms = Terms(lr, rates or {}, constants or {})
+        terms = Terms(lr, rates, constants)
         handle = self._send(gradients, clock, terms, None, self._opened(join=True), wait=wait)
         return handle.result() if wait else handle
 
@@ -240,7 +267,7 @@ class Client:
         """`push`, then `pull`, in one exchange with each shard."""
         deadline = self._opened(join=True)
         then = self._pull(into, rows, deadline)
-        terms = Terms(lr, rates or {}, constants or {})
+        terms = Terms(lr, rates, constants)
         return self._send(gradients, clock, terms, then, deadline, wait=True).exchanged()
 
     def set(
@@ -263,14 +290,13 @@ class Client:
         Raises:
             InvalidArgument: a name, shape, dtype or value is wrong, or the rule has no such slot; nothing was sent.
             RolledBack: a shard was restored meanwhile, and was assigned nothing. Pull, and assign again.
-            Unavailable: a shard did not answer within the timeout.
         """
         deadline = self._opened(join=True)
         ready = {name: self._gradients.values(name, value) for name, value in values.items()}
         push = self._pushes.begin(self._session.seen, None, deadline, slot)
         for name, value in ready.items():
             push.put(name, value)
-        push.finish(Terms(updates=updates or {}, constants=constants or {}))
+        push.finish(Terms(updates=updates, constants=constants))
         return self._pushes.send(push, here=True).result()
 
     def stream(
@@ -307,7 +333,6 @@ class Client:
         wait: bool,
     ) -> OutgoingPush:
         """Send a push whose gradients are all here; everything is checked before any of it is sent."""
-        check_rates(terms.lr, terms.rates)
         ready = {name: self._gradients.checked(name, g, copy=not wait) for name, g in gradients.items()}
         push = self._pushes.begin(clock, then, deadline)
         for name, gradient in ready.items():
@@ -316,20 +341,14 @@ class Client:
         return self._pushes.send(push, here=wait)
 
     def _pull(
-        self,
-        into: Mapping[str, Array] | None,
-        rows: Mapping[str, Array] | None,
-        deadline: Deadline,
-        *,
-        training: bool = True,
-        at_least: int = 0,
+        self, into: Mapping[str, Array] | None, rows: Mapping[str, Array] | None, deadline: Deadline
     ) -> Pull:
-        target = Target(self._session.tensors, into, rows)
-        return Pull(target, deadline, self._gradients.pulled_as, training, at_least)
+        target = Target(self._session.topology.tensors, into, rows)
+        return Pull(target, deadline, self._gradients.pulled_as)
 
     def _opened(self, *, join: bool) -> Deadline:
         """The deadline of a call that begins now, once it is known where the shards are."""
-        deadline = self._session.deadline()
+        deadline = self._control.deadline()
         self._session.open(deadline)
         if join:
             self._pushes.join(deadline)
@@ -371,23 +390,19 @@ class Client:
         specs = [spec_of(name, array, tables) for name, array in arrays.items()]
         check_tables(specs, tables)
         return self._control.create(
-            self.job,
             specs,
             arrays,
             rule,
+            tensor_rules or {},
+            name=self.job,
             consistency=consistency,
-            tensor_rules=tensor_rules or {},
             sparse=sparse,
-            checkpoint_every_s=checkpoint_every_s,
+            checkpoint_every_s=checkpoint_every_s or 0.0,
         )
 
     def wait(self) -> None:
-        """Wait until the job exists, for no longer than the client's timeout.
-
-        Raises:
-            Unavailable: nobody has created it in time.
-        """
-        tries = Tries(self._backoff, self._session.deadline())
+        """Wait until somebody has created the job."""
+        tries = Tries(self._control.deadline())
         while True:
             try:
                 return self._session.open(tries.deadline)
@@ -396,7 +411,7 @@ class Client:
                 time.sleep(tries.pause_after(missing))
 
     def report(
-        self, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
+        self, /, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
     ) -> None:
         """Report a batch's training loss, and other numbers, for the metrics.
 
@@ -412,7 +427,7 @@ class Client:
             NotFinite: a number is NaN or infinite; names it.
             AdamServeError: what an earlier report met.
         """
-        self._reports.add(loss, comparator_loss, numbers, self._session.deadline())
+        self._reports.add(loss, comparator_loss, numbers, self._control.deadline())
 
     def status(self) -> JobState:
         """How the job stands."""
@@ -421,7 +436,7 @@ class Client:
 
     def jobs(self) -> list[JobState]:
         """How this client's job stands; of one that was made with job "", every job that its token may see."""
-        self._reports.flush(self._session.deadline())
+        self._reports.flush(self._control.deadline())
         return self._control.status(self.job)
 
     def checkpoint(self) -> int:
@@ -430,13 +445,10 @@ class Client:
         return self._control.checkpoint(self.job)
 
     def delete(self, *, purge: bool = False) -> bool:
-        """Delete the job; its name can be used again.
+        """Delete the job, whose name can be used again; returns whether there was one.
 
         Args:
             purge: remove its checkpoints too, instead of moving them to the trash.
-
-        Returns:
-            Whether there was one.
         """
         return self._control.delete(self.job, purge=purge)
 
@@ -445,7 +457,7 @@ class Client:
 
         The last reference's end and the process's do it too, and wait for no longer than a second.
         """
-        if self._end.detach() is not None and not self._session.forked:
+        if self._end.detach() is not None and not self._control.forked:
             self._pushes.wait()
             self._reports.close(Deadline.after(CLOSE_S))
             self._session.close()
@@ -461,9 +473,21 @@ class Client:
         self.close()
 
 
-def _end(session: Session, pushes: Pushes, reports: Reports) -> None:
+connect = Client
+
+
+def _read(name: str, path: str | Path | None) -> bytes:
+    if path is None:
+        return b""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror}", field=name) from None
+
+
+def _end(control: ControlLink, session: Session, pushes: Pushes, reports: Reports) -> None:
     """Close a client that nobody has closed, soon."""
-    if not session.forked:
+    if not control.forked:
         pushes.end(END_S)
         reports.close(Deadline.after(END_S / 4))
         session.close(END_S / 2)

@@ -16,10 +16,8 @@ import grpc
 import numpy as np
 
 from adamserve import optim
-from adamserve.client.backoff import Backoff, Tries
-from adamserve.client.credentials import Credentials
-from adamserve.client.endpoints import proxy_of, split
-from adamserve.client.links import Place
+from adamserve.client.backoff import Tries
+from adamserve.client.credentials import Credentials, proxy_of, split
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
@@ -37,48 +35,56 @@ TELL_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Topology:
-    """A job's tensors in order, the places of its shards, its rules as JSON texts, and its modes as `Client.create` has
-    them."""
+class Place:
+    """Where one shard of a job is: host:port of its two endpoints, and the clock at which its incarnation began."""
 
-    tensors: tuple[TensorSpec, ...]
+    index: int
+    endpoint: str
+    direct: str
+    incarnation: int
+    restored_clock: int
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """A job's tensors in order and their rules as JSON texts, both by name; its modes, as `Client.create` has them; and
+    the places of its shards."""
+
+    tensors: dict[str, TensorSpec]
+    rules: dict[str, str]
+    modes: dict[str, str]
     places: tuple[Place, ...]
-    rule: str
-    tensor_rules: Mapping[str, str]
-    consistency: str
-    sparse: str
 
 
 class ControlLink:
     """One client's way to a service's controller. Thread-safe.
 
     Every call is tried until it is answered, the error is one that time does not mend, or its deadline passes.
-
-    Args:
-        target: host:port of the service's ControlService.
-        credentials: how to reach it.
-        backoff: when to try again.
-        timeout_s: longest that a call may take, where it is given no deadline.
     """
 
-    def __init__(self, target: str, credentials: Credentials, backoff: Backoff, timeout_s: float) -> None:
+    def __init__(self, target: str, credentials: Credentials, timeout_s: float) -> None:
         split(target)
         self._target = target
         self._channel: Any = credentials.channel(target)
         self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._metadata = credentials.metadata
-        self._backoff = backoff
+        self.credentials = credentials
         self._timeout_s = timeout_s
         self._closed = threading.Event()
         self._process = os.getpid()
 
-    def check_process(self) -> None:
-        """Refuse to be used in a process that was forked from the client's: their connections are the same.
+    def deadline(self) -> Deadline:
+        """That of a call which begins now."""
+        return Deadline.after(self._timeout_s)
 
-        Raises:
-            InvalidArgument: it is another process.
-        """
-        if os.getpid() != self._process:
+    @property
+    def forked(self) -> bool:
+        """Whether this is another process than the client's."""
+        return os.getpid() != self._process
+
+    def check_process(self) -> None:
+        """Refuse to be used in a process that was forked from the client's: their connections are the same."""
+        if self.forked:
             raise InvalidArgument(
                 "the client belongs to the process that this one was forked from",
                 field="client",
@@ -86,35 +92,29 @@ class ControlLink:
             )
 
     def topology(self, job: str, deadline: Deadline) -> Topology:
-        """Where a job's shards are now.
-
-        Raises:
-            NotFound: there is no such job.
-        """
+        """What a job is, and where its shards are now."""
         answer = self._call(self._stub.GetTopology, control_pb2.GetTopologyRequest(job=job), deadline)
-        tensors = (
-            TensorSpec(t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name), t.stride or 1)
-            for t in answer.job.tensors
-        )
-        places, spec = tuple(map(_place, answer.shards)), answer.job
-        rules = spec.rule_json, dict(spec.tensor_rules_json)
-        return Topology(tuple(tensors), places, *rules, spec.consistency, spec.sparse)
+        spec = answer.job
+        tensors = {
+            t.name: TensorSpec(
+                t.name, tuple(t.shape), codec.encoding_name(t.dtype, field=t.name), t.stride or 1
+            )
+            for t in spec.tensors
+        }
+        rules = {name: spec.tensor_rules_json.get(name, spec.rule_json) for name in tensors}
+        modes = {"consistency": spec.consistency, "sparse": spec.sparse}
+        return Topology(tensors, rules, modes, tuple(map(_place, answer.shards)))
 
     def create(
         self,
-        job: str,
         specs: Sequence[TensorSpec],
         parameters: Mapping[str, Array],
         rule: optim.Rule,
-        *,
-        consistency: str,
         tensor_rules: Mapping[str, optim.Rule],
-        sparse: str,
-        checkpoint_every_s: float | None,
+        **rest: Any,
     ) -> bool:
-        """Start a job, as `Client.create`; the parameters are contiguous."""
+        """Start a job, as `Client.create`; `rest` are the other fields of JobSpec."""
         asked = control_pb2.JobSpec(
-            name=job,
             tensors=[
                 types_pb2.TensorSpec(
                     name=spec.name,
@@ -128,9 +128,7 @@ class ControlLink:
             tensor_rules_json={
                 name: json.dumps(optim.to_dict(other)) for name, other in tensor_rules.items()
             },
-            consistency=consistency,
-            checkpoint_every_s=checkpoint_every_s or 0.0,
-            sparse=sparse,
+            **rest,
         )
 
         def messages() -> Iterator[bytes]:
@@ -156,13 +154,12 @@ class ControlLink:
 
     def checkpoint(self, job: str) -> int:
         """Write a checkpoint now; returns its number, 0 where the service keeps none."""
-        answer = self._call(self._stub.Checkpoint, control_pb2.CheckpointRequest(job=job))
-        return int(answer.number)
+        return int(self._call(self._stub.Checkpoint, control_pb2.CheckpointRequest(job=job)).number)
 
     def delete(self, job: str, *, purge: bool) -> bool:
         """Delete a job; returns whether there was one."""
-        answer = self._call(self._stub.DeleteJob, control_pb2.DeleteJobRequest(job=job, purge=purge))
-        return bool(answer.deleted)
+        request = control_pb2.DeleteJobRequest(job=job, purge=purge)
+        return bool(self._call(self._stub.DeleteJob, request).deleted)
 
     def close(self) -> None:
         """Disconnect; calls under way fail."""
@@ -170,21 +167,15 @@ class ControlLink:
         self._channel.close()
 
     def _call(self, method: Any, request: Any, deadline: Deadline | None = None) -> Any:
-        """Make a call until it is answered.
-
-        Args:
-            method: gRPC's.
-            request: a message, or a function that begins a stream of them.
-            deadline: in place of the timeout's.
-        """
+        """Make a call until it is answered; its request is a message, or a function that begins a stream of them."""
         self.check_process()
-        tries = Tries(self._backoff, deadline or Deadline.after(self._timeout_s))
+        tries = Tries(deadline or self.deadline())
         error: AdamServeError
         told_at = time.monotonic() + TELL_S
         while True:
             try:
                 sent = request() if callable(request) else request
-                return method(sent, timeout=tries.seconds, metadata=self._metadata)
+                return method(sent, timeout=tries.seconds, metadata=self.credentials.metadata)
             except grpc.RpcError as failed:
                 error = error_of(failed)
             except ValueError:  # the channel was closed meanwhile

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from adamserve.client import endpoints
-from adamserve.client.endpoints import proxy_of
 from adamserve.errors import InvalidArgument
+<<<<<<< HEAD
 from adamserve.wire.frames import PREFACE, client_tls, local_name, open_local, peer_of
+=======
+from adamserve.job import is_loopback
+from adamserve.wire.frames import PREFACE, client_tls
+>>>>>>> cut-client
 
 TRANSPORTS = ("auto", "direct", "grpc")
 
@@ -32,16 +35,44 @@ OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Environment variables that gRPC takes a proxy from, the first that is set."""
+
+
+def split(target: str, field: str = "target") -> tuple[str, int]:
+    """The host and the port of "host:port"; an IPv6 address stands in brackets, which are taken off."""
+    fix = "give host:port, as adamserve serve prints it"
+    if "://" in target:
+        scheme = target.partition("://")[0]
+        raise InvalidArgument(f"{target!r} begins with {scheme}://", field=field, fix=fix)
+    host, colon, port = target.rpartition(":")
+    if not colon or not host or host == "[]":
+        raise InvalidArgument(f"{target!r} has no port", field=field, fix=fix)
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise InvalidArgument(f"{target!r} has several colons", field=field, fix=f"write [{host}]:{port}")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise InvalidArgument(f"{port!r} is no port", field=field, fix="a number from 1 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def proxy_of(endpoint: str) -> str:
+    """The environment variable by which gRPC would go through a proxy to an endpoint; "" for none.
+
+    To this machine itself no proxy is ever used.
+    """
+    host, _ = split(endpoint)
+    ignored = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy", "")  # noqa: SIM112 - as gRPC reads them
+    ends = [end.strip().lstrip(".") for end in ignored.split(",")]
+    if is_loopback(host) or any(end and (host == end or host.endswith("." + end)) for end in ends):
+        return ""
+    return next((name for name in PROXIES if os.environ.get(name)), "")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Credentials:
     """How to reach a service: plain text without `ca`, TLS with it, mutual TLS with `cert` and `key` too.
 
-    Attributes:
-        token: bearer token; "" sends none.
-        ca: PEM authorities that the server's certificate must come from.
-        cert, key: this client's own PEM certificate chain and key.
-        server_name: name to expect in the server's certificate in place of the endpoint's host.
-        transport: how tensors travel: "direct", over bare connections; "grpc"; "auto", direct where that can be had.
+    The attributes are `Client`'s arguments of these names, with what its PEM files hold.
     """
 
     token: str = field(default="", repr=False)
@@ -67,6 +98,7 @@ class Credentials:
         return grpc.secure_channel(endpoint, secure, [*options, *name])
 
     def connect(self, endpoint: str, timeout_s: float) -> socket.socket:
+<<<<<<< HEAD
         """A bare connection to an endpoint, its preface sent.
 
         Raises:
@@ -76,6 +108,11 @@ class Credentials:
         timeout_s = min(CONNECT_S, timeout_s)
         local = _local(endpoint, timeout_s) if not self.ca else None
         connected = local or socket.create_connection((host, port), timeout_s)
+=======
+        """A bare connection to an endpoint, its preface sent; OSError where it cannot be made."""
+        host, port = split(endpoint, "endpoint")
+        connected = socket.create_connection((host, port), min(CONNECT_S, timeout_s))
+>>>>>>> cut-client
         try:
             if local is None:
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -14,18 +14,10 @@ from adamserve.wire import chunks, codec
 
 
 class Target:
-    """The arrays that a pull fills, from any number of shards at once.
-
-    Args:
-        specs: the job's tensors by name.
-        into: arrays to fill; None makes new ones. After an error they may hold anything.
-        rows: by tensor, row numbers: only those are pulled, into a new array.
+    """The arrays that a pull fills, from any number of shards at once; `into` and `rows` are `Client.pull`'s.
 
     Attributes:
         flat: by tensor that is pulled whole, 1-D memory to write elements to, its rows in the shards' order.
-
-    Raises:
-        NotFound, InvalidArgument: an array or a row does not fit; names the tensor.
     """
 
     def __init__(
@@ -50,11 +42,6 @@ class Target:
             for name, array in self._whole.items()
         }
 
-    @property
-    def by_rows(self) -> bool:
-        """Whether only rows of some tensor are wanted."""
-        return bool(self._wanted)
-
     def asked(self, spans: Iterable[Span]) -> Iterator[tuple[Span, Array]]:
         """Of some spans, those of which only rows are wanted, and which: by their places, increasing."""
         for span in spans:
@@ -68,18 +55,13 @@ class Target:
         return by_row + sum(span.numel for span in spans if span.tensor not in self._wanted)
 
     def take(self, chunk: chunks.Chunk, spans: Mapping[str, Span]) -> int:
-        """Write a chunk to its place; returns how many elements it had.
+        """Write a chunk of a shard's answer to its place; returns how many elements it had.
 
-        Args:
-            chunk: a part of a shard's answer.
-            spans: the shard's, by tensor.
-
-        Raises:
-            InvalidArgument: it is of no such span, or garbled.
+        Raises InvalidArgument for one that is garbled, or of none of the shard's spans.
         """
         if chunk.rows is not None:
             rows, values, _ = codec.decode_rows(chunk, self._specs[chunk.tensor].width)
-            self.put_rows(chunk.tensor, rows, values)
+            self._wanted[chunk.tensor].put(rows, values)
         else:
             begin, end = chunk.start, chunk.start + chunk.length
             span = spans.get(chunk.tensor)
@@ -87,10 +69,6 @@ class Target:
                 raise InvalidArgument(f"elements {begin} to {end} are another shard's", field=chunk.tensor)
             codec.decode(chunk, self.flat[chunk.tensor][begin:end])
         return chunk.length
-
-    def put_rows(self, tensor: str, rows: Array, values: Array) -> None:
-        """Write some of the rows of a tensor: their places, and values of shape (n, width)."""
-        self._wanted[tensor].put(rows, values)
 
     def result(self) -> dict[str, Array]:
         """The arrays by tensor, when everything has come."""
@@ -104,12 +82,7 @@ class Target:
 
 
 class _Wanted:
-    """Rows of one tensor that a pull asks for, by their places, and the array that they come back in.
-
-    Args:
-        spec: the tensor.
-        rows: their numbers, int32 or int64, in any order, also more than once.
-    """
+    """Rows of one tensor that a pull asks for, in any order, also more than once; kept by their places."""
 
     def __init__(self, spec: TensorSpec, rows: Any) -> None:
         named = sparse.check_indices(spec, np.asarray(rows))

@@ -12,34 +12,54 @@ from adamserve.client.pushes import OutgoingPush
 from adamserve.shard.sparse import as_rows
 from adamserve.values import Array, Clocks, Constants, Gradient, JobReceipt
 
+Begin = Callable[[], tuple[OutgoingPush, Mapping[str, Array]]]
+"""Opens a push, and says into which memory it pulls, by tensor."""
+
 
 class Early:
-    """The gradients of one step that are on their way already, and the push that carries them.
+    """The push of one step whose gradients are on their way already, where there is one.
 
-    Args:
-        push: opened; what it pulls goes into `memory`.
-        memory: by tensor.
+    Thread-safe: autograd has a thread for each device.
+
+    Attributes:
+        allowed: whether gradients may leave early.
+        push: opened; None where no gradient has left.
     """
 
-    def __init__(self, push: OutgoingPush, memory: Mapping[str, Array]) -> None:
-        self.push = push
-        self.memory = memory
+    def __init__(self, *, allowed: bool) -> None:
+        self.allowed = allowed
+        self.push: OutgoingPush | None = None
+        self._memory: Mapping[str, Array] = {}
         self._sent: dict[str, Tensor] = {}
         self._void = False
+        self._sending = threading.Lock()
 
-    def send(self, name: str, gradient: Tensor) -> None:
-        """Send a copy of a gradient; one that changes afterwards, or holds NaN, makes the push void."""
-        self._void = self._void or name in self._sent or not bool(torch.isfinite(gradient.sum()))
-        if not self._void:
-            self._sent[name] = gradient.to("cpu", copy=True)
-            self.push.add(name, as_array(name, self._sent[name]))
+    def send(self, name: str, gradient: Tensor, begin: Begin) -> None:
+        """Send a copy of a gradient; one that changes afterwards, or holds NaN, makes the push void.
+
+        The first one begins the push, unless it is not finite.
+        """
+        with self._sending:
+            if not self.allowed:
+                return
+            finite = bool(torch.isfinite(gradient.sum()))
+            if self.push is None:
+                if not finite:
+                    return
+                self.push, self._memory = begin()
+                self._sent, self._void = {}, False
+            self._void = self._void or name in self._sent or not finite
+            if not self._void:
+                self._sent[name] = gradient.to("cpu", copy=True)
+                self.push.add(name, as_array(name, self._sent[name]))
 
     def stands(self, gradients: Mapping[str, Tensor], memory: Mapping[str, Array]) -> bool:
         """Whether the push is alive, what was sent still holds, and what it pulls goes where the parameters are."""
         return (
-            self.push.alive
+            self.push is not None
+            and self.push.alive
             and not self._void
-            and all(self.memory[name].ctypes.data == own.ctypes.data for name, own in memory.items())
+            and all(self._memory[name].ctypes.data == own.ctypes.data for name, own in memory.items())
             and all(
                 name in gradients and torch.equal(sent, gradients[name]) for name, sent in self._sent.items()
             )
@@ -49,47 +69,24 @@ class Early:
         self, gradients: Mapping[str, Tensor], rates: Mapping[str, float], constants: Constants
     ) -> tuple[JobReceipt, Clocks]:
         """Add what was not sent, and commit; a gradient that is refused gives the whole push up."""
-        with self.push:
+        push = self.taken()
+        assert push is not None
+        with push:
             for name, gradient in gradients.items():
                 if name not in self._sent:
-                    self.push.add(name, as_array(name, gradient))
-            receipt, _, clock = self.push.commit(rates=rates, constants=constants)
+                    push.add(name, as_array(name, gradient))
+            receipt, _, clock = push.commit(rates=rates, constants=constants)
         return receipt, clock
 
-
-class UnderWay:
-    """The early push of an optimizer, where there is one. Thread-safe: autograd has a thread for each device.
-
-    Attributes:
-        allowed: whether gradients may leave early.
-    """
-
-    def __init__(self, *, allowed: bool) -> None:
-        self.allowed = allowed
-        self._early: Early | None = None
-        self._sending = threading.Lock()
-
-    def send(self, name: str, gradient: Tensor, begin: Callable[[], Early]) -> None:
-        """Send a gradient; the first one begins the push, unless it is not finite."""
-        with self._sending:
-            if not self.allowed:
-                return
-            if self._early is None:
-                if not torch.isfinite(gradient.sum()):
-                    return
-                self._early = begin()
-            self._early.send(name, gradient)
-
-    def taken(self) -> Early | None:
+    def taken(self) -> OutgoingPush | None:
         """The push, which is the caller's from now on."""
-        early, self._early = self._early, None
-        return early
+        push, self.push = self.push, None
+        return push
 
     def give_up(self) -> None:
         """Abort the push, if there is one: no shard has applied anything."""
-        early = self.taken()
-        if early is not None:
-            early.push.abort()
+        if (push := self.taken()) is not None:
+            push.abort()
 
 
 def as_array(name: str, gradient: Tensor) -> Gradient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,14 @@ Group = dict[str, Any]
 """One of an optimizer's `param_groups`."""
 
 
+def warn(text: str) -> None:
+    """Warn of what the nearest caller outside the package does."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("adamserve."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
+
+
 class Parameters:
     """The parameters that a job trains, by name, as they were left in the model.
 
@@ -27,20 +36,15 @@ class Parameters:
     owner may give it another at any time.
 
     Args:
-        groups: the optimizer's.
         model: gives the names; without it they come with the groups, or from the module that has the parameters.
 
     Attributes:
         names: by id, those of all parameters.
         trained: by name, those that the job holds.
-
-    Raises:
-        InvalidArgument: two have one name or share memory, one is not in the model, or of a dtype that is not trained;
-            names it.
     """
 
     def __init__(self, groups: Sequence[Group], model: nn.Module | None) -> None:
-        named = list(_named(groups, model))
+        named = _named(groups, model)
         _check_names(named)
         self.names = {id(parameter): name for name, parameter in named}
         self.trained = {name: parameter for name, parameter in named if parameter.requires_grad}
@@ -53,14 +57,10 @@ class Parameters:
                 )
         _check_apart(self.trained)
         self._hosts: dict[str, Array] = {}
-        self._left: dict[str, _Left] = {}
+        self._left: dict[str, int | Tensor] = {}
 
     def by_group(self, groups: Iterable[Group]) -> Iterable[tuple[Group, str, Tensor]]:
-        """Each trained parameter with its group and name.
-
-        Raises:
-            InvalidArgument: a parameter has a gradient, and the job does not hold it.
-        """
+        """Each trained parameter with its group and name; refuses a gradient of any other."""
         for group in groups:
             for parameter in group["params"]:
                 name = self.names.get(id(parameter), "param_groups")
@@ -83,7 +83,7 @@ class Parameters:
             host = self._hosts.get(name)
             if host is not None and memory[name] is host:
                 parameter.data.copy_(torch.from_numpy(host))
-            self._left[name] = _Left(parameter)
+            self._left[name] = _left(parameter)
         # What autograd has saved of them is void, as after a local step.
         torch.autograd.graph.increment_version(list(self.trained.values()))
 
@@ -96,7 +96,7 @@ class Parameters:
         return {
             name: parameter.detach().cpu().contiguous().numpy().copy()
             for name, parameter in self.trained.items()
-            if name in self._left and not self._left[name].still(parameter)
+            if name in self._left and not _still(self._left[name], parameter)
         }
 
     def _memory(self, name: str, parameter: Tensor) -> Array:
@@ -111,21 +111,18 @@ class Parameters:
         return host
 
 
-class _Left:
-    """What a parameter held when it was left: a digest of it, or a copy of what is not in one run on the CPU."""
+def _left(parameter: Tensor) -> int | Tensor:
+    """What a parameter holds: a digest of it, or a copy of what is not in one run on the CPU."""
+    data = parameter.detach()
+    digest = _digest(data)
+    return data.clone() if digest is None else digest
 
-    __slots__ = ("_copy", "_digest")
 
-    def __init__(self, parameter: Tensor) -> None:
-        data = parameter.detach()
-        self._digest = _digest(data)
-        self._copy = data.clone() if self._digest is None else None
-
-    def still(self, parameter: Tensor) -> bool:
-        data = parameter.detach()
-        if self._copy is None:
-            return _digest(data.cpu().contiguous()) == self._digest
-        return torch.equal(self._copy, data.to(self._copy.device))
+def _still(left: int | Tensor, parameter: Tensor) -> bool:
+    data = parameter.detach()
+    if isinstance(left, Tensor):
+        return torch.equal(left, data.to(left.device))
+    return _digest(data.cpu().contiguous()) == left
 
 
 def _digest(data: Tensor) -> int | None:
@@ -143,38 +140,30 @@ def _digest(data: Tensor) -> int | None:
 # ---- names
 
 
-def _named(groups: Sequence[Group], model: nn.Module | None) -> Iterable[tuple[str, Tensor]]:
+def _named(groups: Sequence[Group], model: nn.Module | None) -> list[tuple[str, Tensor]]:
     """Every parameter and its name."""
     parameters = [parameter for group in groups for parameter in group["params"]]
-    if model is None and any(group.get("param_names") for group in groups):
-        for g, group in enumerate(groups):
-            names = group.get("param_names") or _places(g, group)
-            yield from zip(names, group["params"], strict=True)
-        return
-    module = model if model is not None else _owner(parameters)
-    if module is not None:
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        for parameter in parameters:
-            if id(parameter) not in names:
-                raise InvalidArgument(
-                    f"has no parameter of shape {tuple(parameter.shape)} that the optimizer trains",
-                    field="model",
-                    fix="give the module whose parameters the optimizer was made with",
-                )
-            yield names[id(parameter)], parameter
-        return
-    if len({(parameter.shape, parameter.dtype) for parameter in parameters}) < len(parameters):
-        warnings.warn(
-            "the parameters have no names, only places (group0.0, group0.1, ...): a trainer that lists equal shapes in"
-            " another order would exchange them. Give model=..., or named parameters",
-            stacklevel=5,
-        )
-    for g, group in enumerate(groups):
-        yield from zip(_places(g, group), group["params"], strict=True)
-
-
-def _places(g: int, group: Group) -> list[str]:
-    return [f"group{g}.{i}" for i in range(len(group["params"]))]
+    places = [[f"group{g}.{i}" for i in range(len(group["params"]))] for g, group in enumerate(groups)]
+    given = [n for group, here in zip(groups, places, strict=True) for n in group.get("param_names") or here]
+    have_names = any(group.get("param_names") for group in groups)
+    module = _owner(parameters) if model is None and not have_names else model
+    if module is None:
+        alike = len({(parameter.shape, parameter.dtype) for parameter in parameters}) < len(parameters)
+        if alike and not have_names:
+            warn(
+                "the parameters have no names, only places (group0.0, group0.1, ...): a trainer that lists equal"
+                " shapes in another order would exchange them. Give model=..., or named parameters"
+            )
+        return list(zip(given, parameters, strict=True))
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for parameter in parameters:
+        if id(parameter) not in names:
+            raise InvalidArgument(
+                f"has no parameter of shape {tuple(parameter.shape)} that the optimizer trains",
+                field="model",
+                fix="give the module whose parameters the optimizer was made with",
+            )
+    return [(names[id(parameter)], parameter) for parameter in parameters]
 
 
 def _owner(parameters: Sequence[Tensor]) -> nn.Module | None:
@@ -201,23 +190,8 @@ def _owner(parameters: Sequence[Tensor]) -> nn.Module | None:
 
 def _inside(module: nn.Module) -> nn.Module | None:
     """What torch's own wrappers wrap: DistributedDataParallel, DataParallel, torch.compile."""
-    inside = getattr(module, "_orig_mod", None)
-    if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        inside = module.module
-    return inside
-
-
-def replicated(parameters: Iterable[Tensor]) -> bool:
-    """Whether DistributedDataParallel averages these parameters' gradients over the processes of a group."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return False
-    wanted = {id(parameter) for parameter in parameters}
-    return any(
-        wanted & {id(parameter) for parameter in thing.parameters()}
-        for thing in gc.get_objects()
-        if issubclass(type(thing), nn.parallel.DistributedDataParallel)
-    )
+    parallel = isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel))
+    return getattr(module, "module" if parallel else "_orig_mod", None)
 
 
 # ---- checks
@@ -226,14 +200,13 @@ def replicated(parameters: Iterable[Tensor]) -> bool:
 def _check_names(named: Sequence[tuple[str, Tensor]]) -> None:
     seen: dict[str, Tensor] = {}
     for name, parameter in named:
-        other = seen.setdefault(name, parameter)
-        if other is not parameter:
+        if name in seen and seen[name] is parameter:
+            raise InvalidArgument("is given twice", field=name, fix="give each parameter once")
+        if name in seen:
             raise InvalidArgument(
                 "is the name of two parameters", field=name, fix="give model=..., or names that differ"
             )
-    if len(seen) < len(named):
-        twice = next(name for k, (name, _) in enumerate(named) if name in dict(named[:k]))
-        raise InvalidArgument("is given twice", field=twice, fix="give each parameter once")
+        seen[name] = parameter
 
 
 def _check_apart(trained: Mapping[str, Tensor]) -> None:

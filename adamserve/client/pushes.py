@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from adamserve.client.gradients import Gradients, Prepared
-from adamserve.client.links import Aborted, Pull, PushAnswer
 from adamserve.client.session import Session
+from adamserve.client.wire_link import Aborted, Pull, PushAnswer
 from adamserve.errors import InvalidArgument, Unavailable
 from adamserve.shard import sparse
 from adamserve.shard.checks import check_rates
@@ -22,19 +22,21 @@ class Terms:
     """What a push says at its end: its rates, its constants, and with values that are assigned their update counts."""
 
     lr: float | None = None
-    rates: Mapping[str, float] = field(default_factory=dict)
-    constants: Constants = field(default_factory=dict)
-    updates: Mapping[str, int] = field(default_factory=dict)
+    rates: Mapping[str, float] | None = None
+    constants: Constants | None = None
+    updates: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_rates(self.lr, self.rates or {})
 
 
 class OutgoingPush:
     """One push, from its first gradient to the shards' answers. Nothing is applied before its commit.
 
     Attributes:
-        seq, clock: as in `values.Push`, the clock of every shard.
+        seq, clock, assign: as in `values.Push`, the clock of every shard.
         then: what is pulled after it, in the same exchange.
         deadline: for all of it, the wait for its gradients included.
-        assign: as in `values.Push`.
         gradients: those known so far, by tensor; links read them from the first, however often.
         terms: known after the commit.
         committed, aborted: all gradients are here; it was given up. Neither while they come.
@@ -87,8 +89,7 @@ class OutgoingPush:
         Raises:
             Unavailable: the deadline passed before the commit, or a shard did not answer.
         """
-        check_rates(lr, rates or {})
-        self.finish(Terms(lr, rates or {}, constants or {}))
+        self.finish(Terms(lr, rates, constants))
         return self.exchanged()
 
     def finish(self, terms: Terms) -> None:
@@ -198,25 +199,19 @@ class Pushes:
         self._under_way: list[OutgoingPush] = []
         self._stream: OutgoingPush | None = None
 
-    def join(self, deadline: Deadline) -> int:
-        """Be live on every shard, and count on from where an earlier client of this name stopped; returns the seq."""
+    def join(self, deadline: Deadline) -> None:
+        """Be live on every shard, and count on from where an earlier client of this name stopped."""
         if not self._joined:
             known = self.session.join(0, deadline)
             self.seq = max(known)
             if min(known) < self.seq:
                 self.session.join(self.seq, deadline)
             self._joined = True
-        return self.seq
 
     def begin(
         self, clock: Sequence[tuple[int, int]], then: Pull | None, deadline: Deadline, assign: str = ""
     ) -> OutgoingPush:
-        """Make room for the next push, and a pull after it. `send` alone uses its number up.
-
-        Raises:
-            InvalidArgument: `clock` is not one of this job, or a stream is open.
-            Unavailable: there was no room in time.
-        """
+        """Make room in time for the next push, and a pull after it. `send` alone uses its number up."""
         stamps = self._stamps(clock)
         self._tidy()
         if self._stream is not None:
@@ -243,8 +238,8 @@ class Pushes:
         self._under_way.append(push)
         self._stream = None if push.committed else push
         *others, last = self.session.links
-        push.futures += [link.push(push, push.then, here=False) for link in others]
-        push.futures.append(last.push(push, push.then, here=here))
+        push.futures += [link.push(push, here=False) for link in others]
+        push.futures.append(last.push(push, here=here))
         return push
 
     def ended(self, push: OutgoingPush) -> None:

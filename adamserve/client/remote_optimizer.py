@@ -6,11 +6,11 @@ optimizer = adamserve.RemoteOptimizer.wrap(torch.optim.AdamW(model.parameters())
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, NoReturn, Self
 
 import torch
@@ -18,15 +18,13 @@ from torch import Tensor, nn
 
 from adamserve import optim
 from adamserve.client.client import Client
-from adamserve.client.connect import connect
-from adamserve.client.early import Early, UnderWay, as_array
-from adamserve.client.parameters import Group, Parameters
+from adamserve.client.early import Early, as_array
+from adamserve.client.parameters import Group, Parameters, warn
+from adamserve.client.pushes import OutgoingPush
 from adamserve.client.replicas import Replicas
 from adamserve.errors import Conflict, InvalidArgument, NotFound, RolledBack
 from adamserve.optim import torch_map
 from adamserve.values import Array, Clocks, JobReceipt, Stamp
-
-RuleOf = Callable[[Group], optim.Rule]
 
 
 class RemoteOptimizer(torch.optim.Optimizer):
@@ -66,6 +64,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         Conflict: the job exists and differs.
     """
 
+    _local: torch.optim.Optimizer | None = None
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -80,65 +80,15 @@ class RemoteOptimizer(torch.optim.Optimizer):
         overlap: bool = True,
         **options: Any,
     ) -> None:
-        names = [f.name for f in fields(rule)]
-        self._local: torch.optim.Optimizer | None = None
-        torch.optim.Optimizer.__init__(self, params, {name: getattr(rule, name) for name in names})
-        self._rule_of: RuleOf = lambda group: replace(rule, **{name: _plain(group[name]) for name in names})
-        self._connect(
-            target, job, model, overlap, options, consistency=consistency, sparse=sparse, tables=tables
-        )
-
-    @classmethod
-    def wrap(
-        cls,
-        optimizer: torch.optim.Optimizer,
-        target: str,
-        *,
-        job: str,
-        model: nn.Module | None = None,
-        consistency: str = "async",
-        sparse: str = "exact",
-        tables: Collection[str] = (),
-        overlap: bool = True,
-        **options: Any,
-    ) -> Self:
-        """The remote form of a torch optimizer: its groups, which both share, its mathematics, its moments.
-
-        SGD, Adam, AdamW, Adamax, Adagrad and RMSprop with every option that changes what they compute. `foreach`,
-        `fused` and `capturable` say how they compute it, and are passed over. Adagrad's `lr_decay` counts the job's
-        updates. Moments of an optimizer that has stepped start the job; one that exists keeps its own. The optimizer
-        that was wrapped can no longer step.
-
-        Raises:
-            InvalidArgument: an optimizer or option that cannot be reproduced; names it.
-        """
-        kind = type(optimizer)
-        for group in optimizer.param_groups:
-            torch_map.rule_of(kind, group)
-        made = cls.__new__(cls)
-        made._local = optimizer
-        groups = optimizer.param_groups
-        torch.optim.Optimizer.__init__(made, [dict(group) for group in groups], dict(optimizer.defaults))
-        made.param_groups = groups
-        made._rule_of = lambda group: torch_map.rule_of(kind, group)
-        made._connect(
-            target, job, model, overlap, options, consistency=consistency, sparse=sparse, tables=tables
-        )
-        optimizer.register_step_pre_hook(_wrapped)
-        return made
-
-    def _connect(
-        self,
-        target: str,
-        job: str,
-        model: nn.Module | None,
-        overlap: bool,
-        options: Mapping[str, Any],
-        *,
-        consistency: str,
-        sparse: str,
-        tables: Collection[str],
-    ) -> None:
+        self._rule_of: Callable[[Group], optim.Rule]
+        if (local := self._local) is None:
+            names = [f.name for f in fields(rule)]
+            super().__init__(params, {name: getattr(rule, name) for name in names})
+            self._rule_of = lambda group: replace(rule, **{name: _plain(group[name]) for name in names})
+        else:
+            super().__init__([dict(group) for group in params], dict(local.defaults))
+            self.param_groups = local.param_groups
+            self._rule_of = partial(torch_map.rule_of, type(local))
         self._parameters = Parameters(self.param_groups, model)
         trained = self._parameters.trained
         rules = {name: self._rule_of(group) for group, name, _ in self._members()}
@@ -148,34 +98,23 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._replicas = Replicas(() if consistency == "bsp" else trained.values())
         self.receipt: JobReceipt | None = None
         """What became of the last push; None on a rank that another one pushes for."""
-        self.client: Client = connect(target, job, **options)
-        self._under_way = UnderWay(allowed=overlap and not self._replicas.here)
+        self.client = Client(target, job, **options)
+        self._early = Early(allowed=overlap and not self._replicas.here)
         self._hooks: list[Any] = []
-        self._dropped = weakref.finalize(self, _leave, self.client, self._under_way, self._hooks)
+        self._dropped = weakref.finalize(self, _leave, self.client, self._early, self._hooks)
+        modes: dict[str, Any] = {"consistency": consistency, "sparse": sparse}
 
         def start() -> None:
-            modes = {"consistency": consistency, "sparse": sparse}
             created = not self._join(modes)
             if created:
                 memory = self._parameters.memory()
                 try:
-                    created = self.client.create(
-                        memory,
-                        common,
-                        consistency=consistency,
-                        tensor_rules=others,
-                        tables=tables,
-                        sparse=sparse,
-                    )
+                    created = self.client.create(memory, common, tensor_rules=others, tables=tables, **modes)
                 except Conflict:  # another trainer was faster, with constants of its own
                     created = False
                 self._join(modes)
-            if (
-                self._local is not None
-                and self._local.state
-                and not self._bring(self._local.state_dict(), create=created)
-            ):
-                _warn("the job has moments of its own; those of the optimizer that was wrapped are not used")
+            if local is not None and local.state and not self._bring(local.state_dict(), create=created):
+                warn("the job has moments of its own; those of the optimizer that was wrapped are not used")
             self._pull()
 
         try:
@@ -183,23 +122,34 @@ class RemoteOptimizer(torch.optim.Optimizer):
         except BaseException:
             self._dropped()
             raise
-        here = weakref.ref(self)
-
-        def accumulated(parameter: Tensor) -> None:
-            optimizer = here()
-            if optimizer is not None:
-                optimizer._accumulated(parameter)
-
-        def settle() -> None:
-            optimizer = here()
-            if optimizer is not None:
-                optimizer._settle()
-
-        self.client.before_checkpoint = settle
-        for parameter in trained.values() if self._under_way.allowed else ():
+        self.client.before_checkpoint = _weakly(self._settle)
+        accumulated = _weakly(self._accumulated)
+        for parameter in trained.values() if self._early.allowed else ():
             hook: Any = parameter.register_post_accumulate_grad_hook
             self._hooks.append(hook(accumulated))
         self.state = _Elsewhere()
+
+    @classmethod
+    def wrap(cls, optimizer: torch.optim.Optimizer, target: str, **options: Any) -> Self:
+        """The remote form of a torch optimizer: its groups, which both share, its mathematics, its moments.
+
+        SGD, Adam, AdamW, Adamax, Adagrad and RMSprop with every option that changes what they compute. `foreach`,
+        `fused` and `capturable` say how they compute it, and are passed over. Adagrad's `lr_decay` counts the job's
+        updates. Moments of an optimizer that has stepped start the job; one that exists keeps its own. The optimizer
+        that was wrapped can no longer step.
+
+        Args:
+            options: `job` and the other keywords of `RemoteOptimizer`.
+
+        Raises:
+            InvalidArgument: an optimizer or option that cannot be reproduced; names it.
+        """
+        rules = [torch_map.rule_of(type(optimizer), group) for group in optimizer.param_groups]
+        made = cls.__new__(cls)
+        made._local = optimizer
+        RemoteOptimizer.__init__(made, optimizer.param_groups, target, rules[0], **options)
+        optimizer.register_step_pre_hook(_wrapped)
+        return made
 
     # ---- what a torch optimizer does
 
@@ -269,7 +219,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             raise Conflict(f"the state is of job {remote['job']!r}, not {self.client.job!r}", field="job")
         if moments:
             self._form()
-        self._under_way.give_up()
+        self._early.give_up()
         super().load_state_dict({**rest, "state": {}})
         if moments:
             self._bring(rest)
@@ -277,7 +227,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
             self._pull()
         clocks = remote and [tuple(stamp) for stamp in remote["clocks"]]
         if clocks and clocks != list(self._clock):
-            _warn("the job has had updates since this state was taken, and its moments are those of now")
+            warn("the job has had updates since this state was taken, and its moments are those of now")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         rest = dict(state)
@@ -296,7 +246,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def close(self) -> None:
         """Leave the job and disconnect. The end of the process, and of the last reference, do it too."""
         if self._dropped.detach() is not None:
-            _leave(self.client, self._under_way, self._hooks, close=True)
+            _leave(self.client, self._early, self._hooks, close=True)
 
     def __enter__(self) -> Self:
         return self
@@ -307,13 +257,9 @@ class RemoteOptimizer(torch.optim.Optimizer):
     # ---- inside
 
     def _join(self, modes: Mapping[str, str]) -> bool:
-        """Use the job if it exists: constants are each push's own, so they may be other ones than the job's.
+        """Use the job if it exists, and say whether it does.
 
-        Returns:
-            Whether it exists.
-
-        Raises:
-            Conflict: it differs in anything else; says in what, with both values.
+        Constants are each push's own, and may be other ones than the job's; anything else that differs is a Conflict.
         """
         try:
             self._rules = self.client.rules
@@ -321,13 +267,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
             return False
         here = {name: (tuple(p.shape), str(p.dtype)[6:]) for name, p in self._parameters.trained.items()}
         there = {tensor.name: (tensor.shape, tensor.dtype) for tensor in self.client.tensors}
-        asked = {**here, **modes}
-        for name, has in {**there, **self.client.modes}.items():
-            if has != asked.get(name):
-                raise Conflict(f"the job has {has}, this optimizer {asked.get(name, 'none')}", field=name)
-        for name in here:
-            if name not in there:
-                raise Conflict(f"the job has none, this optimizer {here[name]}", field=name)
+        asked, found = {**here, **modes}, {**there, **self.client.modes}
+        for name in found | asked:
+            has, wants = found.get(name, "none"), asked.get(name, "none")
+            if has != wants:
+                raise Conflict(f"the job has {has}, this optimizer {wants}", field=name)
         for group, name, _ in self._members():
             self._rule_now(group, name)
         return True
@@ -344,16 +288,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 if changed := _changed(self._rules[name], rule):
                     constants[name] = changed
         memory = self._parameters.memory()
-        early = self._under_way.taken()
-        changed_values = self._parameters.changed()
-        if early is not None and (changed_values or not early.stands(gradients, memory)):
-            early.push.abort()
-            self._under_way.allowed = self._under_way.allowed and bool(changed_values)
-            early = None
+        early, changed_values = self._early, self._parameters.changed()
+        if early.push is not None and (changed_values or not early.stands(gradients, memory)):
+            early.give_up()
+            early.allowed = early.allowed and bool(changed_values)
         try:
             if changed_values:
                 self._assign(changed_values)
-            if early is None:
+            if early.push is None:
                 arrays = {name: as_array(name, gradient) for name, gradient in gradients.items()}
                 self.receipt, _, self._clock = self.client.push_pull(
                     arrays, self._clock, into=memory, rates=rates, constants=constants
@@ -372,7 +314,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _settle(self) -> None:
         """Give the job what the next step would bring besides gradients: changed parameters and constants."""
-        self._under_way.give_up()
+        self._early.give_up()
         if changed := self._parameters.changed():
             self._assign(changed)
         rules = {name: (self._rules[name], self._rule_now(group, name)) for group, name, _ in self._members()}
@@ -397,8 +339,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _bring(self, state: Mapping[str, Any], *, create: bool = True) -> bool:
         """Assign the job's slots the moments in a torch optimizer's state_dict, if it has any and `create` says so.
 
-        Returns:
-            Whether the job has them now, or there are none.
+        Returns whether the job has them now, or there are none.
         """
         form = self._form()
         slots: dict[str, dict[str, Array]] = defaultdict(dict)
@@ -436,11 +377,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         return self._parameters.by_group(self.param_groups)
 
     def _rule_now(self, group: Group, name: str) -> optim.Rule:
-        """The rule that a group asks for now.
-
-        Raises:
-            InvalidArgument: the job's rule cannot become it; names the constant.
-        """
+        """The rule that a group asks for now; refuses what the job's rule cannot become."""
         asked, base = self._rule_of(group), self._rules[name]
         if type(asked) is not type(base):
             raise Conflict(
@@ -459,15 +396,12 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     def _pull(self) -> None:
         """Take the job's parameters; a rollback is no news to a model that takes everything."""
-        self._under_way.give_up()
+        self._early.give_up()
         memory = self._parameters.memory()
-        for last in (False, True):
-            try:
-                _, self._clock = self.client.pull(into=memory)
-                break
-            except RolledBack:
-                if last:
-                    raise
+        try:
+            _, self._clock = self.client.pull(into=memory)
+        except RolledBack:
+            _, self._clock = self.client.pull(into=memory)
         self._parameters.take(memory)
 
     def _accumulated(self, parameter: Tensor) -> None:
@@ -477,11 +411,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
             return
         group = next(g for g in self.param_groups if any(p is parameter for p in g["params"]))
         signed = -gradient.detach() if group.get("maximize") else gradient.detach()
-        self._under_way.send(name, signed, self._begin)
+        self._early.send(name, signed, self._begin)
 
-    def _begin(self) -> Early:
+    def _begin(self) -> tuple[OutgoingPush, Mapping[str, Array]]:
         memory = self._parameters.memory()
-        return Early(self.client.stream(self._clock, into=memory), memory)
+        return self.client.stream(self._clock, into=memory), memory
 
 
 class _Elsewhere(defaultdict[Any, Any]):
@@ -493,12 +427,12 @@ class _Elsewhere(defaultdict[Any, Any]):
         )
 
 
-def _leave(client: Client, under_way: UnderWay, hooks: list[Any], *, close: bool = False) -> None:
+def _leave(client: Client, early: Early, hooks: list[Any], *, close: bool = False) -> None:
     """Give an early push up and leave the job, at the end of the object or of the process; or close it in good time."""
     for hook in hooks:
         hook.remove()
-    if (early := under_way.taken()) is not None:
-        early.push.give_up()
+    if (push := early.taken()) is not None:
+        push.give_up()
     if close:
         client.close()
     else:
@@ -526,5 +460,12 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=3)
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A method to be called while its object is there, and that does not keep it."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        if (alive := reference()) is not None:
+            alive(*args)
+
+    return call

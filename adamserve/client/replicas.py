@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+import gc
 from collections.abc import Callable, Iterable
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from adamserve.client.parameters import replicated
+from adamserve.client.parameters import warn
 
 
 class Replicas:
@@ -19,12 +19,17 @@ class Replicas:
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._parameters = list(parameters)
-        self.here = replicated(self._parameters)
+        wanted = {id(parameter) for parameter in self._parameters}
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.here = several and any(
+            wanted & {id(parameter) for parameter in thing.parameters()}
+            for thing in gc.get_objects()
+            if issubclass(type(thing), nn.parallel.DistributedDataParallel)
+        )
         if self.here and dist.get_rank() == 0:
-            warnings.warn(
+            warn(
                 f"DistributedDataParallel averages the gradients of {dist.get_world_size()} ranks:"
-                " rank 0 pushes for all of them",
-                stacklevel=5,
+                " rank 0 pushes for all of them"
             )
 
     @property

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, wait
+from contextlib import suppress
 
 from adamserve.client.control_link import ControlLink
+from adamserve.client.threads import Thread
 from adamserve.errors import AdamServeError, InvalidArgument, NotFinite, Unavailable
 from adamserve.regret import Loss
 from adamserve.values import Deadline
@@ -28,24 +31,17 @@ class Reports:
         self._changed = threading.Condition()
         self._losses: list[Loss] = []
         self._numbers: dict[str, float] = {}
-        self._thread: threading.Thread | None = None
-        self._sending = False
-        self._hurry = False
-        self._closed = False
+        self._thread = Thread("adamserve-reports")
+        self._newest: Future[None] | None = None  # batch: it waits for others to join it, and is sent
+        self._collecting = self._hurry = False
         self._error: AdamServeError | None = None
 
     def add(
         self, loss: float | None, comparator: float | None, numbers: Mapping[str, float], deadline: Deadline
     ) -> None:
-        """Queue a loss and other numbers; returns at once while there is room.
+        """Queue a loss and other numbers; returns at once while there is room, and raises what an earlier batch met.
 
         A loss that is not finite is refused, and queued all the same: the service counts those.
-
-        Raises:
-            NotFinite: a number is NaN or infinite; names it.
-            InvalidArgument: a comparator's loss without a loss.
-            Unavailable: the queue is full, and nothing was sent in time.
-            AdamServeError: what an earlier batch met.
         """
         if loss is None and comparator is not None:
             raise InvalidArgument("goes with a loss", field="comparator_loss", fix="give both")
@@ -58,39 +54,32 @@ class Reports:
                 self._losses.append(Loss(loss, comparator))
             if not bad:
                 self._numbers.update(numbers)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._send, name="adamserve-reports", daemon=True)
-                self._thread.start()
+            if (self._losses or self._numbers) and not self._collecting:
+                self._collecting = True
+                with suppress(RuntimeError):  # closed
+                    self._newest = self._thread.submit(self._send)
             self._changed.notify_all()
         if bad:
             raise NotFinite(f"must be finite, got {values[bad]!r}", field=bad)
         self._raise()
 
     def flush(self, deadline: Deadline) -> None:
-        """Wait until everything queued has been sent.
-
-        Raises:
-            Unavailable: it was not in time.
-            AdamServeError: what a batch met.
-        """
-        with self._changed:
-            self._hurry = True
-            self._changed.notify_all()
-            if not self._changed.wait_for(lambda: not (self._queued or self._sending), deadline.remaining()):
-                raise Unavailable("not all losses could be sent", field="loss")
+        """Wait until everything queued has been sent; raises what a batch has met."""
+        if not self._sent(deadline):
+            raise Unavailable("not all losses could be sent", field="loss")
         self._raise()
 
     def close(self, deadline: Deadline) -> None:
         """Send what is queued, and stop; never raises what a batch has met."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(deadline.remaining())
+        self._sent(deadline)
+        self._thread.shutdown()
 
-    @property
-    def _queued(self) -> bool:
-        return bool(self._losses or self._numbers)
+    def _sent(self, deadline: Deadline) -> bool:
+        """Send what is queued now, and say whether that was in time."""
+        with self._changed:
+            self._hurry = self._collecting
+            self._changed.notify_all()
+        return self._newest is None or not wait([self._newest], deadline.remaining()).not_done
 
     def _raise(self) -> None:
         with self._changed:
@@ -99,25 +88,15 @@ class Reports:
             raise error
 
     def _send(self) -> None:
-        """Send batches until closed."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queued or self._closed)
-                self._changed.wait_for(
-                    lambda: self._hurry or self._closed or len(self._losses) >= QUEUED, LATE_S
-                )
-                if not self._queued:
-                    return
-                losses, numbers = self._losses, self._numbers
-                self._losses, self._numbers, self._sending, self._hurry = [], {}, True, False
-                self._changed.notify_all()
-            error: AdamServeError | None = None
-            try:
-                self._control.report(self._job, self._pusher, losses, numbers)
-            except AdamServeError as met:
-                error = met
-            if isinstance(error, InvalidArgument) and error.field in ("loss", "comparator_loss"):
-                error = None  # the one that was not finite has been refused already
-            with self._changed:
-                self._sending, self._error = False, error or self._error
-                self._changed.notify_all()
+        """Send one batch, when it is full or late."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._hurry or len(self._losses) >= QUEUED, LATE_S)
+            losses, numbers = self._losses, self._numbers
+            self._losses, self._numbers, self._collecting, self._hurry = [], {}, False, False
+            self._changed.notify_all()
+        try:
+            self._control.report(self._job, self._pusher, losses, numbers)
+        except AdamServeError as error:
+            refused = isinstance(error, InvalidArgument) and error.field in ("loss", "comparator_loss")
+            if not refused:  # by `add`: it was not finite
+                self._error = error

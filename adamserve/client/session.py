@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
-import uuid
 from concurrent.futures import wait
 from contextlib import suppress
 
-from adamserve.client.backoff import Backoff, Tries
-from adamserve.client.control_link import ControlLink
-from adamserve.client.credentials import Credentials
-from adamserve.client.links import Member, Place, ShardLink
+from adamserve.client.backoff import Tries
+from adamserve.client.control_link import ControlLink, Place, Topology
 from adamserve.client.threads import Thread
-from adamserve.client.wire_link import WireLink
+from adamserve.client.wire_link import Member, WireLink
 from adamserve.errors import (
     AdamServeError,
     Conflict,
@@ -25,9 +20,7 @@ from adamserve.errors import (
     RolledBack,
     Unavailable,
 )
-from adamserve.values import Clocks, Deadline, Joined, PusherKind, Stamp, TensorSpec
-
-KINDS: tuple[PusherKind, ...] = ("worker", "trainer")
+from adamserve.values import Clocks, Deadline, Joined, Stamp
 
 FIND_S = 5.0
 """Longest that a shard is looked for before a call to it is tried again where it was."""
@@ -42,104 +35,63 @@ class Session:
     Attributes:
         member: who the client is to the shards.
         links: the ways to them, in shard order; empty before `open`.
-        tensors, rules: the job's, by name, rules as JSON texts; empty before `open`.
-        modes: its consistency and how it takes rows; empty before `open`.
+        topology: what the job was found to be; without places before `open`.
         restores: how often a shard was found to have been restored; it may know of fewer pushes than were made.
     """
 
-    def __init__(
-        self,
-        control: ControlLink,
-        job: str,
-        pusher: str,
-        *,
-        session: str,
-        kind: PusherKind,
-        lease_s: float,
-        credentials: Credentials,
-        backoff: Backoff,
-        timeout_s: float,
-    ) -> None:
-        if kind not in KINDS:
-            raise InvalidArgument(f"{kind!r} is none", field="kind", fix=f"one of {', '.join(KINDS)}")
-        pusher = pusher or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.member = Member(job, pusher, session or uuid.uuid4().hex, kind, lease_s)
-        self.links: tuple[ShardLink, ...] = ()
-        self.tensors: dict[str, TensorSpec] = {}
-        self.rules: dict[str, str] = {}
-        self.modes: dict[str, str] = {}
+    def __init__(self, control: ControlLink, member: Member) -> None:
+        self.member = member
+        self.links: tuple[WireLink, ...] = ()
+        self.topology = Topology({}, {}, {}, ())
         self.restores = 0
         self._control = control
-        self._credentials = credentials
-        self._backoff = backoff
-        self._timeout_s = timeout_s
         self._opening = threading.Lock()
         self._closed = threading.Event()
         self._beside: list[Thread] = []
-        self._process = os.getpid()
         self._beating: threading.Thread | None = None
         self._lock = threading.Lock()
         self._seen: list[Stamp] = []
         self._lost: tuple[Clocks, Clocks] | None = None
 
-    def deadline(self) -> Deadline:
-        """That of a call which begins now."""
-        return Deadline.after(self._timeout_s)
-
     # ---- where the shards are
 
     def open(self, deadline: Deadline) -> None:
-        """Learn where the shards are, the first time.
-
-        Raises:
-            InvalidArgument: the client is closed.
-        """
+        """Learn where the shards are, the first time; refuse where the client is closed."""
         self._control.check_process()
-        if self.closed:
+        if self._closed.is_set():
             raise InvalidArgument("the client is closed", field="client")
         if self.links:
             return
         with self._opening:
             if self.links:
                 return
-            topology = self._control.topology(self.member.job, deadline)
-            self.tensors = {spec.name: spec for spec in topology.tensors}
-            self.rules = {name: topology.tensor_rules.get(name, topology.rule) for name in self.tensors}
-            self.modes = {"consistency": topology.consistency, "sparse": topology.sparse}
-            self._seen = [Stamp(place.incarnation, 0) for place in topology.places]
+            self.topology = self._control.topology(self.member.job, deadline)
+            places = self.topology.places
+            self._seen = [Stamp(place.incarnation, 0) for place in places]
             self.links = tuple(
-                WireLink(place, self.member, self._credentials, self, self._backoff)
-                for place in topology.places
+                WireLink(place, self.member, self._control.credentials, self._recover) for place in places
             )
 
-    def recover(self, link: ShardLink, tries: Tries, error: AdamServeError) -> None:
-        """As `Recovery.recover`."""
+    def _recover(self, link: WireLink, tries: Tries, error: AdamServeError) -> None:
+        """Wait, and look for a shard, after a try that met an error; raise where no other try is to be made."""
         # A restored shard knows neither job nor pusher for a moment.
         restoring = isinstance(error, NotFound) and error.field in ("job", "pusher")
-        if not (restoring or isinstance(error, Unavailable)) or self.closed:
+        if not (restoring or isinstance(error, Unavailable)) or self._closed.is_set():
             raise error
         self._closed.wait(tries.pause_after(error))
         link.reconnect()
         with suppress(Unavailable, LimitExceeded):  # the service is away too
             self._find(link, Deadline.after(min(FIND_S, tries.deadline.remaining())))
 
-    def _find(self, link: ShardLink, deadline: Deadline) -> None:
-        """Learn anew where the shards are, and be live on this one, which may have been restored.
-
-        Raises:
-            NotFound: the job was deleted.
-        """
+    def _find(self, link: WireLink, deadline: Deadline) -> None:
+        """Learn anew where the shards are, and be live on this one, which may have been restored."""
         self.note(self._control.topology(self.member.job, deadline).places)
         if self._beating is not None:
             with suppress(NotFound):  # the shard is still being restored
                 self._joined(link, link.join(0, max(0.001, deadline.remaining())))
 
     def note(self, places: tuple[Place, ...]) -> None:
-        """Talk to the shards where they are now.
-
-        Raises:
-            Conflict: they are not the shards that the client knows.
-        """
+        """Talk to the shards where they are now; Conflict if they are not those that the client knows."""
         if [place.spans for place in places] != [link.spans for link in self.links]:
             raise Conflict(
                 f"the service has {len(places)} shards now, where it had {len(self.links)}, or others",
@@ -163,15 +115,15 @@ class Session:
             self._beating.start()
         return known
 
-    def _join(self, link: ShardLink, last_seq: int, deadline: Deadline) -> Joined:
-        tries = Tries(self._backoff, deadline)
+    def _join(self, link: WireLink, last_seq: int, deadline: Deadline) -> Joined:
+        tries = Tries(deadline)
         while True:
             try:
                 return self._joined(link, link.join(last_seq, tries.seconds))
             except AdamServeError as error:
-                self.recover(link, tries, error)
+                self._recover(link, tries, error)
 
-    def _joined(self, link: ShardLink, joined: Joined) -> Joined:
+    def _joined(self, link: WireLink, joined: Joined) -> Joined:
         self._restored(link, joined.stamp.incarnation, joined.restored_clock)
         return joined
 
@@ -184,7 +136,7 @@ class Session:
                 for renewal in [self._beside[link.index].submit(self._renew, link) for link in due]:
                     renewal.result()
 
-    def _renew(self, link: ShardLink) -> None:
+    def _renew(self, link: WireLink) -> None:
         """Renew one lease, where the shard was or where it is now; the next call says what is wrong with both."""
         deadline = Deadline.after(self.member.lease_s / 3)
         with suppress(AdamServeError):
@@ -192,16 +144,6 @@ class Session:
                 self._joined(link, link.join(0, self.member.lease_s / 6))
             except (Unavailable, NotFound):
                 self._find(link, deadline)
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed.is_set()
-
-    @property
-    def forked(self) -> bool:
-        """Whether this is another process than the client's."""
-        return os.getpid() != self._process
 
     def close(self, within_s: float = LEAVE_S) -> None:
         """Stop counting as live, if that can be said in time, and disconnect."""
@@ -231,13 +173,13 @@ class Session:
         for link, stamp in zip(self.links, clock, strict=True):
             if stamp.incarnation > self._seen[link.index].incarnation:
                 if self._beating is not None:
-                    self._join(link, 0, self.deadline())
+                    self._join(link, 0, self._control.deadline())
                 else:
-                    self.note(self._control.topology(self.member.job, self.deadline()).places)
+                    self.note(self._control.topology(self.member.job, self._control.deadline()).places)
         with self._lock:
             self._seen = [max(pair) for pair in zip(self._seen, clock, strict=True)]
 
-    def _restored(self, link: ShardLink, incarnation: int, clock: int) -> None:
+    def _restored(self, link: WireLink, incarnation: int, clock: int) -> None:
         """Note that a shard is in an incarnation that began at this clock: what was seen beyond it is lost."""
         with self._lock:
             before, now = self._seen[link.index], Stamp(incarnation, clock)
@@ -250,11 +192,7 @@ class Session:
             self._seen[link.index] = now
 
     def raise_lost(self) -> None:
-        """Say once that a shard was restored and updates that this client saw are lost.
-
-        Raises:
-            RolledBack: with the clocks before and after.
-        """
+        """Raise RolledBack, once, where a shard was restored and updates that this client saw are lost."""
         if self._lost is not None:
             problem = "a shard was restored from a checkpoint; updates that this client saw are lost"
             raise self.rolled_back(problem, *self._lost)

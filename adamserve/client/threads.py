@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
 Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
-class Thread(Executor):
+class Thread:
     """One daemon thread, begun with the first piece of work, that does what it is given in that order.
 
     The interpreter's end waits for the threads of `ThreadPoolExecutor`, so a push that waits for its gradients, or its
@@ -25,7 +26,7 @@ class Thread(Executor):
         self._begun = self._ended = False
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        """As `Executor.submit`."""
+        """Do a piece of work after those before it."""
         future: Future[Any] = Future()
         with self._lock:
             if self._ended:
@@ -36,18 +37,25 @@ class Thread(Executor):
             self._queue.put((future, work, args, options))
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As `Executor.shutdown`, without waiting."""
+    def shutdown(self, *, cancel_futures: bool = False) -> None:
+        """End the thread after the work that was given to it, or cancel what has not begun."""
         with self._lock:
             self._ended = True
-        while cancel_futures:
-            try:
-                waiting = self._queue.get_nowait()
-            except Empty:
-                break
-            if waiting is not None:
-                waiting[0].cancel()
+        with suppress(Empty):
+            while cancel_futures:
+                if (waiting := self._queue.get_nowait()) is not None:
+                    waiting[0].cancel()
         self._queue.put(None)
+
+
+def do_here(work: Callable[..., Any], /, *args: Any) -> Future[Any]:
+    """Do a piece of work at once, in the caller's thread."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(work(*args))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _run(queue: SimpleQueue[Work | None]) -> None:

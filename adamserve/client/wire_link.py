@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adamserve.client.backoff import Backoff, Tries
+from adamserve.client.backoff import Tries
 from adamserve.client.carriers import DirectCarrier, Full, GrpcCarrier, Unreachable
+from adamserve.client.control_link import Place
 from adamserve.client.credentials import Credentials
-from adamserve.client.links import Aborted, Member, Place, Pull, PushAnswer, Recovery
-from adamserve.client.threads import Thread
-from adamserve.errors import AdamServeError, Unavailable
+from adamserve.client.destination import Target
+from adamserve.client.threads import Thread, do_here
+from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.v1 import shard_pb2, types_pb2
-from adamserve.values import Joined, Outcome, Receipt, SparseRows, Stamp
+from adamserve.values import Deadline, Joined, Outcome, PusherKind, Receipt, SparseRows, Stamp
 from adamserve.wire import chunks, codec
 from adamserve.wire.frames import Parts
 
@@ -28,44 +30,82 @@ AVOID_S = 300.0
 AVOID_FULL_S = 10.0
 """once the shard took a connection and ended it."""
 
-OUTCOMES: Mapping[int, Outcome] = {
-    shard_pb2.OUTCOME_APPLIED: Outcome.APPLIED,
-    shard_pb2.OUTCOME_DUPLICATE: Outcome.DUPLICATE,
-    shard_pb2.OUTCOME_STALE: Outcome.STALE,
-}
+OUTCOMES = {shard_pb2.Outcome.Value(f"OUTCOME_{outcome}"): outcome for outcome in Outcome}
 
 Answers = Iterator[bytes | memoryview]
 
 
-class _Here(Executor):
-    """Runs what it is given at once, in the caller's thread."""
-
-    def submit(self, work: Any, /, *args: Any, **options: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(work(*args, **options))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+KINDS: tuple[PusherKind, ...] = ("worker", "trainer")
 
 
-HERE = _Here()
+class Aborted(Exception):
+    """A push was given up before its commit: no shard has counted it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Who a client is to the shards of its job; after `lease_s` seconds of silence they stop counting it."""
+
+    job: str
+    pusher: str
+    session: str
+    kind: PusherKind
+    lease_s: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InvalidArgument(f"{self.kind!r} is none", field="kind", fix=f"one of {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A pull, as `values.PullRequest`; every link writes its own shard's part into the target."""
+
+    target: Target
+    deadline: Deadline
+    encoding: str
+    training: bool = True
+    at_least: int = 0
+
+
+class PushAnswer(NamedTuple):
+    """A shard's answer to a push, and the stamp of what was pulled after it."""
+
+    receipt: Receipt
+    pulled: Stamp | None
 
 
 class WireLink:
-    """One client's way to one shard over the network (`ShardLink`); `recovery` finds the shard again."""
+    """One client's way to one shard. Thread-safe; it makes pushes and pulls in the order in which they were asked for.
+
+    Args:
+        recover: after a try that met an error, waits and looks for the shard; raises where no other try is to be made.
+
+    Attributes:
+        index, spans: the shard's number, and what it owns.
+        renewed_at: when the last answered call began that renewed the client's lease, by `time.monotonic`.
+    """
 
     def __init__(
-        self, place: Place, member: Member, credentials: Credentials, recovery: Recovery, backoff: Backoff
+        self,
+        place: Place,
+        member: Member,
+        credentials: Credentials,
+        recover: Callable[[WireLink, Tries, AdamServeError], None],
     ) -> None:
         self.index = place.index
         self.spans = place.spans
         self.renewed_at = 0.0
         self._spans = {span.tensor: span for span in place.spans}
         self._member = member
+        self._who: dict[str, Any] = {
+            "job": member.job,
+            "pusher": member.pusher,
+            "session": member.session,
+            "shard": place.index,
+        }
         self._credentials = credentials
-        self._recovery = recovery
-        self._backoff = backoff
+        self._recover = recover
         self._thread = Thread(f"adamserve-shard-{place.index}")
         self._lock = threading.Lock()
         self._endpoints = ("", "")
@@ -73,34 +113,33 @@ class WireLink:
         self._avoid_until = 0.0
         self.move(place)
 
-    def push(self, push: OutgoingPush, then: Pull | None, *, here: bool) -> Future[PushAnswer]:
-        """As `ShardLink.push`."""
-        return (HERE if here else self._thread).submit(self._push, push, then)
+    def push(self, push: OutgoingPush, *, here: bool) -> Future[PushAnswer]:
+        """Send this shard's part of a push, and make its pull in the same exchange; try until it is answered.
+
+        With `here` the caller's thread does it, before this returns; nothing else may be under way. The future's
+        exception is an AdamServeError, or `Aborted`.
+        """
+        return (do_here if here else self._thread.submit)(self._push, push)
 
     def pull(self, pull: Pull, *, here: bool) -> Future[Stamp]:
-        """As `ShardLink.pull`."""
-        return (HERE if here else self._thread).submit(self._pull, pull)
+        """Fetch this shard's part of the parameters; try until it is answered."""
+        return (do_here if here else self._thread.submit)(self._pull, pull)
 
     def join(self, last_seq: int, timeout_s: float) -> Joined:
-        """As `ShardLink.join`."""
+        """Become live on the shard, or renew the lease: one try, in the caller's thread, beside what is under way."""
         m, began = self._member, time.monotonic()
-        request = shard_pb2.JoinRequest(
-            job=m.job, pusher=m.pusher, session=m.session, kind=m.kind, lease_s=m.lease_s, last_seq=last_seq,
-            shard=self.index,
-        )  # fmt: skip
+        request = shard_pb2.JoinRequest(**self._who, kind=m.kind, lease_s=m.lease_s, last_seq=last_seq)
         answer = self._call_beside("Join", request.SerializeToString(), timeout_s)
         joined = shard_pb2.JoinResponse.FromString(answer)
         self.renewed_at = began
         return Joined(_stamp(joined.stamp), joined.last_seq, joined.restored_clock)
 
     def leave(self, timeout_s: float) -> None:
-        """As `ShardLink.leave`."""
-        m = self._member
-        request = shard_pb2.LeaveRequest(job=m.job, pusher=m.pusher, session=m.session, shard=self.index)
-        self._call_beside("Leave", request.SerializeToString(), timeout_s)
+        """Stop counting there: one try."""
+        self._call_beside("Leave", shard_pb2.LeaveRequest(**self._who).SerializeToString(), timeout_s)
 
     def move(self, place: Place) -> None:
-        """As `ShardLink.move`."""
+        """Talk to the shard where it is now."""
         with self._lock:
             if (place.endpoint, place.direct) != self._endpoints:
                 if place.direct != self._endpoints[1]:
@@ -109,43 +148,42 @@ class WireLink:
                 self._reconnect()
 
     def reconnect(self) -> None:
-        """As `ShardLink.reconnect`."""
+        """Drop the connections, and make others."""
         with self._lock:
             self._reconnect()
 
     def close(self) -> None:
-        """As `ShardLink.close`."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Drop the connections for good."""
+        self._thread.shutdown(cancel_futures=True)
         with self._lock:
             self._use(None, None)
 
     # ---- calls
 
-    def _push(self, push: OutgoingPush, then: Pull | None) -> PushAnswer:
-        tries = Tries(self._backoff, push.deadline)
+    def _push(self, push: OutgoingPush) -> PushAnswer:
+        tries = Tries(push.deadline)
         while True:
             began = time.monotonic()
             try:
-                answer = self._push_once(push, then, tries.seconds)
+                answer = self._push_once(push, tries.seconds)
                 self.renewed_at = began
                 return answer
             except AdamServeError as error:
                 if push.aborted:
                     raise Aborted from None
-                self._after(error)
-                self._recovery.recover(self, tries, error)
+                self._failed(tries, error)
 
-    def _push_once(self, push: OutgoingPush, then: Pull | None, timeout_s: float) -> PushAnswer:
-        if then is None:
+    def _push_once(self, push: OutgoingPush, timeout_s: float) -> PushAnswer:
+        if push.then is None:
             answer = _only(self._call("Push", self._messages(push), timeout_s))
             return PushAnswer(_receipt(shard_pb2.PushResponse.FromString(answer)), None)
-        answers = self._call("PushPull", self._messages_of_both(push, then), timeout_s)
+        answers = self._call("PushPull", self._messages_of_both(push, push.then), timeout_s)
         receipt = _receipt(shard_pb2.PushPullResponse.FromString(_first(answers)).push)
-        pulled = self._take((chunks.inside(answer, 2)[0] for answer in answers), then)
+        pulled = self._take((chunks.inside(answer, 2)[0] for answer in answers), push.then)
         return PushAnswer(receipt, pulled)
 
     def _pull(self, pull: Pull) -> Stamp:
-        tries = Tries(self._backoff, pull.deadline)
+        tries = Tries(pull.deadline)
         message = self._pull_request(pull).SerializeToString()
         while True:
             began = time.monotonic()
@@ -154,11 +192,10 @@ class WireLink:
                 self.renewed_at = began if pull.training else self.renewed_at
                 return stamp
             except AdamServeError as error:
-                self._after(error)
-                self._recovery.recover(self, tries, error)
+                self._failed(tries, error)
 
     def _call(self, method: str, messages: Iterator[Parts], timeout_s: float) -> Answers:
-        """Make one call, as `Carrier.call`, over the better way that there is."""
+        """Make one call over the better way that there is."""
         direct, below = self._carriers
         if direct is not None and time.monotonic() >= self._avoid_until:
             try:
@@ -181,21 +218,19 @@ class WireLink:
                 raise
             return _only(below.call(method, iter([[message]]), timeout_s))
 
-    def _after(self, error: AdamServeError) -> None:
-        """Leave bare connections alone for a while where the shard has no place for another."""
+    def _failed(self, tries: Tries, error: AdamServeError) -> None:
+        """Find the shard again; leave bare connections alone for a while where it has no place for another."""
         if isinstance(error, Full) and self._carriers[1] is not None:
             self._avoid_until = time.monotonic() + AVOID_FULL_S
+        self._recover(self, tries, error)
 
     # ---- messages
 
     def _messages(self, push: OutgoingPush) -> Iterator[list[bytes | memoryview]]:
         """A push as messages of about a chunk: start in the first, commit in the last; small tensors share one."""
-        m, pulled = self._member, push.clock[self.index]
+        pulled = push.clock[self.index]
         stamp = types_pb2.Stamp(incarnation=pulled.incarnation, clock=pulled.clock)
-        start = shard_pb2.PushStart(
-            job=m.job, pusher=m.pusher, session=m.session, seq=push.seq, pulled=stamp, shard=self.index,
-            assign=push.assign,
-        )  # fmt: skip
+        start = shard_pb2.PushStart(**self._who, seq=push.seq, pulled=stamp, assign=push.assign)
         message: list[bytes | memoryview] = [shard_pb2.PushRequest(start=start).SerializeToString()]
         size = 0
         for span, (gradient, encoding, _) in push.parts(self._spans):
@@ -221,11 +256,9 @@ class WireLink:
             head = []
 
     def _pull_request(self, pull: Pull) -> shard_pb2.PullRequest:
-        member = self._member
+        who = self._who if pull.training else {**self._who, "pusher": "", "session": ""}
         return shard_pb2.PullRequest(
-            job=member.job,
-            pusher=member.pusher if pull.training else "",
-            session=member.session if pull.training else "",
+            **who,
             training=pull.training,
             at_least=pull.at_least,
             encoding=codec.ENCODINGS[pull.encoding].number,  # type: ignore[arg-type] # an enum's number
@@ -233,7 +266,6 @@ class WireLink:
                 shard_pb2.RowSet(tensor=span.tensor, rows=numbers.astype("<u4").tobytes())
                 for span, numbers in pull.target.asked(self.spans)
             ],
-            shard=self.index,
         )
 
     def _take(self, messages: Answers, pull: Pull) -> Stamp:
@@ -288,7 +320,7 @@ def _only(answers: Answers) -> bytes:
 def _commit(terms: Terms) -> shard_pb2.PushCommit:
     """The end of a push; tensors with equal constants share a message."""
     groups: dict[tuple[tuple[str, float], ...], list[str]] = {}
-    for name, values in terms.constants.items():
+    for name, values in (terms.constants or {}).items():
         groups.setdefault(tuple(values.items()), []).append(name)
     constants = [
         shard_pb2.PushConstants(tensors=names, values=dict(group)) for group, names in groups.items()

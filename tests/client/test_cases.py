@@ -13,8 +13,7 @@ import pytest
 
 import adamserve
 from adamserve import SparseRows, optim
-from adamserve.client import wire_link
-from adamserve.client.backoff import Backoff
+from adamserve.client import backoff, wire_link
 from adamserve.client.client import Client
 from adamserve.client.credentials import Credentials
 from adamserve.edge.security import Limits, Security
@@ -263,9 +262,11 @@ def test_a_push_that_waits_survives_the_restore_of_another_shard(serve: Serve, c
 
 
 def test_a_push_is_applied_once_however_its_connections_fail(
-    serve: Serve, stack: ExitStack, transport: str
+    serve: Serve, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
     service, proxies = serve(), dict[str, Proxy]()
+    monkeypatch.setattr(backoff, "FIRST_S", 0.002)
+    monkeypatch.setattr(backoff, "LONGEST_S", 0.1)
 
     @stack.callback
     def close() -> None:
@@ -279,7 +280,6 @@ def test_a_push_is_applied_once_however_its_connections_fail(
             credentials=Proxied(proxies, 3, transport),
             timeout_s=30.0,
             lease_s=60.0,
-            backoff=Backoff(first_s=0.002, longest_s=0.1),
         )
     )
     started(client)

@@ -10,7 +10,7 @@ import pytest
 
 import adamserve
 from adamserve.client import control_link
-from adamserve.client.endpoints import PROXIES, proxy_of, split
+from adamserve.client.credentials import PROXIES, proxy_of, split
 from adamserve.cluster.serving import Ready
 from adamserve.errors import InvalidArgument, Unavailable
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adamserve import checkpoint, optim, testing
-from adamserve.client.backoff import Backoff
+from adamserve.client import backoff
 from adamserve.client.client import Client
 from adamserve.errors import RolledBack
 from adamserve.values import Outcome, Receipt, Stamp
@@ -41,8 +41,9 @@ def proxies() -> Iterator[dict[str, Proxy]]:
 
 @pytest.mark.parametrize("transport", ["direct", "grpc"])
 def test_no_push_is_lost_or_doubled_over_500_faults(
-    transport: str, service: testing.Service, proxies: dict[str, Proxy]
+    transport: str, service: testing.Service, proxies: dict[str, Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backoff, "FIRST_S", 0.005)
     with Client(service.target, "sum", pusher="first") as first:
         first.create({"w": np.zeros(SIZE, np.float32)}, optim.SGD(lr=1.0, momentum=0.0))
     credentials = Proxied(proxies, 5, transport)
@@ -62,7 +63,6 @@ def test_no_push_is_lost_or_doubled_over_500_faults(
                 credentials=credentials,
                 timeout_s=60,
                 lease_s=60,
-                backoff=Backoff(first_s=0.005),
             ) as client:
                 while faults() < 500:
                     _, clock = client.pull()

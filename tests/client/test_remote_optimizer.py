@@ -198,7 +198,7 @@ def test_whatever_is_done_to_gradients_is_what_counts(remote: Remote, change: An
     assert wrapped.receipt is not None
     assert wrapped.receipt.outcome is Outcome.APPLIED
     if change in (plain, closure, frozen):
-        assert wrapped._under_way.allowed is overlap, "nothing changed, so gradients still go early"
+        assert wrapped._early.allowed is overlap, "nothing changed, so gradients still go early"
 
 
 def test_overlap_gives_the_same_bits(remote: Remote) -> None:
@@ -319,10 +319,8 @@ def test_gradients_that_come_on_several_threads_begin_one_push(remote: Remote) -
             thread.start()
         for thread in threads:
             thread.join()
-        assert optimizer._under_way._early is not None
-        assert len(optimizer._under_way._early.push.gradients) == len(weights), (
-            "all of them are under way before step"
-        )
+        assert optimizer._early.push is not None
+        assert len(optimizer._early.push.gradients) == len(weights), "all of them are under way before step"
         optimizer.step()
     assert [weight.tolist() for weight in weights] == [[-5.0] * 4] * 8
     assert optimizer.client.seq == 5
@@ -365,9 +363,9 @@ def test_an_early_push_that_has_ended_is_sent_again(remote: Remote) -> None:
     optimizer = remote(net.parameters(), optim.SGD(lr=1.0, momentum=0.0), timeout_s=2.0)
     before = flat(net)
     loss_of(net, next(batches())).backward()
-    early = optimizer._under_way._early
-    assert early is not None
-    for future in early.push.futures:
+    push = optimizer._early.push
+    assert push is not None
+    for future in push.futures:
         assert future.exception(timeout=20) is not None
     optimizer.step()
     gradient = torch.cat([p.grad.reshape(-1) for p in net.parameters() if p.grad is not None])

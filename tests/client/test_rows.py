@@ -171,7 +171,7 @@ def test_sparse_embeddings_train_as_dense_ones(service: Ready, kind: str) -> Non
     reference = make[kind](local.parameters())
     job = f"job-{uuid.uuid4().hex[:12]}"
     wrapped = make[kind](remote.parameters())
-    with RemoteOptimizer.wrap(wrapped, service.target, job=job, tables=["group0.0"]) as optimizer:
+    with RemoteOptimizer.wrap(wrapped, service.target, job=job, tables=["0.weight"]) as optimizer:
         generator = torch.Generator().manual_seed(2)
         for _ in range(60):
             words = torch.randint(0, 200, (4, 5), generator=generator)

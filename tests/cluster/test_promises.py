@@ -10,13 +10,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import adamserve
 from adamserve import SparseRows, optim, testing
-from adamserve.client.backoff import Backoff
+from adamserve.client import backoff
 from adamserve.client.client import Client
 from adamserve.cluster.service import Service
 from adamserve.errors import NotFound, RolledBack, Unavailable
@@ -154,10 +155,10 @@ def retry(at: At) -> None:
     proxies: dict[str, Proxy] = {}
     with at.creator() as creator:
         credentials = Proxied(proxies, 3, at.transport)
-        backoff = Backoff(first_s=0.002, longest_s=0.1)
-        with Client(
-            at.service.target, at.job, credentials=credentials, timeout_s=60, lease_s=60, backoff=backoff
-        ) as client:
+        with (
+            mock.patch.multiple(backoff, FIRST_S=0.002, LONGEST_S=0.1),
+            Client(at.service.target, at.job, credentials=credentials, timeout_s=60, lease_s=60) as client,
+        ):
             rng, total = np.random.default_rng(0), 0.0
             while sum(proxy.faults for proxy in proxies.values()) < 40:
                 step = float(rng.integers(-8, 9))

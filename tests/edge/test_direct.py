@@ -21,12 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamserve import optim
-from adamserve.client.backoff import Backoff, Tries
+from adamserve.client.backoff import Tries
 from adamserve.client.carriers import DirectCarrier, Full, Unreachable
+from adamserve.client.control_link import Place
 from adamserve.client.credentials import Credentials
 from adamserve.client.destination import Target
-from adamserve.client.links import Member, Place, Pull, ShardLink
-from adamserve.client.wire_link import WireLink
+from adamserve.client.wire_link import Member, Pull, WireLink
 from adamserve.edge import direct
 from adamserve.edge.direct import DirectEndpoint
 from adamserve.edge.publishing import EncodedPublisher
@@ -543,11 +543,9 @@ def test_a_shard_that_is_full_is_said_to_be_so_at_once(start: Callable[..., Live
     assert not isinstance(caught.value, Full), "it had answered before"
 
 
-class Once:
-    """A `Recovery` that lets every call fail at its first try."""
-
-    def recover(self, link: ShardLink, tries: Tries, error: AdamServeError) -> None:
-        raise error
+def once(link: WireLink, tries: Tries, error: AdamServeError) -> None:
+    """Let every call fail at its first try."""
+    raise error
 
 
 def test_a_client_that_finds_the_shard_full_uses_grpc_for_a_while(start: Callable[..., Live]) -> None:
@@ -561,9 +559,7 @@ def test_a_client_that_finds_the_shard_full_uses_grpc_for_a_while(start: Callabl
         place = Place(0, grpc_at, live.endpoint.address, 1, 0, live.host.partition.shards[0])
 
         def link(**options: Any) -> WireLink:
-            made = WireLink(
-                place, Member("job", "a", "s", "trainer", 60.0), Credentials(**options), Once(), Backoff()
-            )
+            made = WireLink(place, Member("job", "a", "s", "trainer", 60.0), Credentials(**options), once)
             live.stack.callback(made.close)
             return made
 
@@ -588,7 +584,7 @@ def test_a_shard_that_was_not_meant_answers_nothing_else(live: Live) -> None:
     """Its port may have been another's: the caller is to ask where the shard that it means is now."""
     place = Place(3, "", live.endpoint.address, 1, 0, live.host.partition.shards[0])
     member = Member("job", "a", "s", "trainer", 60.0)
-    link = WireLink(place, member, Credentials(transport="direct"), Once(), Backoff())
+    link = WireLink(place, member, Credentials(transport="direct"), once)
     live.stack.callback(link.close)
     target = Target(live.host.partition.specs)
     error = link.pull(Pull(target, _soon(), "float32"), here=True).exception()

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from adamserve.client.carriers import Carrier, DirectCarrier, GrpcCarrier
+from adamserve.client.carriers import DirectCarrier, GrpcCarrier
 from adamserve.client.credentials import Credentials
 from adamserve.edge.grpc_server import REFLECTIONS, WATCHERS
 from adamserve.edge.security import Limits, Security
@@ -105,7 +105,10 @@ def test_both_ways_lead_to_one_shard(opened: tuple[Live, ShardEndpoint]) -> None
     live, endpoint = opened
     endpoint.serve()
     direct = DirectCarrier(Credentials(), endpoint.direct_address)
-    carriers: list[Carrier] = [direct, GrpcCarrier(grpc.insecure_channel(endpoint.address), ())]
+    carriers: list[DirectCarrier | GrpcCarrier] = [
+        direct,
+        GrpcCarrier(grpc.insecure_channel(endpoint.address), ()),
+    ]
     found = []
     for seq, carrier in enumerate(carriers, start=1):
         [answer] = (bytes(a) for a in carrier.call("Push", live.messages(seq=seq), 20.0))
