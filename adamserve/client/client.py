@@ -366,6 +366,9 @@ class Client:
         tables: Collection[str] = (),
         sparse: str = "exact",
         checkpoint_every_s: float | None = None,
+        max_staleness: int | None = None,
+        staleness_lr: str = "none",
+        delay_compensation: float = 0.0,
     ) -> bool:
         """Start the job from these parameters. Idempotent; the values of a job that exists are left as they are.
 
@@ -378,6 +381,7 @@ class Client:
                 shard gets an equal share of any run of rows. A whole push or pull of a table costs one copy more.
             sparse: "exact" or "lazy", what `SparseRows` do to the other rows: what a zero gradient would, or nothing.
             checkpoint_every_s: seconds between checkpoints; None takes the service's default.
+            max_staleness, staleness_lr, delay_compensation: as `consistency.Async` takes them.
 
         Returns:
             Whether this call created it.
@@ -398,6 +402,9 @@ class Client:
             consistency=consistency,
             sparse=sparse,
             checkpoint_every_s=checkpoint_every_s or 0.0,
+            max_staleness=max_staleness,
+            staleness_lr="" if staleness_lr == "none" else staleness_lr,
+            delay_compensation=delay_compensation,
         )
 
     def wait(self) -> None:

@@ -26,6 +26,9 @@ from adamserve.errors import Conflict, InvalidArgument, NotFound, RolledBack
 from adamserve.optim import torch_map
 from adamserve.values import Array, Clocks, JobReceipt, Stamp
 
+OF_JOB = ("max_staleness", "staleness_lr", "delay_compensation", "checkpoint_every_s")
+"""Options that count when a call creates the job."""
+
 
 class RemoteOptimizer(torch.optim.Optimizer):
     """Sends gradients to the service and takes parameters back, where a local optimizer would update them.
@@ -57,7 +60,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         sparse, tables: as in `Client.create`; a parameter with sparse gradients (nn.Embedding(sparse=True)) is sent by
             rows, and pulled whole.
         overlap: send gradients while backward runs.
-        options: further arguments of `adamserve.connect`.
+        options: further arguments of `adamserve.connect`, and those of `Client.create` in `OF_JOB`.
 
     Raises:
         InvalidArgument: a parameter or a group's option is not one that the service takes; names it.
@@ -98,6 +101,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._replicas = Replicas(() if consistency == "bsp" else trained.values())
         self.receipt: JobReceipt | None = None
         """What became of the last push; None on a rank that another one pushes for."""
+        of_job = {name: options.pop(name) for name in OF_JOB if name in options}
         self.client = Client(target, job, **options)
         self._early = Early(allowed=overlap and not self._replicas.here)
         self._hooks: list[Any] = []
@@ -109,10 +113,15 @@ class RemoteOptimizer(torch.optim.Optimizer):
             if created:
                 memory = self._parameters.memory()
                 try:
-                    created = self.client.create(memory, common, tensor_rules=others, tables=tables, **modes)
-                except Conflict:  # another trainer was faster, with constants of its own
+                    created = self.client.create(
+                        memory, common, tensor_rules=others, tables=tables, **modes, **of_job
+                    )
+                except Conflict:  # another trainer may have been faster, with constants of its own
                     created = False
-                self._join(modes)
+                    if not self._join(modes):
+                        raise
+                else:
+                    self._join(modes)
             if local is not None and local.state and not self._bring(local.state_dict(), create=created):
                 warn("the job has moments of its own; those of the optimizer that was wrapped are not used")
             self._pull()

@@ -420,3 +420,19 @@ def test_numbers_too_large_for_the_wire_are_refused_on_every_shard(connect: Conn
     arrays, clock = client.pull()
     assert [stamp.clock for stamp in clock] == [0, 0]
     assert not any(array.any() for array in arrays.values())
+
+
+def test_asynchronous_options_are_the_jobs(connect: Connect) -> None:
+    """They come over the wire, count at the shards, and belong to another mode by name."""
+    client = connect(pusher="a")
+    rule = optim.SGD(lr=1.0, momentum=0.0)
+    assert client.create(zeros(), rule, max_staleness=0, staleness_lr="inverse", delay_compensation=0.5)
+    assert not client.create(zeros(), rule, max_staleness=0, staleness_lr="inverse", delay_compensation=0.5)
+    with pytest.raises(Conflict, match="consistency: max_staleness is 0, not 3"):
+        client.create(zeros(), rule, max_staleness=3, staleness_lr="inverse", delay_compensation=0.5)
+    _, clock = client.pull()
+    client.push(ones(), clock)
+    late = client.push(ones(), clock)
+    assert (late.outcome, "at most 0 are allowed" in late.reason) == (Outcome.STALE, True)
+    with pytest.raises(InvalidArgument, match="max_staleness: is an option of async, not of 'bsp'"):
+        connect(job="another").create(zeros(), rule, consistency="bsp", max_staleness=3)
