@@ -145,7 +145,11 @@ class Ops:
         self._indices: dict[Node, int] = {}
 
     def record(self, op: str, *args: Value | float, leaf: str | float = "") -> Value:
-        """Record an operation, or find that it was recorded before."""
+        """Record an operation, or find that it was recorded before.
+
+        Those without a method here are for x positive and normal: x = mantissa 2^exponent exactly, with the mantissa in
+        [sqrt(1/2), sqrt(2)); floor2, the largest power of two up to x; two_over2, which is 2 / floor2; and pow2, 2^n.
+        """
         operands = tuple(a.index if isinstance(a, Value) else self.number(a).index for a in args)
         node = Node(op, operands, leaf)
         if node not in self._indices:
@@ -169,31 +173,10 @@ class Ops:
         """Select, element by element. Both sides are computed."""
         return self.record("where", condition, yes, no)
 
-    def split(self, x: Value) -> tuple[Value, Value]:
-        """(e, m) with x = m 2^e exactly and m in [sqrt(1/2), sqrt(2)), for x positive and normal."""
-        return self.record("exponent", x), self.record("mantissa", x)
-
-    def floor2(self, x: Value) -> Value:
-        """The largest power of two that is at most x, for x positive and normal."""
-        return self.record("floor2", x)
-
-    def two_over2(self, x: Value) -> Value:
-        """2 / floor2(x), a power of two that is a normal number for every normal x > 0."""
-        return self.record("two_over2", x)
-
-    def pow2(self, n: Value) -> Value:
-        """2^n for a whole n whose power is a normal number."""
-        return self.record("pow2", n)
-
 
 def larger(op: Ops, x: Value, y: Value | float) -> Value:
     """max(x, y); y if either is NaN."""
     return op.where(x > y, x, y)
-
-
-def smaller(op: Ops, x: Value, y: Value | float) -> Value:
-    """min(x, y); y if either is NaN."""
-    return op.where(x < y, x, y)
 
 
 def ratio(op: Ops, x: Value, y: Value) -> Value:
@@ -213,7 +196,7 @@ def norm2(op: Ops, x: Value, y: Value | float, a: Value | float = 1.0, b: Value 
     J. L. Blue, "A portable Fortran program to find the Euclidean norm of a vector", ACM TOMS 4, 1978).
     """
     top = larger(op, larger(op, x, y), op.real.tiny)
-    up, down = op.two_over2(top), op.floor2(top)
+    up, down = op.record("two_over2", top), op.record("floor2", top)
     xs, ys = x * up, up * y
     return 0.5 * op.sqrt(a * (xs * xs) + b * (ys * ys)) * down
 
@@ -230,7 +213,7 @@ def norm_p(op: Ops, x: Value, y: Value, p: float, p_value: Value, p_inverse: Val
     if p == 2.0:
         return norm2(op, x, y)
     top = larger(op, x, y)
-    q = ratio(op, smaller(op, x, y), top)
+    q = ratio(op, op.where(x < y, x, y), top)
     whole = p == round(p) and p <= 16  # then multiplications are cheaper
     power = _whole_power(q, int(p)) if whole else exp2(op, p_value * log2(op, q))
     if p < 2.0:
@@ -262,7 +245,7 @@ def log2(op: Ops, x: Value) -> Value:
 
     x = m 2^e ; log2 m = (2/ln 2) artanh(z), z = (m - 1)/(m + 1), |z| < 0.172.
     """
-    e, m = op.split(x)
+    e, m = op.record("exponent", x), op.record("mantissa", x)
     z = (m - 1.0) / (m + 1.0)
     return e + z * _polynomial(z * z, op.real.log)
 
@@ -272,7 +255,7 @@ def exp2(op: Ops, x: Value) -> Value:
     x = larger(op, x, float(1 - op.real.bias))
     shift = 1.5 * 2.0**op.real.fraction_bits  # adding it rounds to a whole number, by IEEE rounding
     n = (x + shift) - shift
-    return op.pow2(n) * _polynomial(x - n, op.real.exp)
+    return op.record("pow2", n) * _polynomial(x - n, op.real.exp)
 
 
 def _polynomial(x: Value, coefficients: tuple[float, ...]) -> Value:

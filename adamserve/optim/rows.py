@@ -84,7 +84,9 @@ class History:
         if k >= 0 and np.array_equal(self.constants[k], constants):
             return constants
         if k + 1 == len(self.first):
-            self._grow()
+            for array in ("first", "constants", "logs", "sums"):
+                kept = getattr(self, array)
+                setattr(self, array, np.concatenate([kept, np.zeros_like(kept)]))
         rounded = dict(zip(named, constants.tolist(), strict=True))
         fades = {"w": 1.0 - rounded["decay"], **self._rule._fades(rounded)}
         if fades["w"] < 0.0:
@@ -128,11 +130,6 @@ class History:
 
     def _phase(self, t: Any) -> Any:
         return np.maximum(np.searchsorted(self.first[: self.phases], t, "right") - 1, 0)
-
-    def _grow(self) -> None:
-        for name in ("first", "constants", "logs", "sums"):
-            array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
 
 
 class Rows:

@@ -30,10 +30,6 @@ def _square(slot: Tensor, rule: Rule) -> Tensor:
     return slot.square()
 
 
-def _root(state: Tensor) -> Tensor:
-    return state.sqrt()
-
-
 def _over_rate(slot: Tensor, rule: Rule) -> Tensor:
     """SGD's velocity as torch keeps it, without the rate."""
     if not rule.lr:
@@ -157,7 +153,7 @@ FORMS: tuple[Form, ...] = (
         _named("lr", "lr_decay", "eps", weight_decay="l2"),
         {"sum": "root"},
         _square,
-        _root,
+        lambda state: state.sqrt(),
     ),
     Form(
         "RMSprop",
@@ -181,9 +177,6 @@ FORMS: tuple[Form, ...] = (
 """The table. A torch optimizer's first row says which rule it becomes; a rule's first row that loses nothing, which
 optimizer."""
 
-_ONLY = {"differentiable": False}
-"""Options that no rule reproduces, with the only value allowed."""
-
 _NOTES = {
     "eps_inside_sqrt": "torch adds eps={eps:g} outside the root, this job inside: torch's is a slightly different rule"
     " (eps_inside_sqrt=False would match)",
@@ -206,9 +199,8 @@ def rule_of(optimizer: type[torch.optim.Optimizer], group: Mapping[str, Any]) ->
 
     decoupled = optimizer is torch.optim.Adam and group.get("decoupled_weight_decay")
     form = form_named(torch.optim.AdamW if decoupled else optimizer)
-    for option, only in _ONLY.items():
-        if group.get(option, only) != only:
-            raise InvalidArgument("cannot be reproduced", field=option, fix=f"leave it {only}")
+    if group.get("differentiable", False):
+        raise InvalidArgument("cannot be reproduced", field="differentiable", fix="leave it False")
     if "betas" in group:
         group = {**group, **dict(zip(("beta1", "beta2"), group["betas"], strict=True))}
     constants: dict[str, Any] = {f.name: _COMPUTED[f.name] for f in fields(form.rule) if f.name in _COMPUTED}

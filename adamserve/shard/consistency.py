@@ -83,16 +83,12 @@ class Consistency(ABC):
         """Read what a user wrote after "NAME:"; raises InvalidArgument as the function `parse`."""
         if argument:
             raise _unknown(f"{cls.name}:{argument}")
-        return cls(**cls._checked(options))
-
-    @classmethod
-    def _checked(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type] # `register` has checked it
         for option in [option for option in options if option not in known]:
             raise InvalidArgument(
                 f"is an option of async, not of {cls.name!r}", field=option, fix="leave it out, or use async"
             )
-        return options
+        return cls(**options)
 
     def __str__(self) -> str:
         return self.name
@@ -162,7 +158,7 @@ class SSP(Consistency):
         """As `Consistency.parse`."""
         if not argument.isdecimal():
             raise _unknown(f"{cls.name}:{argument}" if argument else cls.name)
-        return cls(bound=int(argument), **cls._checked(options))
+        return super().parse("", {**options, "bound": int(argument)})
 
     def admit(self, arrival: Arrival) -> Decision:
         """As `Consistency.admit`."""

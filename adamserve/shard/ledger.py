@@ -84,10 +84,7 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        states: Mapping[str, PusherState],
-        now: Callable[[], float],
-        fell_silent: Callable[[str], None],
+        self, states: Mapping[str, PusherState], now: Callable[[], float], fell_silent: Callable[[str], None]
     ) -> None:
         self._now = now
         self._fell_silent = fell_silent

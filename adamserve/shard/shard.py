@@ -22,17 +22,7 @@ from adamserve.shard.gradients import Loaded, load, mean
 from adamserve.shard.ledger import Decided, Ledger
 from adamserve.shard.statistics import STALENESS_CAP, PusherStatistics, ShardStatistics
 from adamserve.shard.store import Point, Room, Store
-from adamserve.values import (
-    Array,
-    Constants,
-    Joined,
-    Outcome,
-    Push,
-    PusherKind,
-    Receipt,
-    ShardState,
-    Stamp,
-)
+from adamserve.values import Array, Joined, Outcome, Push, PusherKind, Receipt, ShardState, Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +112,8 @@ class Shard:
             raise BadSequence(f"must be at least 1, got {push.seq}", field="seq", fix="count pushes from 1")
         for name in push.rates:
             self.partition.spec(name)
-        check_rates(push.lr, {**_rates(push.constants), **push.rates})
+        rates = {name: given["lr"] for name, given in push.constants.items() if "lr" in given}
+        check_rates(push.lr, {**rates, **push.rates})
         for name, constants in push.constants.items():
             self.store.rule_with(name, constants)
         if push.assign:
@@ -407,10 +398,6 @@ class Shard:
         if not weight or stamp != checked.push.pulled or stamp == self.stamp:
             return checked.gradients
         return self.store.compensated(checked.gradients, pulled, weight)
-
-
-def _rates(constants: Constants) -> dict[str, float]:
-    return {name: given["lr"] for name, given in constants.items() if "lr" in given}
 
 
 def _mean_constants(pushes: list[CheckedPush], tensor: str) -> dict[str, float]:

@@ -210,11 +210,7 @@ class Store:
     # ---- updating
 
     def step(
-        self,
-        gradients: Mapping[str, Loaded],
-        constants: Constants,
-        lr_scale: float,
-        room: Room | None,
+        self, gradients: Mapping[str, Loaded], constants: Constants, lr_scale: float, room: Room | None
     ) -> Array | None:
         """One update of every tensor that has a gradient.
 
