@@ -10,11 +10,9 @@ that hold parts of it.
 """
 
 from adamserve.checkpoint.cuts import (
-    last_constants,
     load_shard,
     load_tensors,
     seal_shard,
-    update_counts,
     write_shard,
 )
 from adamserve.checkpoint.folder import (
@@ -42,7 +40,6 @@ __all__ = [
     "FolderLock",
     "Manifest",
     "ShardEntry",
-    "last_constants",
     "list_checkpoints",
     "list_jobs",
     "load_shard",
@@ -53,7 +50,6 @@ __all__ = [
     "prune",
     "read_manifest",
     "seal_shard",
-    "update_counts",
     "verify",
     "write_manifest",
     "write_shard",

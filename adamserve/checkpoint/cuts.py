@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from adamserve.checkpoint.files import file_hash, naming, reading, sync, write_all
+from adamserve.checkpoint.files import file_hash, naming, reading, sync
 from adamserve.checkpoint.manifest import Manifest, ShardEntry
 from adamserve.shard.sparse import in_order
 from adamserve.values import Array, Outcome, PusherState, Receipt, Segment, ShardState, Span, Stamp
@@ -49,10 +49,10 @@ def write_shard(folder: Path, state: ShardState) -> Path:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path = folder / f"shard-{state.shard:05d}.safetensors.tmp"
-    with naming(path), path.open("wb", buffering=0) as file:
-        write_all(file.fileno(), len(text).to_bytes(8, "little") + text)
+    with naming(path), path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays:
-            write_all(file.fileno(), np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return path
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamserve import checkpoint, optim
+from adamserve import optim
+from adamserve.checkpoint import cuts
+from adamserve.checkpoint.folder import verify
 from adamserve.optim import torch_map
 
 
@@ -36,8 +38,8 @@ def export_torch(folder: Path, out: Path, *, model_only: bool = False) -> list[s
         InvalidArgument: torch has no such rule, and `model_only` is not set.
         CheckpointError: the checkpoint does not verify.
     """
-    manifest = checkpoint.verify(folder)
-    loaded = checkpoint.load_tensors(folder, manifest)
+    manifest = verify(folder)
+    loaded = cuts.load_tensors(folder, manifest)
     tensors = {
         spec.name: {slot: torch.from_numpy(np.array(arrays[spec.name])) for slot, arrays in loaded.items()}
         for spec in manifest.config.tensors
@@ -46,9 +48,9 @@ def export_torch(folder: Path, out: Path, *, model_only: bool = False) -> list[s
     document: dict[str, Any] = {"model": model, "notes": []}
     if not model_only:
         common, others = optim.rules_of(manifest.config.rule, manifest.config.tensor_rules)
-        given = checkpoint.last_constants(folder, manifest)
+        given = cuts.last_constants(folder, manifest)
         rules = {name: optim.with_constants(others.get(name, common), given.get(name, {})) for name in model}
-        counts = checkpoint.update_counts(folder, manifest)
+        counts = cuts.update_counts(folder, manifest)
         updates = {name: max(pieces, default=0) for name, pieces in counts.items()}
         document |= _optimizer(rules, model, tensors, updates)
         model |= {name: rules[name].lookahead(w, tensors[name]) for name, w in model.items()}

@@ -42,13 +42,6 @@ def write_text(path: Path, text: str) -> None:
         sync(path.parent)
 
 
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """write(2) may take less than it is given (2 GiB at most)."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what is wrong with a file into an error that names it."""

@@ -106,9 +106,9 @@ def prune(root: Path, *, keep: int) -> None:
     """Delete the oldest complete checkpoints beyond `keep`, and unfinished ones older than the newest complete one."""
     infos = list_checkpoints(root)
     complete = [info for info in infos if info.complete]
-    unfinished = [info for info in infos if not info.complete]
     newest = max((info.number for info in complete), default=0)
-    for info in complete[:-keep] + [info for info in unfinished if info.number < newest]:
+    cut_short = [info for info in infos if not info.complete and info.number < newest]
+    for info in complete[:-keep] + cut_short:
         # The manifest goes first, so that a half-deleted folder is never taken for a checkpoint.
         (info.folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(info.folder)

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
-from adamserve import checkpoint, optim
+from adamserve import checkpoint
 from adamserve.cluster.jobs import JobTable
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.shards import Shards
 from adamserve.errors import Unavailable
-from adamserve.job import JobConfig
 from adamserve.observe.logs import fields
 
 log = logging.getLogger("adamserve.service")
-
-SHARED = (
-    *("tensors", "rule", "consistency", "extra", "tensor_rules", "sparse"),
-    *("checkpoint_every_s", "checkpoints_kept"),
-)
-"""What a manifest tells of a job under the same name."""
 
 
 def write(table: JobTable, shards: Shards, name: str) -> int:
@@ -58,7 +49,11 @@ def write(table: JobTable, shards: Shards, name: str) -> int:
                 present = [stamp.incarnation for stamp in job.began]
                 if shards.handles != handles or written != present:
                     raise Unavailable("a shard was restored meanwhile", fix="try again")
-                checkpoint.write_manifest(folder, manifest_of(job.config, number, entries))
+                created = datetime.now(UTC).isoformat(timespec="seconds")
+                manifest = checkpoint.Manifest(
+                    number=number, created=created, config=job.config, shards=tuple(entries)
+                )
+                checkpoint.write_manifest(folder, manifest)
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -71,16 +66,3 @@ def write(table: JobTable, shards: Shards, name: str) -> int:
         log.info("checkpoint was written", extra=fields(job=name, checkpoint=number, seconds=seconds))
         checkpoint.prune(job.folder, keep=job.config.checkpoints_kept)
         return number
-
-
-def manifest_of(
-    config: JobConfig, number: int, entries: Sequence[checkpoint.ShardEntry]
-) -> checkpoint.Manifest:
-    """What completes a checkpoint."""
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return checkpoint.Manifest(number=number, created=created, config=config, shards=tuple(entries))
-
-
-def config_of(manifest: checkpoint.Manifest) -> JobConfig:
-    """The job that a checkpoint is of, its rule with options that came later."""
-    return replace(manifest.config, rule=optim.to_dict(optim.from_dict(manifest.config.rule)))

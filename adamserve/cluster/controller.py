@@ -2,9 +2,6 @@
 
 It holds no parameters. Pushers ask its ControlService where the shards are, and ask again when one does not answer. A
 shard that is restored starts a new incarnation, so that nothing pulled before the restart is applied after it.
-
-Jobs come and go here. What is known of them is in `jobs`, who the shards are in `shards`, what `healing` decides is
-done by `watch`, and `checkpointer` writes. Plain Python, with or without Ray.
 """
 
 from __future__ import annotations
@@ -188,7 +185,8 @@ class Controller:
             if trash.is_marked(folder):
                 raise NotFound(f"job {name!r} was deleted", field="job")
             newest, manifest = checkpoint.newest(folder, on_skip=log_skipped)
-            config = replace(checkpointer.config_of(manifest), **(changes or {}))
+            rule = optim.to_dict(optim.from_dict(manifest.config.rule))  # with options that came later
+            config = replace(manifest.config, **{"rule": rule, **(changes or {})})
             incarnation = checkpoint.new_incarnation(
                 folder, 1 + max(entry.stamp.incarnation for entry in manifest.shards)
             )
@@ -266,7 +264,7 @@ class Controller:
         return self._endpoint.address
 
     def credentials(self) -> Credentials:
-        """Those of the service's own processes."""
+        """As `RunningService.credentials`."""
         return self._credentials
 
     def calls(self) -> Calls:
@@ -292,11 +290,7 @@ class Controller:
         self._endpoint.serve()
 
     def drain(self, grace_s: float = 0.0) -> None:
-        """Let running calls end within `grace_s` seconds, and write a last checkpoint of every job.
-
-        Raises:
-            AdamServeError: what went wrong first; everything else was tried all the same.
-        """
+        """As `RunningService.drain`."""
         self._endpoint.drain(grace_s)
         acts: list[Callable[[], object]] = [
             partial(self._shards.ask, "the shards to drain", ShardProcess.drain, grace_s),

@@ -27,6 +27,8 @@ ANSWER_S = 5.0
 SKEW_S = 1.0
 """How far a file system's clock may be from this machine's."""
 
+SET_CLOCKS = "let NTP set both machines' clocks"
+
 
 class Severity(IntEnum):
     """How bad a finding is; the worst one is the exit code."""
@@ -49,12 +51,13 @@ class Finding:
     fix: str = ""
 
 
+def _judged(check: str, good: bool, found: str, fix: str, otherwise: Severity = WARNING) -> Finding:
+    return Finding(check, OK, found) if good else Finding(check, otherwise, found, fix)
+
+
 def python(version: tuple[int, int]) -> Finding:
     """The interpreter."""
-    text = f"{version[0]}.{version[1]}"
-    if version >= (3, 11):
-        return Finding("Python", OK, text)
-    return Finding("Python", ERROR, text, "use 3.11 or later")
+    return _judged("Python", version >= (3, 11), f"{version[0]}.{version[1]}", "use 3.11 or later", ERROR)
 
 
 def packages(required: Iterable[str], installed: Callable[[str], str | None]) -> Iterator[Finding]:
@@ -72,26 +75,16 @@ def packages(required: Iterable[str], installed: Callable[[str], str | None]) ->
             continue
         seen.add(requirement.name)
         found = installed(requirement.name)
+        good = found is not None and requirement.specifier.contains(found, prereleases=True)
         fix = f"pip install '{requirement.name}{requirement.specifier}'"
-        if found is None:
-            yield Finding(requirement.name, ERROR, "not installed", fix)
-        elif not requirement.specifier.contains(found, prereleases=True):
-            yield Finding(requirement.name, ERROR, found, fix)
-        else:
-            yield Finding(requirement.name, OK, found)
+        yield _judged(requirement.name, good, found or "not installed", fix, ERROR)
 
 
 def compiler(which: Callable[[str], str | None]) -> Finding:
     """A C compiler, for the rules' kernels."""
     path = next((found for name in ("cc", "gcc", "clang") if (found := which(name))), None)
-    if path:
-        return Finding("C compiler", OK, path)
-    return Finding(
-        "C compiler",
-        WARNING,
-        "none: updates take 3 to 10 times as long, with the same numbers",
-        "apt-get install gcc",
-    )
+    found = path or "none: updates take 3 to 10 times as long, with the same numbers"
+    return _judged("C compiler", path is not None, found, "apt-get install gcc")
 
 
 def ray_token(environ: Mapping[str, str]) -> Finding:
@@ -120,8 +113,7 @@ def space(check: str, folder: Path, least: int, fix: str) -> Finding:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return Finding(check, ERROR, f"{folder}: {error.strerror}", fix)
-    found = f"{free / 2**30:.1f} GiB free in {folder.resolve()}"
-    return Finding(check, OK, found) if free >= least else Finding(check, WARNING, found, fix)
+    return _judged(check, free >= least, f"{free / 2**30:.1f} GiB free in {folder.resolve()}", fix)
 
 
 def clock(folder: Path) -> Finding:
@@ -133,9 +125,8 @@ def clock(folder: Path) -> Finding:
             there = os.stat(file.fileno()).st_mtime
             after = time.time()
     except OSError as error:
-        return Finding(
-            "clock", ERROR, f"{folder} cannot be written: {error.strerror}", "choose a folder that can be"
-        )
+        problem = f"{folder} cannot be written: {error.strerror}"
+        return Finding("clock", ERROR, problem, "choose a folder that can be")
     return skew(before, there, after)
 
 
@@ -144,44 +135,36 @@ def skew(before: float, there: float, after: float) -> Finding:
     apart = max(before - there, there - after, 0.0)
     if apart <= SKEW_S:
         return Finding("clock", OK, "agrees with the file system's")
-    return Finding(
-        "clock", WARNING, f"{apart:.1f} s from the file system's", "let NTP set both machines' clocks"
-    )
+    return Finding("clock", WARNING, f"{apart:.1f} s from the file system's", SET_CLOCKS)
 
 
 def gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Finding:
     """CUDA devices; none is no fault, one that torch cannot use is."""
+    finding = partial(Finding, "GPU")
     try:
         import torch
     except ImportError:
-        return Finding("GPU", OK, "unknown without torch")
+        return finding(OK, "unknown without torch")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding("GPU", OK, ", ".join(names))
+        return finding(OK, ", ".join(names))
     if not driver.exists():
-        return Finding("GPU", OK, "none; shards keep their state on the CPU")
+        return finding(OK, "none; shards keep their state on the CPU")
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
-    return Finding(
-        "GPU",
-        WARNING,
-        f"there is NVIDIA's driver, but torch {torch.__version__}, {build}, finds no device",
-        "install the build of torch that fits the driver (pytorch.org says which)",
-    )
+    found = f"there is NVIDIA's driver, but torch {torch.__version__}, {build}, finds no device"
+    return finding(WARNING, found, "install the build of torch that fits the driver (pytorch.org says which)")
 
 
 def port(number: int, host: str = "127.0.0.1") -> Finding:
     """Whether a port of this machine can be listened on."""
+    finding = partial(Finding, f"port {number}")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host, number), family=family).close()
     except OSError as error:
-        return Finding(
-            f"port {number}",
-            WARNING,
-            f"cannot be listened on: {error.strerror}",
-            "choose another with --port or --metrics-port, or 0 for any",
-        )
-    return Finding(f"port {number}", OK, "free")
+        fix = "choose another with --port or --metrics-port, or 0 for any"
+        return finding(WARNING, f"cannot be listened on: {error.strerror}", fix)
+    return finding(OK, "free")
 
 
 def prometheus(url: str, now: Callable[[], float] = time.time) -> Iterator[Finding]:
@@ -193,32 +176,16 @@ def prometheus(url: str, now: Callable[[], float] = time.time) -> Iterator[Findi
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/query?{query}", timeout=ANSWER_S) as answer:
             seen = json.load(answer)["data"]["result"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield Finding(
-            "Prometheus",
-            ERROR,
-            f"{url}: {getattr(error, 'reason', error)}",
-            "is it running, and is the URL right?",
-        )
+        problem = f"{url}: {getattr(error, 'reason', error)}"
+        yield Finding("Prometheus", ERROR, problem, "is it running, and is the URL right?")
         return
     yield Finding("Prometheus", OK, found)
     apart = abs(parsedate_to_datetime(date).timestamp() - now()) if date else 0.0
     if apart > ANSWER_S + SKEW_S:
-        yield Finding(
-            "Prometheus' clock",
-            WARNING,
-            f"{apart:.0f} s from this machine's",
-            "let NTP set both machines' clocks",
-        )
-    if seen:
-        processes = int(seen[0]["value"][1])
-        yield Finding("Prometheus' targets", OK, f"{processes} of adamserve")
-    else:
-        yield Finding(
-            "Prometheus' targets",
-            WARNING,
-            "none of adamserve answers it now",
-            "give it the scrape configuration in deploy/prometheus, and start a job",
-        )
+        yield Finding("Prometheus' clock", WARNING, f"{apart:.0f} s from this machine's", SET_CLOCKS)
+    targets = f"{int(seen[0]['value'][1])} of adamserve" if seen else "none of adamserve answers it now"
+    fix = "give it the scrape configuration in deploy/prometheus, and start a job"
+    yield _judged("Prometheus' targets", bool(seen), targets, fix)
 
 
 def installed_version(name: str) -> str | None:

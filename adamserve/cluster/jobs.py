@@ -21,7 +21,6 @@ from adamserve.values import Stamp
 NUMBERS_KEPT = 64
 """Numbers that a job may report by name, beside its losses."""
 
-
 RATE_S = 5.0
 """Time that a job's updates in a second are counted over."""
 
@@ -214,10 +213,10 @@ class JobTable:
         with self.lock:
             self._jobs[job.config.name] = job
 
-    def remove(self, name: str) -> bool:
-        """Forget a job; returns whether there was one."""
+    def remove(self, name: str) -> None:
+        """Forget a job, if there is one."""
         with self.lock:
-            return self._jobs.pop(name, None) is not None
+            self._jobs.pop(name, None)
 
     def see(self, statistics: Sequence[Mapping[str, ShardStatistics] | None]) -> None:
         """Note what every shard told of its jobs, all asked at once; None for one that did not answer."""

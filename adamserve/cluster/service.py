@@ -165,21 +165,16 @@ def launch(config: ServiceConfig) -> Any:
 
     It and its shards end with this process, or by `stop`.
     """
-    gpus = config.gpus_per_shard * config.shards
-    present = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
-    if gpus > present:
-        raise InvalidArgument(
-            f"{config.shards} shards ask for {gpus:g} GPUs, the cluster has {present:g}",
-            field="gpus_per_shard",
-            fix="ask for less, or leave it out to run on CPUs",
-        )
-    cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-    if config.shards * SHARD_CPUS > cpus:
-        raise InvalidArgument(
-            f"{config.shards} shards ask for {config.shards * SHARD_CPUS:g} CPUs, the cluster has {cpus:g}",
-            field="shards",
-            fix=f"at most {int(cpus / SHARD_CPUS)} shards, or more nodes",
-        )
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    most = int(there.get("CPU", 0) / SHARD_CPUS)
+    for kind, each, field, fix in (
+        ("GPU", config.gpus_per_shard, "gpus_per_shard", "ask for less, or leave it out to run on CPUs"),
+        ("CPU", SHARD_CPUS, "shards", f"at most {most} shards, or more nodes"),
+    ):
+        wanted, present = each * config.shards, there.get(kind, 0)
+        if wanted > present:
+            problem = f"{config.shards} shards ask for {wanted:g} {kind}s, the cluster has {present:g}"
+            raise InvalidArgument(problem, field=field, fix=fix)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:
         return ControllerActor.options(

@@ -96,8 +96,7 @@ class Watch:
         with self._table.opening:  # a job that was opened meanwhile would be missing
             began, handle = self._table.now(), self._shards.place(index)
             try:
-                jobs = list(self._table)
-                rollbacks = [(job, self._restore(job, index, handle, began, reason)) for job in jobs]
+                rollbacks = [(job, self._restore(job, index, handle, began, reason)) for job in self._table]
                 [info] = answers([handle.call(ShardProcess.serve)], "a shard to start")
             except Exception:
                 handle.kill()
