@@ -98,8 +98,7 @@ class Hindsight:
 
     def _logits(self, w: Array, x: Array) -> Array:
         named = self.as_parameters(w)
-        logits: Array = x @ named["weight"].T + named["bias"]
-        return logits
+        return np.asarray(x @ named["weight"].T + named["bias"])
 
 
 def _cross_entropy(logits: Array, y: Array) -> tuple[Array, Array]:

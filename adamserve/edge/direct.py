@@ -28,6 +28,7 @@ from adamserve.wire.frames import (
     open_local,
     peer_of,
     server_tls,
+    within,
 )
 
 log = logging.getLogger("adamserve.rpc")
@@ -165,28 +166,24 @@ class DirectEndpoint:
     def _serve(self, connected: socket.socket, caller: str) -> None:
         """Answer the calls of one connection until either side ends it."""
         frames: Frames | None = None
-        greeting = threading.Timer(GREETING_S, lambda: _cut(connected))  # however slowly bytes come
-        greeting.daemon = True
-        greeting.start()
         try:
-            if connected.family != socket.AF_UNIX:
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls:
-                plain = connected
-                # TLS takes the descriptor over into a socket of its own.
-                connected = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-                with self._changed:
-                    self._busy[connected] = self._busy.pop(plain)
-                connected.do_handshake()
-            frames = Frames(connected, self._limits.message_bytes)
-            frames.take_preface()
-            greeting.cancel()
+            with within(GREETING_S, lambda: _cut(connected)):
+                if connected.family != socket.AF_UNIX:
+                    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls:
+                    plain = connected
+                    # TLS takes the descriptor over into a socket of its own.
+                    connected = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+                    with self._changed:
+                        self._busy[connected] = self._busy.pop(plain)
+                    connected.do_handshake()
+                frames = Frames(connected, self._limits.message_bytes)
+                frames.take_preface()
             while self._answer(frames, caller):
                 pass
         except (OSError, AdamServeError) as error:
             log.debug("a connection from %s ended: %s", caller, error)
         finally:
-            greeting.cancel()
             with self._changed:
                 self._busy.pop(connected, None)
                 self._changed.notify_all()
@@ -243,12 +240,8 @@ class DirectEndpoint:
         frames.put(STATUS, [status.details(error)])
         frames.flush()
         frames.socket.shutdown(socket.SHUT_WR)
-        last = threading.Timer(FAREWELL_S, frames.cut)
-        last.start()
-        try:
+        with within(FAREWELL_S, frames.cut):
             frames.discard(FAREWELL_BYTES)
-        finally:
-            last.cancel()
 
 
 def _messages(frames: Frames) -> Iterator[memoryview]:

@@ -41,17 +41,12 @@ Messages = Iterable[bytes | memoryview]
 class Call(Protocol):
     """What a service asks about a call and does to it; grpc.ServicerContext is one."""
 
-    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
-        """What came with it, such as its authorization."""
-
-    def time_remaining(self) -> float | None:
-        """Seconds that the caller will still wait; None without end."""
-
-    def peer(self) -> str:
-        """Who called, for people."""
-
-    def cancel(self) -> Any:
-        """End it at once, from another thread."""
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]: ...  # such as its authorization
+    def time_remaining(
+        self,
+    ) -> float | None: ...  # seconds that the caller will still wait; None: without end
+    def peer(self) -> str: ...  # who called, for people
+    def cancel(self) -> Any: ...  # end it at once, from another thread
 
 
 Answer = Callable[[str, Messages, Call], Iterator[Parts]]
@@ -105,12 +100,16 @@ class Endpoint:
 
         `advertise` is the host that clients use, where it is another.
         """
+        at, security = host_port(host, port), self._security
         try:
-            bound = self._security.bind(self._server, host, port)
+            if security.cert:
+                pairs, mutual = [(security.key, security.cert)], security.client_ca or None
+                tls = grpc.ssl_server_credentials(pairs, mutual, require_client_auth=mutual is not None)
+                bound = self._server.add_secure_port(at, tls)
+            else:
+                bound = self._server.add_insecure_port(at)
         except RuntimeError:
-            raise Unavailable(
-                f"cannot listen on {host_port(host, port)}", field="port", fix="choose another"
-            ) from None
+            raise Unavailable(f"cannot listen on {at}", field="port", fix="choose another") from None
         self.address = host_port(advertise or host, bound)
         self._server.start()
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-import grpc
-
 from adamserve.client.credentials import Credentials
 from adamserve.errors import DataError, InvalidArgument, Unauthenticated
-from adamserve.job import host_port, is_loopback
+from adamserve.job import is_loopback
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,15 +161,6 @@ class Security:
             return self
         cert, key = (_read(environ, f"RAY_TLS_SERVER_{name}") for name in ("CERT", "KEY"))
         return replace(self, cert=cert, key=key)
-
-    def bind(self, server: grpc.Server, host: str, port: int) -> int:
-        """Listen on host:port (0: any free one); returns the port."""
-        at = host_port(host, port)
-        if not self.cert:
-            return server.add_insecure_port(at)
-        pairs, mutual = [(self.key, self.cert)], bool(self.client_ca)
-        credentials = grpc.ssl_server_credentials(pairs, self.client_ca or None, require_client_auth=mutual)
-        return server.add_secure_port(at, credentials)
 
 
 def _read(environ: Mapping[str, str], name: str) -> bytes:

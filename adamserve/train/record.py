@@ -24,7 +24,7 @@ COLUMNS = ("at", "rank", "step", "epoch", "loss", "comparator_loss", "outcome", 
 def write_json(path: Path, record: Any) -> None:
     """Write a JSON document whole or not at all."""
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    with _beside(path) as temporary, temporary.open("w") as file:
+    with beside(path) as temporary, temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -46,7 +46,7 @@ def write_metrics(path: Path, steps: Sequence[Step], *, append: bool) -> None:
         with path.open(newline="") as file:
             rows = list(csv.reader(file))[1:]
     rows += [[getattr(step, name) for name in COLUMNS] for step in steps]
-    with _beside(path) as temporary, temporary.open("w", newline="") as file:
+    with beside(path) as temporary, temporary.open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
 
 
@@ -68,7 +68,7 @@ def write_curve(path: Path, steps: Sequence[Step], epochs: Sequence[EpochReport]
     if steps or tested:
         axes.set_yscale("log")
         axes.legend()
-    with _beside(path) as temporary:
+    with beside(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
@@ -81,7 +81,7 @@ def _smooth(values: Sequence[float], width: int = 50) -> Array:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def beside(path: Path) -> Iterator[Path]:
     """Where to write what takes the file's place at the end."""
     temporary = path.with_name(path.name + ".tmp")
     yield temporary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adamserve.errors import InvalidArgument
+from adamserve.errors import InvalidArgument, unknown
 from adamserve.shard.gradients import borrow
 from adamserve.shard.sparse import spec_of
 from adamserve.values import Array, Outcome, TensorSpec
@@ -226,11 +225,11 @@ def recipe(name: str, **options: Any) -> Recipe:
         InvalidArgument: no installed package has such a task, or the task has no such option, or refuses its value.
     """
     known = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if not known:
+        fix = "install a package that has one"
+        raise InvalidArgument(f"there is no network {name!r}", field="network", fix=fix)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        choice = f"choose {' or '.join(sorted(known))}" if known else "install a package that has one"
-        raise InvalidArgument(f"there is no network {name!r}", field="network", fix=hint + choice)
+        raise unknown("network", name, sorted(known), field="network")
     make = known[name].load()
     taken = inspect.signature(make).parameters
     for option in options:

@@ -8,8 +8,8 @@ import ssl
 import struct
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from adamserve.errors import InvalidArgument, LimitExceeded
 
@@ -58,6 +58,18 @@ def peer_of(local: socket.socket) -> tuple[int, int]:
     return process, user
 
 
+@contextmanager
+def within(seconds: float, cut: Callable[[], object]) -> Iterator[None]:
+    """Call `cut`, in another thread, unless the block ends in time, however slowly bytes come."""
+    last = threading.Timer(seconds, cut)
+    last.daemon = True
+    last.start()
+    try:
+        yield
+    finally:
+        last.cancel()
+
+
 class Frames:
     """One end of a connection. One thread sends and receives; another may `cut` it.
 
@@ -89,20 +101,21 @@ class Frames:
             self.socket.sendall(b"".join(pending))
             return
         for i in range(0, len(pending), _PIECES):
-            _send(self.socket, pending[i : i + _PIECES])
+            views = [memoryview(part) for part in pending[i : i + _PIECES]]
+            while views:  # a call to the system may take any share
+                sent = self.socket.sendmsg(views)
+                while views and sent >= len(views[0]):
+                    sent -= len(views.pop(0))
+                if sent:
+                    views[0] = views[0][sent:]
 
     def opening(self, longest: int, within_s: float) -> tuple[int, memoryview] | None:
         """As `get`, for a frame that nobody has been asked a token for: it is short, and soon over once it begins."""
         begun = self._reader.peek(1)  # type: ignore[attr-defined]
         if len(begun) >= _HEAD.size and len(begun) >= _HEAD.size + _HEAD.unpack_from(begun)[1]:
             return self.get(longest)
-        last = threading.Timer(within_s, self.cut)
-        last.daemon = True
-        last.start()
-        try:
+        with within(within_s, self.cut):
             return self.get(longest)
-        finally:
-            last.cancel()
 
     def get(self, longest: int | None = None) -> tuple[int, memoryview] | None:
         """The next frame's kind and content, which stays there until the next call; None at the end of the connection.
@@ -178,14 +191,3 @@ def _load(context: ssl.SSLContext, cert: bytes, key: bytes) -> None:
         file.write(cert.rstrip() + b"\n" + key)
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
-
-
-def _send(connected: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
-    """Send all of it: a call to the system may take any share."""
-    views = [memoryview(part) for part in parts]
-    while views:
-        sent = connected.sendmsg(views)
-        while views and sent >= len(views[0]):
-            sent -= len(views.pop(0))
-        if sent:
-            views[0] = views[0][sent:]

@@ -26,13 +26,11 @@ class Quadratic:
 
     def gradient(self, t: int, w: Array) -> Array:
         """The gradient of L_t at w."""
-        gradient: Array = self.curvatures * (w - self.target(t))
-        return gradient
+        return np.asarray(self.curvatures * (w - self.target(t)))
 
     def best(self, steps: int) -> Array:
         """The mean of the targets."""
-        mean: Array = np.mean([self.target(t) for t in range(1, steps + 1)], axis=0)
-        return mean
+        return np.asarray(np.mean([self.target(t) for t in range(1, steps + 1)], axis=0))
 
 
 class Alternating:

@@ -32,6 +32,9 @@ EXTENSIONS = 3
 Finals = Mapping[str, float]
 """By label the final training cost, mean over seeds."""
 
+Judged = tuple[str, Finals, bool]
+"""A claim, the numbers that decide it, and whether it holds."""
+
 Grid = Mapping[str, Mapping[float, float]]
 """By label and rate, from the lowest, the final training cost of seed 0."""
 
@@ -53,7 +56,7 @@ class Comparison:
     Attributes:
         data, stand_in: what is trained on, with the files at hand and without; only the former is ever whitened.
         rules: by label, each at the rate in the middle of its grid's first three.
-        claims: each makes a claim of the final costs and of the source.
+        claims: each says what it makes of the final costs.
         what, differs: in words; see `Findings`.
     """
 
@@ -64,7 +67,7 @@ class Comparison:
     stand_in: str
     rules: Mapping[str, optim.Rule]
     sizes: Mapping[Scale, Size]
-    claims: Sequence[Callable[[Finals, str], Claim]]
+    claims: Sequence[Callable[[Finals], Judged]]
     source: str
     l2: float = 0.0
     whiten: bool = False
@@ -121,7 +124,10 @@ class Comparison:
 
     def judge(self, finals: Finals) -> list[Claim]:
         """What became of the claims."""
-        return [claim(finals, self.source) for claim in self.claims]
+        return [
+            Claim(text=text, source=self.source, numbers=numbers, held=held)
+            for text, numbers, held in (claim(finals) for claim in self.claims)
+        ]
 
     def needs(self, settings: Settings) -> Data:
         examples = self.sizes[settings.scale].examples
@@ -185,35 +191,23 @@ INVERSE_SQRT = (
 LOOK_AHEAD = "Nesterov's costs are taken where its gradients are, a step of momentum ahead of its parameters."
 
 
-def _lowest(label: str, within: float, finals: Finals, source: str) -> Claim:
+def _lowest(label: str, within: float, finals: Finals) -> Judged:
     above = relative(finals[label], min(cost for name, cost in finals.items() if name != label))
-    return Claim(
-        text=f"{label} ends lowest or within {within:.0%} of the lowest",
-        source=source,
-        numbers={**finals, "above the best other": above},
-        held=above <= within,
-    )
+    text = f"{label} ends lowest or within {within:.0%} of the lowest"
+    return text, {**finals, "above the best other": above}, above <= within
 
 
-def _alike(a: str, b: str, within: float, finals: Finals, source: str) -> Claim:
+def _alike(a: str, b: str, within: float, finals: Finals) -> Judged:
     low, high = sorted((finals[a], finals[b]))
     apart = relative(high, low)
-    return Claim(
-        text=f"{a} and {b} end within {within:.0%} of each other",
-        source=source,
-        numbers={a: finals[a], b: finals[b], "relative difference": apart},
-        held=apart <= within,
-    )
+    text = f"{a} and {b} end within {within:.0%} of each other"
+    return text, {a: finals[a], b: finals[b], "relative difference": apart}, apart <= within
 
 
-def _below(low: str, high: str, finals: Finals, source: str, *, within: float = 0.0) -> Claim:
+def _below(low: str, high: str, finals: Finals, *, within: float = 0.0) -> Judged:
     above = relative(finals[low], finals[high])
-    return Claim(
-        text=f"{low} ends below {high}" + (f" or within {within:.0%} of it" if within else ""),
-        source=source,
-        numbers={low: finals[low], high: finals[high], "relative difference": above},
-        held=above < within,
-    )
+    text = f"{low} ends below {high}" + (f" or within {within:.0%} of it" if within else "")
+    return text, {low: finals[low], high: finals[high], "relative difference": above}, above < within
 
 
 _LOGREG: Mapping[str, optim.Rule] = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adamserve.train.record import beside
 from workers.experiments import figures
 
 
@@ -29,7 +30,6 @@ def write(folder: Path, verdicts: Sequence[Mapping[str, Any]]) -> Path:
         verdicts=verdicts, image=image, shown=figures.shown
     )
     path = folder / "REPORT.html"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page)
-    temporary.replace(path)
+    with beside(path) as temporary:
+        temporary.write_text(page)
     return path
