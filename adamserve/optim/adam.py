@@ -66,16 +66,11 @@ class Adam(Rule):
     def _constants(self, t: int, rate: float) -> dict[str, float]:
         b1 = self.beta1 * self.beta1_decay ** (t - 1)
         c1, c2 = self._corrections(t)
+        first = {"b1": b1, "a1": 1.0 - b1}
         if self.beta2 == 1.0:
-            return {
-                "b1": b1,
-                "a1": 1.0 - b1,
-                "step": rate / c1 / (math.sqrt(self.eps) if self.eps_inside_sqrt else self.eps),
-            }
-        return {
-            "b1": b1, "a1": 1.0 - b1, "b2": self.beta2, "a2": 1.0 - self.beta2,
-            "step": rate / c1, "correct": 1.0 / c2, "eps": self.eps,
-        }  # fmt: skip
+            return first | {"step": rate / c1 / (math.sqrt(self.eps) if self.eps_inside_sqrt else self.eps)}
+        second = {"b2": self.beta2, "a2": 1.0 - self.beta2}
+        return first | second | {"step": rate / c1, "correct": 1.0 / c2, "eps": self.eps}
 
     def _corrections(self, t: int) -> tuple[float, float]:
         """What m and v are divided by in m^ and v^."""

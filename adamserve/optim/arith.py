@@ -232,11 +232,9 @@ def root1p(op: Ops, x: Value, p_inverse: Value) -> Value:
 
 
 def _whole_power(x: Value, n: int) -> Value:
-    """x^n by squaring."""
+    """x^n by squaring, for n >= 2."""
     half = x if n < 4 else _whole_power(x, n // 2)
     squared = half * half
-    if n < 4:
-        return squared if n == 2 else squared * x
     return squared * x if n % 2 else squared
 
 

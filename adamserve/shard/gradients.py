@@ -110,17 +110,14 @@ def _dense(gradient: Loaded, span: Span) -> torch.Tensor:
     if isinstance(gradient, RowGradient):
         first, stop = sparse.rows_of(span, gradient.values.shape[1])
         return _sum_rows(stop - first, [(gradient.rows - first, gradient.values)]).view(-1)
-    return gradient.to(_at_least_float32(gradient), copy=True)
+    return gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
 
 
 def _sum_rows(n: int, parts: Sequence[tuple[Array, torch.Tensor]]) -> torch.Tensor:
     """The sum, in order, of gradients that each name some of n rows, each row once."""
     like = parts[0][1]
-    total = torch.zeros((n, like.shape[1]), dtype=_at_least_float32(like), device=like.device)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    total = torch.zeros((n, like.shape[1]), dtype=dtype, device=like.device)
     for rows, values in parts:
         total.index_add_(0, torch.from_numpy(rows).to(like.device), values.to(total.dtype))
     return total
-
-
-def _at_least_float32(gradient: torch.Tensor) -> torch.dtype:
-    return torch.float64 if gradient.dtype == torch.float64 else torch.float32

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,9 +22,6 @@ from adamserve.shard.geometry import Partition
 from adamserve.shard.gradients import Loaded, RowGradient, corrected
 from adamserve.shard.sampling import Probe
 from adamserve.values import Array, Constants, Segment, ShardState, Span, TensorSpec
-
-RULES_KEPT = 4096
-"""Rules with changed constants that a shard remembers."""
 
 Room = Callable[[int], Array]
 """Makes memory for so many elements: float32, or the bits of bfloat16 as uint16."""
@@ -102,7 +100,6 @@ class Store:
         self._index = state.shard
         self.constants: dict[str, Mapping[str, float]] = dict(state.constants)
         self._own_rules = dict.fromkeys(self.spans, rule) | dict(tensor_rules)
-        self._changed: dict[tuple[optim.Rule, tuple[tuple[str, float], ...]], optim.Rule] = {}
         self._exact = exact
         self._layout = {span.tensor: (dtype, at) for span, dtype, at in partition.layout(state.shard)}
         self._w: dict[str, torch.Tensor] = {}
@@ -285,15 +282,8 @@ class Store:
         """
         self._partition.spec(name)
         rule = self._own_rules.get(name, self.rule)
-        key = rule, tuple((constant, value) for constant, value in constants.items() if constant != "lr")
-        if not key[1]:
-            return rule
-        changed = self._changed.get(key)
-        if changed is None:
-            if len(self._changed) >= RULES_KEPT:
-                self._changed = {}
-            changed = self._changed[key] = optim.with_constants(rule, dict(key[1]))
-        return changed
+        others = tuple((constant, value) for constant, value in constants.items() if constant != "lr")
+        return _changed(rule, others) if others else rule
 
     def compensated(
         self, gradients: Mapping[str, Loaded], pulled: Point, weight: float
@@ -375,6 +365,11 @@ class Store:
                 views = {slot: buffer[own] for slot, buffer in slots.items()}
                 piece = _Piece(Span(name, cut.start, cut.stop), rule, cut.updates, w[own], views)
                 self._pieces[name].append(piece)
+
+
+@lru_cache(maxsize=4096)
+def _changed(rule: optim.Rule, constants: tuple[tuple[str, float], ...]) -> optim.Rule:
+    return optim.with_constants(rule, dict(constants))
 
 
 def _tensor(copy: Array) -> torch.Tensor:
