@@ -1,10 +1,8 @@
 """A service on Ray, from the driver's side: started or found, used, and stopped.
 
-    with Service.start(shards=4, checkpoint_dir=Path("checkpoints")) as service:
-        service.create(config, parameters)
-        with service.client("job") as client: ...
-
-`adamserve serve`, training and the experiments all use this class.
+with Service.start(shards=4, checkpoint_dir=Path("checkpoints")) as service:
+    service.create(config, parameters)
+    with service.client("job") as client: ...
 """
 
 from __future__ import annotations

@@ -131,7 +131,6 @@ def serving(
     """A service, drained and stopped at the end, on the Ray that this process is connected to, or else at its address.
 
     Args:
-        config: what to serve.
         start: starts the service; `adamserve.testing.Service.start` does it without Ray.
 
     Yields:
