@@ -9,12 +9,7 @@ unfinished and is never read. Restoring works onto any number of shards: every a
 that hold parts of it.
 """
 
-from adamserve.checkpoint.cuts import (
-    load_shard,
-    load_tensors,
-    seal_shard,
-    write_shard,
-)
+from adamserve.checkpoint.cuts import load_shard, load_tensors, seal_shard, write_shard
 from adamserve.checkpoint.folder import (
     CheckpointInfo,
     list_checkpoints,
@@ -26,13 +21,7 @@ from adamserve.checkpoint.folder import (
     verify,
 )
 from adamserve.checkpoint.lock import FolderLock
-from adamserve.checkpoint.manifest import (
-    MANIFEST,
-    Manifest,
-    ShardEntry,
-    read_manifest,
-    write_manifest,
-)
+from adamserve.checkpoint.manifest import MANIFEST, Manifest, ShardEntry, read_manifest, write_manifest
 
 __all__ = [
     "MANIFEST",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adamserve.checkpoint.cuts import shard_header
@@ -124,30 +125,26 @@ def verify(folder: Path) -> Manifest:
     spans: dict[str, list[tuple[int, int]]] = {spec.name: [] for spec in manifest.config.tensors}
     for entry in manifest.shards:
         path = folder / entry.file
+        wrong = partial(CheckpointError, field=str(path))
         with reading(path):
             if not path.is_file():
-                raise CheckpointError("is missing", field=str(path))
+                raise wrong("is missing")
             if path.stat().st_size != entry.nbytes:
-                raise CheckpointError(
-                    f"has {path.stat().st_size} bytes, expected {entry.nbytes}", field=str(path)
-                )
+                raise wrong(f"has {path.stat().st_size} bytes, expected {entry.nbytes}")
             if file_hash(path) != entry.sha256:
-                raise CheckpointError("was altered: its checksum does not fit", field=str(path))
+                raise wrong("was altered: its checksum does not fit")
         shard = shard_header(path)
         if shard.shard != entry.shard:
-            raise CheckpointError(f"holds shard {shard.shard}, expected {entry.shard}", field=str(path))
+            raise wrong(f"holds shard {shard.shard}, expected {entry.shard}")
         for segment in shard.segments:
             spans.setdefault(segment.tensor, []).append((segment.start, segment.stop))
+    wrong = partial(CheckpointError, field=str(folder))
     for spec in manifest.config.tensors:
         reached = 0
         for start, stop in sorted(spans[spec.name]):
             if start != reached:
-                raise CheckpointError(
-                    f"elements {reached} to {start} of {spec.name!r} are not held once", field=str(folder)
-                )
+                raise wrong(f"elements {reached} to {start} of {spec.name!r} are not held once")
             reached = stop
         if reached != spec.numel:
-            raise CheckpointError(
-                f"{spec.name!r} ends at element {reached} of {spec.numel}", field=str(folder)
-            )
+            raise wrong(f"{spec.name!r} ends at element {reached} of {spec.numel}")
     return manifest

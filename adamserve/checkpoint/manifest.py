@@ -38,7 +38,6 @@ class Manifest:
     Attributes:
         number: grows with every checkpoint of the job; also the folder's name.
         created: ISO time, UTC.
-        config: the job's.
         shards: in shard order.
     """
 
@@ -78,11 +77,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError("is unfinished: it has no manifest", field=str(folder))
     with reading(path):
         body = json.loads(path.read_text())
-        claimed = body.pop("sha256")
-        if body.get("format") not in (1, FORMAT):
-            raise CheckpointError(
-                f"is of format {body.get('format')!r}, this version reads 1 to {FORMAT}", field=str(path)
-            )
+        claimed, given = body.pop("sha256"), body.get("format")
+        if given not in (1, FORMAT):
+            problem = f"is of format {given!r}, this version reads 1 to {FORMAT}"
+            raise CheckpointError(problem, field=str(path))
         if claimed != body_checksum(body):
             raise CheckpointError("was altered: its checksum does not fit", field=str(path))
         tensors = tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in body.pop("tensors"))

@@ -45,27 +45,18 @@ def listening(host: str | None, *, alone: bool, insecure: bool) -> Listening:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServiceConfig:
-    """How a service runs; attributes that are not told of here are as for `Service.start`.
-
-    Attributes:
-        name: of the controller's actor in Ray; the shards' begin with it.
-        shard_host: where shards listen; None for each node's own address.
-        secret: what the service's own processes show when they call. It travels through Ray only.
-    """
+class Options:
+    """What `Service.start` and `adamserve serve` both take; see the former."""
 
     name: str = "adamserve"
     shards: int = 1
     gpus_per_shard: float = 0.0
     threads_per_shard: int = 0
     checkpoint_dir: Path | None = None
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     port: int = 0
-    shard_host: str | None = "127.0.0.1"
     shard_ports: Ports | None = None
-    secret: str = field(default="", repr=False)
     security: Security = field(default_factory=Security)
-    metrics_host: str | None = None
     log: LogConfig | None = None
 
     def __post_init__(self) -> None:
@@ -74,3 +65,19 @@ class ServiceConfig:
         for name in ("gpus_per_shard", "threads_per_shard"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceConfig(Options):
+    """How a service runs.
+
+    Attributes:
+        name: of the controller's actor in Ray; the shards' begin with it.
+        shard_host: where shards listen; None for each node's own address.
+        secret: what the service's own processes show when they call. It travels through Ray only.
+        metrics_host: as for `Service.start`.
+    """
+
+    shard_host: str | None = LOOPBACK
+    secret: str = field(default="", repr=False)
+    metrics_host: str | None = None

@@ -46,7 +46,6 @@ class Controller:
     """Places, watches and heals the shards of one service, and keeps its jobs. Thread-safe.
 
     Args:
-        place: starts the shards' processes.
         checkpoint_dir: as for `Service.start`; without it a shard that dies cannot be restored.
         security: who may call ControlService, and how.
         credentials: those of the service's own processes.
@@ -187,16 +186,14 @@ class Controller:
             newest, manifest = checkpoint.newest(folder, on_skip=log_skipped)
             rule = optim.to_dict(optim.from_dict(manifest.config.rule))  # with options that came later
             config = replace(manifest.config, **{"rule": rule, **(changes or {})})
-            incarnation = checkpoint.new_incarnation(
-                folder, 1 + max(entry.stamp.incarnation for entry in manifest.shards)
-            )
+            last = max(entry.stamp.incarnation for entry in manifest.shards)
+            incarnation = checkpoint.new_incarnation(folder, last + 1)
             stamps = self._shards.ask(
                 "the shards to restore the job", ShardProcess.open, config, incarnation, folder=newest
             )
             self._table.add(Job(config, folder, stamps, manifest.number, self._table.now()))
-        log.info(
-            "job was taken up", extra=fields(job=name, checkpoint=manifest.number, incarnation=incarnation)
-        )
+        taken_up = fields(job=name, checkpoint=manifest.number, incarnation=incarnation)
+        log.info("job was taken up", extra=taken_up)
         return self.topology(name)
 
     def delete(self, name: str, *, purge: bool = False) -> bool:

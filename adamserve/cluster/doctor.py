@@ -91,9 +91,8 @@ def ray_token(environ: Mapping[str, str]) -> Finding:
     """Ray's token authentication: a cluster's nodes and drivers have to share one, and nobody else may read it."""
     finding, mode = partial(Finding, "Ray token"), environ.get("RAY_AUTH_MODE", "")
     if mode.lower() not in ("", "disabled", "token"):
-        return finding(
-            ERROR, f"RAY_AUTH_MODE={mode} is nothing that Ray knows", "set it to token, or to disabled"
-        )
+        unknown = f"RAY_AUTH_MODE={mode} is nothing that Ray knows"
+        return finding(ERROR, unknown, "set it to token, or to disabled")
     if mode.lower() != "token":
         return finding(OK, f"RAY_AUTH_MODE={mode or 'not set'}")
     if environ.get("RAY_AUTH_TOKEN"):

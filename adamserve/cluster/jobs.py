@@ -201,11 +201,8 @@ class JobTable:
         with self.lock:
             job = self._jobs.get(name)
             if job is None:
-                raise NotFound(
-                    f"the service has no job {name!r}",
-                    field="job",
-                    fix=f"it has {', '.join(self._jobs) or 'none'}",
-                )
+                there = f"it has {', '.join(self._jobs) or 'none'}"
+                raise NotFound(f"the service has no job {name!r}", field="job", fix=there)
             return job
 
     def add(self, job: Job) -> None:

@@ -76,22 +76,16 @@ class ShardProcess:
         self._hosts: dict[str, ShardHost] = {}
         self._calls = Calls()
         self._publisher = EncodedPublisher()
-        self._endpoint = edge.open(self.host, self._calls, host)
+        endpoint = self._endpoint = edge.open(self.host, self._calls, host)
         self._exporter: Exporter | None = None
+        metrics = ""
         if metrics_host is not None:
             collect = [Reading(SHARD_FAMILIES, self._glance), Reading(RPC_FAMILIES, lambda: [self._calls])]
             self._exporter = Exporter(metrics_host, 0, process="shard", collect=collect)
-        self._info = ProcessInfo(
-            os.getpid(),
-            node,
-            self._endpoint.address,
-            self._endpoint.direct_address,
-            host_port(metrics_host, self._exporter.port) if metrics_host and self._exporter else "",
-        )
-        log.info(
-            "shard has started",
-            extra=logs.fields(shard=index, device=device, endpoint=self._endpoint.address),
-        )
+            metrics = host_port(metrics_host, self._exporter.port)
+        self._info = ProcessInfo(os.getpid(), node, endpoint.address, endpoint.direct_address, metrics)
+        where = logs.fields(shard=index, device=device, endpoint=endpoint.address)
+        log.info("shard has started", extra=where)
 
     def host(self, job: str) -> ShardHost:
         """The shard of one job.
@@ -145,16 +139,9 @@ class ShardProcess:
         if before is not None:
             before.close(Unavailable("the job was opened anew", field="job", fix="send the same push again"))
         kernels = shard.store.kernels
-        log.info(
-            "job is open",
-            extra=logs.fields(
-                job=config.name,
-                shard=self._index,
-                incarnation=shard.stamp.incarnation,
-                clock=shard.stamp.clock,
-                kernel=f"{kernels[0].executor}: {kernels[0].reason}" if kernels else "no elements",
-            ),
-        )
+        kernel = f"{kernels[0].executor}: {kernels[0].reason}" if kernels else "no elements"
+        where = {"job": config.name, "shard": self._index, **shard.stamp._asdict()}
+        log.info("job is open", extra=logs.fields(**where, kernel=kernel))
         return shard.stamp
 
     def drop(self, job: str) -> None:

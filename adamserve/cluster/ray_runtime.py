@@ -71,10 +71,8 @@ def connected(
 @contextmanager
 def same_signals() -> Iterator[None]:
     """Put this process's own handlers back: Ray's would end it at SIGTERM, whatever it still had to write."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kept = {number: signal.getsignal(number) for number in SIGNALS}
+    main = threading.current_thread() is threading.main_thread()  # no other may set any
+    kept = {number: signal.getsignal(number) for number in SIGNALS if main}
     try:
         yield
     finally:

@@ -1,10 +1,8 @@
 """A service on Ray, from the driver's side: started or found, used, and stopped.
 
-    with Service.start(shards=4, checkpoint_dir=Path("checkpoints")) as service:
-        service.create(config, parameters)
-        with service.client("job") as client: ...
-
-`adamserve serve`, training and the experiments all use this class.
+with Service.start(shards=4, checkpoint_dir=Path("checkpoints")) as service:
+    service.create(config, parameters)
+    with service.client("job") as client: ...
 """
 
 from __future__ import annotations
@@ -176,10 +174,9 @@ def launch(config: ServiceConfig) -> Any:
             problem = f"{config.shards} shards ask for {wanted:g} {kind}s, the cluster has {present:g}"
             raise InvalidArgument(problem, field=field, fix=fix)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": config.name, "namespace": NAMESPACE, "num_cpus": 0, "scheduling_strategy": here}
     try:
-        return ControllerActor.options(
-            name=config.name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here
-        ).remote(partial(controller_of, config))
+        return ControllerActor.options(**options).remote(partial(controller_of, config))
     except ValueError as error:
         raise Conflict(str(error).splitlines()[0], field="name", fix="choose another name") from None
 

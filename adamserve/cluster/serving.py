@@ -8,20 +8,19 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from adamserve import checkpoint
-from adamserve.cluster.config import ServiceConfig
+from adamserve.cluster.config import Options
 from adamserve.cluster.ray_runtime import connected, heeded, node_address, same_signals
 from adamserve.cluster.running import RunningService, StartService
 from adamserve.cluster.service import Service
-from adamserve.edge.security import Security, check_bind
-from adamserve.edge.shard_edge import Ports
+from adamserve.edge.security import check_bind
 from adamserve.errors import CheckpointError, InvalidArgument, NotFound, Unavailable
 from adamserve.observe.exporter import Reading
 from adamserve.observe.families import RPC_FAMILIES
-from adamserve.observe.logs import LogConfig, fields, set_up
+from adamserve.observe.logs import fields, set_up
 from adamserve.observe.monitor import Monitor
 
 log = logging.getLogger("adamserve.rpc")
@@ -31,24 +30,15 @@ OBSERVE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServeConfig:
+class ServeConfig(Options):
     """What `adamserve serve` takes; see its options."""
 
-    name: str = "adamserve"
-    host: str = "127.0.0.1"
     port: int = 50051
     metrics_port: int = 0
     sd_file: Path | None = None
-    shards: int = 1
-    checkpoint_dir: Path | None = None
-    security: Security = field(default_factory=Security)
     insecure: bool = False
     address: str | None = None
-    shard_ports: Ports | None = None
-    gpus_per_shard: float = 0.0
-    threads_per_shard: int = 0
     grace_s: float = 10.0
-    log: LogConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("port", "metrics_port"):
@@ -57,9 +47,7 @@ class ServeConfig:
         if not self.grace_s >= 0:
             raise InvalidArgument(f"must be at least 0 seconds, got {self.grace_s}", field="grace_s")
         check_bind(self.host, self.security, insecure=self.insecure)
-        ServiceConfig(  # what is wrong with it is said before Ray is started
-            shards=self.shards, gpus_per_shard=self.gpus_per_shard, threads_per_shard=self.threads_per_shard
-        )
+        Options.__post_init__(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +119,6 @@ def serving(
     """A service, drained and stopped at the end, on the Ray that this process is connected to, or else at its address.
 
     Args:
-        config: what to serve.
         start: starts the service; `adamserve.testing.Service.start` does it without Ray.
 
     Yields:

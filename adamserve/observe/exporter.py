@@ -103,9 +103,8 @@ class _Server(WSGIServer):
         while not self._stopped.is_set():
             try:
                 request, address = self.get_request()
-            except (
-                OSError
-            ) as error:  # stopped; or it was gone before it was taken; or too many files are open
+            except OSError as error:
+                # Stopped; or it was gone before it was taken; or too many files are open.
                 log.debug("no connection: %s", error)
                 self._stopped.wait(REFUSED_S)
                 continue
