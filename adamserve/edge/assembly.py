@@ -30,13 +30,9 @@ _HELD: Mapping[str, np.dtype[Any]] = {
 
 
 class Assembly:
-    """The tensors of one message stream, put together from chunks that may come in any order.
+    """The tensors of one message stream, a shard's spans of a job, put together from chunks that come in any order.
 
-    Args:
-        partition: the job's.
-        shard: whose spans are expected.
-        buffers: where arrays come from.
-        values: the chunks are values of parameters or slots, in the tensors' own dtypes, rather than gradients.
+    With `values` the chunks are values of parameters or slots, in the tensors' own dtypes, rather than gradients.
     """
 
     def __init__(self, partition: Partition, shard: int, buffers: Buffers, *, values: bool = False) -> None:

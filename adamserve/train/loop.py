@@ -15,6 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -47,7 +48,7 @@ def run(
     report: Callable[[Report], None],
     stopped: Callable[[], bool],
     comparator: Mapping[str, Array] | None = None,
-    observe: Callable[[Mapping[str, Array], Mapping[str, Gradient]], None] | None = None,
+    observe: Callable[[Array, Array], None] | None = None,
 ) -> int:
     """Train until the epochs are done, a stop condition holds, or `stopped()` says so.
 
@@ -56,12 +57,10 @@ def run(
 
     Args:
         mirror: its client has joined; its model's parameters are overwritten by each pull.
-        task: what is trained.
-        part: the worker's.
         report: called after every step, and by rank 0 after every epoch's evaluation.
         stopped: asked before every step.
         comparator: parameters to compute every mini-batch's loss at as well, as for regret.
-        observe: called before every push with the parameters pulled and the gradients; they change afterwards.
+        observe: called before every push with the parameters pulled and the gradient, all tensors as one.
 
     Returns:
         The last step made, counted from the start of the job.
@@ -93,7 +92,7 @@ def run(
             raise NotFinite(f"the loss of step {step + 1} is {loss}", field="loss", fix="lower the rate")
         gradients = mirror.gradients()
         if observe is not None:
-            observe(mirror.arrays, gradients)
+            observe(_flat(mirror.arrays, mirror.arrays), _flat(mirror.arrays, gradients))
         recent = [*recent[-19:], loss]
         reached = part.target_loss is not None and len(recent) == 20 and sum(recent) / 20 <= part.target_loss
         evaluates = part.evaluate and part.rank == 0 and (step + 1) % per_epoch == 0
@@ -125,6 +124,12 @@ def run(
         if reached:
             break
     return client.seq
+
+
+def _flat(parameters: Mapping[str, Array], found: Mapping[str, Gradient]) -> Array:
+    """All tensors as one; zeros where nothing is found for one."""
+    each = [np.asarray(found.get(name, np.zeros_like(w))).ravel() for name, w in parameters.items()]
+    return np.concatenate(each)
 
 
 def gradient(task: Task[B], model: nn.Module, batch: B, *, seed: int) -> float:

@@ -49,11 +49,7 @@ def train(
 ) -> dict[str, Any]:
     """Run a job to its end, or until `stop` is set; either way with a last checkpoint. Returns what `run.json` holds.
 
-    Args:
-        config: the run.
-        on_progress: called a few times a second.
-        stop: set it to end after the steps under way.
-        start: starts the service.
+    `stop` ends it after the steps under way; `on_progress` is called a few times a second.
 
     Raises:
         AdamServeError: with nothing left running; what could be checked was checked before Ray was started.

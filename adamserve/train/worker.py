@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from adamserve.client.client import Client
@@ -28,7 +27,7 @@ from adamserve.optim import Adam
 from adamserve.regret import Meter
 from adamserve.train.loop import Mirror, Report, run
 from adamserve.train.task import Part, Step, Task, initial_model
-from adamserve.values import Array, Gradient
+from adamserve.values import Array
 
 log = logging.getLogger("adamserve.worker")
 
@@ -61,11 +60,9 @@ class Assignment:
 
 
 class Worker:
-    """One worker, in a process of its own. `run` goes on in one thread while others call the rest.
+    """One worker, in a process of its own, with some threads for torch; without `log_as` it logs as the process does.
 
-    Args:
-        threads: torch's threads in this process.
-        log_as: how this process logs; None leaves that to it.
+    `run` goes on in one thread while others call the rest.
     """
 
     def __init__(self, threads: int, log_as: LogConfig | None = None) -> None:
@@ -168,16 +165,12 @@ class Worker:
             self._begun = self._client.seq + 1
             return False
 
-    def _measure(
-        self, rule: Adam, parameters: Mapping[str, Array], gradients: Mapping[str, Gradient]
-    ) -> None:
-        """Measure a step for the theorem; a tensor without a gradient has zeros."""
-        w = np.concatenate([array.reshape(-1) for array in parameters.values()])
-        dense = [np.asarray(gradients.get(name, np.zeros_like(array))) for name, array in parameters.items()]
+    def _measure(self, rule: Adam, w: Array, gradient: Array) -> None:
+        """Measure a step for the theorem."""
         with self._changed:
             if self._meter is None:
                 self._meter = Meter(rule, w.size)
-            self._meter.add(w, np.concatenate([array.reshape(-1) for array in dense]))
+            self._meter.add(w, gradient)
 
     def _keep(self, report: Report) -> None:
         """Keep a report until the driver asks, and tell the service the loss; it does without where it is away."""

@@ -109,7 +109,6 @@ def load(
         name: one of `NAMES`.
         data_dir: folder with its official files; an embedded data set leaves it unread.
         whiten: normalise contrast and whiten, as `workers.data.whiten` does.
-        progress: told about anything slow.
 
     Raises:
         InvalidArgument: there is no data set of that name.

@@ -102,7 +102,6 @@ def fetch(
     Args:
         folder: the data set's folder in the cache; made where it is missing.
         mirrors: base URLs, each with a final slash, tried in this order.
-        progress: told which mirror is asked, and how far the file has come.
         fix: for the error: what helps where no mirror does.
         answer_s, file_s: deadlines for each mirror, as `ANSWER_S` and `FILE_S`.
 

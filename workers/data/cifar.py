@@ -32,10 +32,8 @@ _ALLOWED = {
 def load_cifar10(data_dir: Path | None, *, progress: Progress = lambda message: None) -> Dataset:
     """Load CIFAR-10, pixels scaled to [0, 1], 3,072 features: the red, green and blue planes, row by row.
 
-    Args:
-        data_dir: folder that holds `cifar-10-batches-bin` or `cifar-10-batches-py`, or is one of them; of the training
-            batches as many as there are.
-        progress: told what is read.
+    `data_dir` holds `cifar-10-batches-bin` or `cifar-10-batches-py`, or is one of them, with as many of the training
+    batches as there are.
 
     Raises:
         DataError: a batch is missing or damaged; names the file and, where there is one, the byte.

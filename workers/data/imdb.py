@@ -49,7 +49,6 @@ def load_imdb(
 
     Args:
         data_dir: folder that holds the archive or the folder `aclImdb`; the official layout.
-        progress: told how far the reading has come.
         words: how many of the training set's most frequent words to keep.
 
     Raises:

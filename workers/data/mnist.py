@@ -47,7 +47,6 @@ def load_mnist(
     Args:
         data_dir: folder with the four files, gzipped or not, of all MNIST or a part in the same format; None takes the
             cache's `data/mnist`, and fills it from the network.
-        progress: told what is fetched.
         mirrors, files: where to fetch what.
 
     Raises:

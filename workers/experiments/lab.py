@@ -25,7 +25,7 @@ from adamserve.train.loop import run as loop
 from adamserve.train.record import without_nan
 from adamserve.train.task import Part, Step, arrays, initial_model, tensor_specs
 from adamserve.train.worker import Assignment, Worker
-from adamserve.values import Array, Gradient
+from adamserve.values import Array
 from workers.data import Dataset, Progress, load
 from workers.data.whiten import whitened
 from workers.experiments.trial import Data, Result, Trial, append, read_log
@@ -44,10 +44,7 @@ Variant = TypeVar("Variant", bound=Hashable)
 class Lab:
     """A service with workers, for trials. Data can be loaded before it is entered, which starts the service.
 
-    Args:
-        data_dir: folder with the data sets' files.
-        progress: told how far things are.
-        start: starts the service; where, and with how many shards, is settled.
+    `data_dir` has the data sets' files. For `start` it is settled where the service is, and with how many shards.
     """
 
     def __init__(self, data_dir: Path | None, progress: Progress, start: StartService) -> None:
@@ -139,7 +136,7 @@ class Lab:
     def drive(self, trial: Trial, steps: int, observe: Callable[[Array, Array], None]) -> list[Step]:
         """Train in this process, as the job's only worker, until the trial's epochs or `steps` pushes are done.
 
-        `observe` is shown the parameters pulled and the gradient, all tensors as one, before every push.
+        `observe` is as the loop's.
         """
         reports: list[Report] = []
 
@@ -148,15 +145,11 @@ class Lab:
             if len(reports) % 100 == 0:
                 self.progress(f"{type(trial.rule).__name__} seed {trial.seed}: update {len(reports)}/{steps}")
 
-        def flat(w: Mapping[str, Array], gradients: Mapping[str, Gradient]) -> None:
-            both = (np.concatenate([np.asarray(each[name]).ravel() for name in w]) for each in (w, gradients))
-            observe(*both)
-
         job, task = self.open_job(trial), self.task(trial)
         model, config = initial_model(task, trial.seed), replace(loop_config(trial, 0), max_steps=steps)
         with self.service.client(job, pusher="worker-0") as client:
             client.join()
-            loop(Mirror(client, model), task, config, report=keep, stopped=lambda: False, observe=flat)
+            loop(Mirror(client, model), task, config, report=keep, stopped=lambda: False, observe=observe)
         self.service.delete(job, purge=True)
         return [report for report in reports if isinstance(report, Step)]
 
