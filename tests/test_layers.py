@@ -92,10 +92,12 @@ LAYERS: tuple[dict[str, Row], ...] = (
         # The optimizer for torch's users; the client itself does without torch.
         "adamserve.client.early": row("torch", siblings="adamserve.client"),
         "adamserve.client.parameters": row("torch", siblings="adamserve.client"),
+        "adamserve.client.moments": row(siblings="adamserve.client.parameters"),
         "adamserve.client.replicas": row("torch", siblings="adamserve.client adamserve.client.parameters"),
         "adamserve.client.remote_optimizer": row(
             "torch",
-            siblings="adamserve.client adamserve.client.early adamserve.client.parameters adamserve.client.replicas",
+            siblings="adamserve.client adamserve.client.early adamserve.client.moments adamserve.client.parameters"
+            " adamserve.client.replicas",
         ),
     },
     {"adamserve.edge": row("google grpc grpc_health grpc_reflection ml_dtypes numpy")},

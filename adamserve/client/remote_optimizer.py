@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NoReturn, Self
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adamserve import optim
 from adamserve.client.client import Client
 from adamserve.client.early import Early, as_array
+from adamserve.client.moments import Moments, moments_of
 from adamserve.client.parameters import Group, Parameters, warn
 from adamserve.client.pushes import OutgoingPush
 from adamserve.client.replicas import Replicas
@@ -122,7 +123,10 @@ class RemoteOptimizer(torch.optim.Optimizer):
                         raise
                 else:
                     self._join(modes)
-            if local is not None and local.state and not self._bring(local.state_dict(), create=created):
+            moments = Moments() if local is None else self._moments(local.state_dict())
+            if created and not moments.fresh:
+                self._bring(moments)
+            elif not moments.fresh:
                 warn("the job has moments of its own; those of the optimizer that was wrapped are not used")
             self._pull()
 
@@ -223,15 +227,13 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """
         rest = dict(state_dict)
         remote = rest.pop("remote", None)
-        moments = rest.get("state") or {}
+        moments = self._moments(rest) if rest.get("state") else None
         if remote is not None and remote["job"] != self.client.job:
             raise Conflict(f"the state is of job {remote['job']!r}, not {self.client.job!r}", field="job")
-        if moments:
-            self._form()
         self._early.give_up()
         super().load_state_dict({**rest, "state": {}})
-        if moments:
-            self._bring(rest)
+        if moments is not None:
+            self._bring(moments)
         if not self._parameters.changed():
             self._pull()
         clocks = remote and [tuple(stamp) for stamp in remote["clocks"]]
@@ -281,20 +283,19 @@ class RemoteOptimizer(torch.optim.Optimizer):
             has, wants = found.get(name, "none"), asked.get(name, "none")
             if has != wants:
                 raise Conflict(f"the job has {has}, this optimizer {wants}", field=name)
-        for group, name, _ in self._members():
-            self._rule_now(group, name)
+        for _ in self._asked():  # what cannot be is refused now
+            pass
         return True
 
     def _exchange(self) -> None:
         """One push and pull."""
         gradients, rates, constants = {}, {}, {}
-        for group, name, parameter in self._members():
-            rule = self._rule_now(group, name)
+        for name, parameter, group, rate, changed in self._asked():
             if parameter.grad is not None:
                 gradient = parameter.grad.detach()
                 gradients[name] = (-gradient if group.get("maximize") else gradient).to("cpu")
-                rates[name] = rule.lr
-                if changed := _changed(self._rules[name], rule):
+                rates[name] = rate
+                if changed:
                     constants[name] = changed
         memory = self._parameters.memory()
         early, changed_values = self._early, self._parameters.changed()
@@ -326,8 +327,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         self._early.give_up()
         if changed := self._parameters.changed():
             self._assign(changed)
-        rules = {name: (self._rules[name], self._rule_now(group, name)) for group, name, _ in self._members()}
-        constants = {name: {"lr": now.lr, **_changed(base, now)} for name, (base, now) in rules.items()}
+        constants = {name: {"lr": rate, **rest} for name, _, _, rate, rest in self._asked()}
         self.client.set({}, constants=constants)
 
     def _assign(self, values: Mapping[str, Array]) -> None:
@@ -345,32 +345,14 @@ class RemoteOptimizer(torch.optim.Optimizer):
             for old, new in zip(self._clock, now, strict=True)
         )
 
-    def _bring(self, state: Mapping[str, Any], *, create: bool = True) -> bool:
-        """Assign the job's slots the moments in a torch optimizer's state_dict, if it has any and `create` says so.
+    def _moments(self, state: Mapping[str, Any]) -> Moments:
+        """Those in a state_dict of the optimizer that was wrapped."""
+        return moments_of(self._form(), state, self.param_groups, self._parameters, self._rules)
 
-        Returns whether the job has them now, or there are none.
-        """
-        form = self._form()
-        slots: dict[str, dict[str, Array]] = defaultdict(dict)
-        updates = {}
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        numbers = [i for group in state["param_groups"] for i in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            name = self._parameters.names[id(parameter)]
-            if name in self._parameters.trained:
-                given, updates[name] = form.slots_of(
-                    self._rules[name], parameter, state["state"].get(number, {})
-                )
-                for slot, values in given.items():
-                    slots[slot][name] = values.detach().cpu().contiguous().numpy()
-        fresh = not any(updates.values()) and not any(
-            x.any() for kept in slots.values() for x in kept.values()
-        )
-        if create and not fresh:
-            self.client.set({}, updates=updates)
-            for slot, by_name in slots.items():
-                self.client.set(by_name, slot=slot)
-        return create or fresh
+    def _bring(self, moments: Moments) -> None:
+        self.client.set({}, updates=moments.updates)
+        for slot, values in moments.slots.items():
+            self.client.set(values, slot=slot)
 
     def _form(self) -> torch_map.Form:
         """How torch keeps the state of the optimizer that was wrapped."""
@@ -385,23 +367,12 @@ class RemoteOptimizer(torch.optim.Optimizer):
     def _members(self) -> Iterable[tuple[Group, str, Tensor]]:
         return self._parameters.by_group(self.param_groups)
 
-    def _rule_now(self, group: Group, name: str) -> optim.Rule:
-        """The rule that a group asks for now; refuses what the job's rule cannot become."""
-        asked, base = self._rule_of(group), self._rules[name]
-        if type(asked) is not type(base):
-            raise Conflict(
-                f"the job has {type(base).__name__}, this optimizer {type(asked).__name__}", field="rule"
-            )
-        if asked != base:
-            now = optim.with_constants(base, _changed(base, asked))
-            for f in fields(asked):
-                if f.name != "lr" and getattr(now, f.name) != getattr(asked, f.name):
-                    raise InvalidArgument(
-                        f"is {getattr(base, f.name)!r} in the job, and {getattr(asked, f.name)!r} in a group",
-                        field=f.name,
-                        fix="make a new job for it",
-                    )
-        return asked
+    def _asked(self) -> Iterator[tuple[str, Tensor, Group, float, dict[str, float]]]:
+        """Each trained parameter with its name, its group, and the rate and constants that the group asks for now."""
+        for group, name, parameter in self._members():
+            rule = self._rule_of(group)
+            changed = optim.changes(self._rules[name], rule) if rule != self._rules[name] else {}
+            yield name, parameter, group, rule.lr, changed
 
     def _pull(self) -> None:
         """Take the job's parameters; a rollback is no news to a model that takes everything."""
@@ -452,17 +423,6 @@ def _wrapped(optimizer: torch.optim.Optimizer, *_: Any) -> NoReturn:
     raise InvalidArgument(
         "was wrapped, and no longer steps by itself", field="optimizer", fix="step the RemoteOptimizer"
     )
-
-
-def _changed(base: optim.Rule, rule: optim.Rule) -> dict[str, float]:
-    """The numbers and flags, apart from the rate, that differ between two rules of a class."""
-    return {
-        f.name: float(now)
-        for f in fields(base)
-        if f.name != "lr"
-        and isinstance(now := getattr(rule, f.name), bool | float)
-        and now != getattr(base, f.name)
-    }
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,16 @@ from adamserve.optim.adam import Adam, AdaMax, LpAdam
 from adamserve.optim.base import Rule
 from adamserve.optim.engine.threads import set_threads
 from adamserve.optim.momentum import SGD, Nesterov, TorchSGD
-from adamserve.optim.registry import RULES, by_name, from_dict, register, rules_of, to_dict, with_constants
+from adamserve.optim.registry import (
+    RULES,
+    by_name,
+    changes,
+    from_dict,
+    register,
+    rules_of,
+    to_dict,
+    with_constants,
+)
 from adamserve.optim.rmsprop import AdaGrad, NesterovRMSProp, RMSProp, TorchRMSprop
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ __all__ = [
     "TorchSGD",
     "all_finite",
     "by_name",
+    "changes",
     "from_dict",
     "prepare",
     "register",

@@ -207,6 +207,27 @@ def with_constants(rule: Rule, constants: Mapping[str, float]) -> Rule:
     return changed
 
 
+def changes(rule: Rule, asked: Rule) -> dict[str, float]:
+    """The constants, apart from the rate, that `with_constants` makes a job's rule into another one with.
+
+    Raises:
+        InvalidArgument: none do: it is of another class, or differs in what no push may bring; names it.
+    """
+    if type(asked) is not type(rule):
+        raise InvalidArgument(f"{type(asked).__name__} in a job of {type(rule).__name__}", field="rule")
+    pairs = {f.name: (getattr(rule, f.name), getattr(asked, f.name)) for f in fields(rule) if f.name != "lr"}
+    changed = {
+        name: float(now) for name, (was, now) in pairs.items() if now != was and isinstance(now, bool | float)
+    }
+    made = with_constants(rule, changed)
+    for name, (was, now) in pairs.items():
+        if getattr(made, name) != now:
+            raise InvalidArgument(
+                f"is {was!r} in the job, not {now!r}", field=name, fix="make a new job for it"
+            )
+    return changed
+
+
 def rules_of(
     rule: Mapping[str, Any], by_tensor: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Rule, dict[str, Rule]]:
