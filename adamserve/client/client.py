@@ -7,22 +7,20 @@ shard keep their order.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import time
 import uuid
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from concurrent import futures
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self, overload
+from typing import Literal, overload
 
 import numpy as np
 
 from adamserve import optim
-from adamserve.client.backoff import Tries
 from adamserve.client.control_link import ControlLink
 from adamserve.client.credentials import Credentials
 from adamserve.client.destination import Target
@@ -31,19 +29,16 @@ from adamserve.client.pushes import OutgoingPush, Pushes, Terms
 from adamserve.client.reports import Reports
 from adamserve.client.session import Session
 from adamserve.client.wire_link import Member, Pull
-from adamserve.errors import InvalidArgument, NotFound, Unavailable
+from adamserve.errors import InvalidArgument
 from adamserve.observe.state import JobState
 from adamserve.shard.sparse import check_tables, spec_of
 from adamserve.values import Array, Clocks, Constants, Deadline, Gradient, JobReceipt, PusherKind, TensorSpec
-
-END_S = 1.0
-"""Longest that the end of the process waits for pushes that are under way."""
 
 CLOSE_S = 5.0
 """Longest that reports are still sent for when a client is closed."""
 
 
-class Client:
+class Client(AbstractContextManager["Client"]):
     """Pushes and pulls for one pusher of one job; `adamserve.connect` is its other name.
 
     Thread-safe, but for `push`, `push_pull`, `stream` and `pull` with training=True, which one thread at a time calls.
@@ -97,13 +92,8 @@ class Client:
         Raises:
             InvalidArgument: an argument is wrong, or a file cannot be read; names it.
         """
-        given = Credentials(
-            token=token if token_file is None else _read("token_file", token_file).decode().strip(),
-            ca=_read("ca", ca),
-            cert=_read("cert", cert),
-            key=_read("key", key),
-            server_name=server_name,
-            transport=transport,
+        given = Credentials.read(
+            token, token_file, ca, cert, key, server_name=server_name, transport=transport
         )
         if credentials is not None and given != Credentials():
             raise InvalidArgument("stand beside a part of them", field="credentials", fix="put all into them")
@@ -116,7 +106,7 @@ class Client:
         self._reports = Reports(self._control, job, self.pusher)
         self.before_checkpoint: Callable[[], None] = lambda: None
         """Brings what the service has to know before `checkpoint` writes one."""
-        self._end = weakref.finalize(self, _end, self._control, self._session, self._pushes, self._reports)
+        self._end = weakref.finalize(self, self._session.end, self._pushes, self._reports)
 
     @property
     def job(self) -> str:
@@ -143,9 +133,7 @@ class Client:
     def rules(self) -> dict[str, optim.Rule]:
         """Each tensor's rule, with the constants that a push has where it brings none."""
         self._opened(join=False)
-        rules = self._session.topology.rules
-        made = {text: optim.from_dict(json.loads(text)) for text in set(rules.values())}
-        return {name: made[text] for name, text in rules.items()}
+        return self._session.topology.parsed_rules()
 
     @property
     def modes(self) -> dict[str, str]:
@@ -158,10 +146,7 @@ class Client:
     def join(self) -> int:
         """Become live on every shard now; the first push or pull for training does it otherwise.
 
-        Returns the last seq used: that of an earlier client of this pusher's name, or 0.
-
-        Raises:
-            Conflict: the name is live in another client's session.
+        Returns the last seq used: that of an earlier client of this name, or 0. Conflict: the name is live elsewhere.
         """
         self._opened(join=True)
         return self._pushes.seq
@@ -174,7 +159,7 @@ class Client:
         training: bool = True,
         at_least: int = 0,
     ) -> tuple[Mapping[str, Array], Clocks]:
-        """Fetch the parameters. Returns when every shard has answered; pushes made earlier go first.
+        """Fetch the parameters, and the stamp of each shard; pushes made earlier go first.
 
         Args:
             into: writable contiguous arrays by tensor, of the tensors' shapes and dtypes, to fill. Without it new ones
@@ -183,9 +168,6 @@ class Client:
                 of shape (n, *shape[1:]), never in `into`. Other tensors come whole.
             training: the point where gradients are to be taken rather than w; ssp may hold the call back.
             at_least: wait until every shard's clock has come this far.
-
-        Returns:
-            The arrays, and the stamp of each shard.
 
         Raises:
             RolledBack: a shard was restored, and updates that this client saw are lost. Pull again to go on.
@@ -312,11 +294,8 @@ class Client:
                 push.add("w", gradient)
                 receipt, parameters, clock = push.commit()
 
-        The client's timeout holds for all of it. No other push can be made before its end.
-
-        Args:
-            clock: what the pull returned.
-            into, rows: as for `pull`.
+        The client's timeout holds for all of it. No other push can be made before its end. `clock` is what the pull
+        returned; `into` and `rows` are as for `pull`.
         """
         deadline = self._opened(join=True)
         then = self._pull(into, rows, deadline)
@@ -370,7 +349,7 @@ class Client:
         staleness_lr: str = "none",
         delay_compensation: float = 0.0,
     ) -> bool:
-        """Start the job from these parameters. Idempotent; the values of a job that exists are left as they are.
+        """Start the job from these parameters, and say whether this call did. One that exists keeps its values.
 
         Args:
             parameters: float32 or float64 arrays by tensor, in the order in which they are laid out.
@@ -382,9 +361,6 @@ class Client:
             sparse: "exact" or "lazy", what `SparseRows` do to the other rows: what a zero gradient would, or nothing.
             checkpoint_every_s: seconds between checkpoints; None takes the service's default.
             max_staleness, staleness_lr, delay_compensation: as `consistency.Async` takes them.
-
-        Returns:
-            Whether this call created it.
 
         Raises:
             Conflict: a job of that name exists with other tensors, another rule or mode.
@@ -409,13 +385,7 @@ class Client:
 
     def wait(self) -> None:
         """Wait until somebody has created the job."""
-        tries = Tries(self._control.deadline())
-        while True:
-            try:
-                return self._session.open(tries.deadline)
-            except NotFound as error:
-                missing = Unavailable(f"nobody has created it: {error.problem}", field="job", fix="create it")
-                time.sleep(tries.pause_after(missing))
+        self._session.wait()
 
     def report(
         self, /, loss: float | None = None, comparator_loss: float | None = None, **numbers: float
@@ -454,13 +424,12 @@ class Client:
     def delete(self, *, purge: bool = False) -> bool:
         """Delete the job, whose name can be used again; returns whether there was one.
 
-        Args:
-            purge: remove its checkpoints too, instead of moving them to the trash.
+        With `purge` its checkpoints are removed too, instead of moved to the trash.
         """
         return self._control.delete(self.job, purge=purge)
 
     def close(self) -> None:
-        """Wait for the pushes under way, stop counting as live, and disconnect. Never raises what a push has raised.
+        """Wait for the pushes under way, stop counting as live, and disconnect; raises nothing that a push has raised.
 
         The last reference's end and the process's do it too, and wait for no longer than a second.
         """
@@ -473,28 +442,8 @@ class Client:
         """As `close`, without waiting for pushes that take longer than a second."""
         self._end()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *exc: object) -> None:
         self.close()
 
 
 connect = Client
-
-
-def _read(name: str, path: str | Path | None) -> bytes:
-    if path is None:
-        return b""
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidArgument(f"{path} cannot be read: {error.strerror}", field=name) from None
-
-
-def _end(control: ControlLink, session: Session, pushes: Pushes, reports: Reports) -> None:
-    """Close a client that nobody has closed, soon."""
-    if not control.forked:
-        pushes.end(END_S)
-        reports.close(Deadline.after(END_S / 4))
-        session.close(END_S / 2)

@@ -56,6 +56,11 @@ class Topology:
     modes: dict[str, str]
     places: tuple[Place, ...]
 
+    def parsed_rules(self) -> dict[str, optim.Rule]:
+        """The rules by tensor."""
+        made = {text: optim.from_dict(json.loads(text)) for text in set(self.rules.values())}
+        return {name: made[text] for name, text in self.rules.items()}
+
 
 class ControlLink:
     """One client's way to a service's controller. Thread-safe.

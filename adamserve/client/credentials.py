@@ -6,6 +6,7 @@ import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 
@@ -64,6 +65,10 @@ def proxy_of(endpoint: str) -> str:
     return next((name for name in PROXIES if os.environ.get(name)), "")
 
 
+File = str | Path | None
+"""A file that is read, or none."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Credentials:
     """How to reach a service: plain text without `ca`, TLS with it, mutual TLS with `cert` and `key` too.
@@ -83,6 +88,31 @@ class Credentials:
             raise InvalidArgument(
                 f"{self.transport!r} is none", field="transport", fix=f"one of {', '.join(TRANSPORTS)}"
             )
+
+    @classmethod
+    def read(
+        cls,
+        token: str,
+        token_file: File,
+        ca: File,
+        cert: File,
+        key: File,
+        *,
+        server_name: str,
+        transport: str,
+    ) -> Credentials:
+        """As `Client` takes them; InvalidArgument names a file that cannot be read."""
+        files = {"token_file": token_file, "ca": ca, "cert": cert, "key": key}
+        content = dict.fromkeys(files, b"")
+        for name, path in files.items():
+            try:
+                content[name] = b"" if path is None else Path(path).read_bytes()
+            except OSError as error:
+                raise InvalidArgument(f"{path} cannot be read: {error.strerror}", field=name) from None
+        pem = {name: content[name] for name in ("ca", "cert", "key")}
+        if token_file is not None:
+            token = content["token_file"].decode().strip()
+        return cls(token=token, server_name=server_name, transport=transport, **pem)
 
     def channel(self, endpoint: str) -> grpc.Channel:
         """A gRPC channel of its own to an endpoint; it connects when it is first used."""

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import wait
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from adamserve.client.backoff import Tries
 from adamserve.client.control_link import ControlLink, Place, Topology
@@ -22,8 +23,15 @@ from adamserve.errors import (
 )
 from adamserve.values import Clocks, Deadline, Joined, Stamp
 
+if TYPE_CHECKING:
+    from adamserve.client.pushes import Pushes
+    from adamserve.client.reports import Reports
+
 FIND_S = 5.0
 """Longest that a shard is looked for before a call to it is tried again where it was."""
+
+END_S = 1.0
+"""Longest that the end of the process waits for pushes that are under way."""
 
 LEAVE_S = 5.0
 """Longest that a shard is told that a client leaves: otherwise the lease runs out by itself."""
@@ -44,7 +52,7 @@ class Session:
         self.links: tuple[WireLink, ...] = ()
         self.topology = Topology({}, {}, {}, ())
         self.restores = 0
-        self._control = control
+        self.control = control
         self._opening = threading.Lock()
         self._closed = threading.Event()
         self._beside: list[Thread] = []
@@ -57,7 +65,7 @@ class Session:
 
     def open(self, deadline: Deadline) -> None:
         """Learn where the shards are, the first time; refuse where the client is closed."""
-        self._control.check_process()
+        self.control.check_process()
         if self._closed.is_set():
             raise InvalidArgument("the client is closed", field="client")
         if self.links:
@@ -65,12 +73,22 @@ class Session:
         with self._opening:
             if self.links:
                 return
-            self.topology = self._control.topology(self.member.job, deadline)
+            self.topology = self.control.topology(self.member.job, deadline)
             places = self.topology.places
             self._seen = [Stamp(place.incarnation, 0) for place in places]
             self.links = tuple(
-                WireLink(place, self.member, self._control.credentials, self._recover) for place in places
+                WireLink(place, self.member, self.control.credentials, self._recover) for place in places
             )
+
+    def wait(self) -> None:
+        """Learn where the shards are once somebody has created the job."""
+        tries = Tries(self.control.deadline())
+        while not self.links:
+            try:
+                self.open(tries.deadline)
+            except NotFound as error:
+                missing = Unavailable(f"nobody has created it: {error.problem}", field="job", fix="create it")
+                self._closed.wait(tries.pause_after(missing))
 
     def _recover(self, link: WireLink, tries: Tries, error: AdamServeError) -> None:
         """Wait, and look for a shard, after a try that met an error; raise where no other try is to be made."""
@@ -85,7 +103,7 @@ class Session:
 
     def _find(self, link: WireLink, deadline: Deadline) -> None:
         """Learn anew where the shards are, and be live on this one, which may have been restored."""
-        self.note(self._control.topology(self.member.job, deadline).places)
+        self.note(self.control.topology(self.member.job, deadline).places)
         if self._beating is not None:
             with suppress(NotFound):  # the shard is still being restored
                 self._joined(link, link.join(0, max(0.001, deadline.remaining())))
@@ -158,7 +176,14 @@ class Session:
             thread.shutdown()
         for link in self.links:
             link.close()
-        self._control.close()
+        self.control.close()
+
+    def end(self, pushes: Pushes, reports: Reports) -> None:
+        """Close a client that nobody has closed, soon."""
+        if not self.control.forked:
+            pushes.end(END_S)
+            reports.close(Deadline.after(END_S / 4))
+            self.close(END_S / 2)
 
     # ---- what was seen of the shards, and lost
 
@@ -173,9 +198,9 @@ class Session:
         for link, stamp in zip(self.links, clock, strict=True):
             if stamp.incarnation > self._seen[link.index].incarnation:
                 if self._beating is not None:
-                    self._join(link, 0, self._control.deadline())
+                    self._join(link, 0, self.control.deadline())
                 else:
-                    self.note(self._control.topology(self.member.job, self._control.deadline()).places)
+                    self.note(self.control.topology(self.member.job, self.control.deadline()).places)
         with self._lock:
             self._seen = [max(pair) for pair in zip(self._seen, clock, strict=True)]
 

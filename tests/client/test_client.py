@@ -78,7 +78,7 @@ def test_a_clock_of_plain_tuples_is_one_and_what_is_none_takes_no_place(counting
 def test_a_service_of_other_shards_is_not_taken_for_the_old_one(counting: Client) -> None:
     counting.pull()
     session = counting._session
-    places = session._control.topology(counting.job, session._control.deadline()).places
+    places = session.control.topology(counting.job, session.control.deadline()).places
     session.note(places)
     with pytest.raises(Conflict, match=r"the service has 1 shards now, where it had 2.*connect again"):
         session.note(places[:1])
