@@ -29,7 +29,7 @@ from adamserve.cluster.placement import Handle, ProcessGone
 from adamserve.cluster.process import ShardProcess
 from adamserve.cluster.running import RunningService
 from adamserve.edge.security import Security
-from adamserve.edge.shard_edge import ShardEdge
+from adamserve.edge.shard_edge import Advertised, ShardEdge
 
 __all__ = ["ManualClock", "Service"]
 
@@ -118,6 +118,7 @@ class Service(RunningService):
         security: as for `adamserve serve`: TLS, tokens and limits.
         closed: refuse clients without a token even where users have none, as a service on several nodes does.
         metrics: whether the shards serve their metrics.
+        advertise: as for `Service.start`.
         watch_every_s: how often a thread looks after the shards; None for no thread, so that only
             `controller.step()` does.
         now: the clock that checkpoints and retries go by, in seconds.
@@ -134,6 +135,7 @@ class Service(RunningService):
         security: Security | None = None,
         closed: bool = False,
         metrics: bool = False,
+        advertise: Advertised | None = None,
         watch_every_s: float | None = WATCH_EVERY_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -158,6 +160,7 @@ class Service(RunningService):
             credentials=security.credentials(secret),
             watch_every_s=watch_every_s,
             now=now,
+            shards_at=advertise,
         )
         super().__init__(LocalProcess("the controller", lambda: self.controller))
         self.serve()

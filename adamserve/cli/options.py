@@ -38,6 +38,12 @@ def _ports(text: str | None) -> Any:
     return None if text is None else Ports.parse(text)
 
 
+def _advertised(text: str | None) -> Any:
+    from adamserve.edge.shard_edge import Advertised
+
+    return None if text is None else Advertised.parse(text)
+
+
 RayAddress = Annotated[str | None, opt("A running Ray cluster, host:port or auto.")]
 ShardPorts = Annotated[
     str | None,
@@ -45,6 +51,14 @@ ShardPorts = Annotated[
         "Ports that shards listen on, two each; without it any free ones.",
         metavar="LOW-HIGH",
         callback=_ports,
+    ),
+]
+Advertise = Annotated[
+    str | None,
+    opt(
+        "Where clients are told that the shards are: one host, or HOST:PORT,... for each; for NAT and containers.",
+        metavar="HOST",
+        callback=_advertised,
     ),
 ]
 SdFile = Annotated[

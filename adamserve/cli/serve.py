@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from adamserve.cli.options import LogFormat, LogLevel, SdFile, ShardPorts, absolute, configured, opt
+from adamserve.cli.options import (
+    Advertise,
+    LogFormat,
+    LogLevel,
+    SdFile,
+    ShardPorts,
+    absolute,
+    configured,
+    opt,
+)
 
 
 def serve(
@@ -37,6 +46,7 @@ def serve(
         str | None, opt("Ray cluster to join (host:port or auto); without it a local Ray is started.")
     ] = None,
     shard_ports: ShardPorts = None,
+    advertise: Advertise = None,
     gpus_per_shard: Annotated[float, opt("GPUs that each shard reserves.")] = 0.0,
     threads_per_shard: Annotated[int, opt("Threads of each shard's kernels; 0: all cores.")] = 0,
     grace_s: Annotated[float, opt("Seconds that running calls may take when the service stops.")] = 10.0,

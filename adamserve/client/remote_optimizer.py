@@ -406,6 +406,10 @@ class _Elsewhere(defaultdict[Any, Any]):
             "the moments are with the service", field="state", fix="export a checkpoint to see them"
         )
 
+    def __bool__(self) -> bool:
+        """Asked by torch.distributed.checkpoint, which would make a step with zero gradients to fill it."""
+        self.__missing__(None)
+
 
 def _leave(client: Client, early: Early, hooks: list[Any], *, close: bool = False) -> None:
     """Give an early push up and leave the job, at the end of the object or of the process; or close it in good time."""

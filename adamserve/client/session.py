@@ -22,6 +22,7 @@ from adamserve.errors import (
     Unavailable,
 )
 from adamserve.values import Clocks, Deadline, Joined, Stamp
+from adamserve.wire.status import connection_failed
 
 if TYPE_CHECKING:
     from adamserve.client.pushes import Pushes
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 FIND_S = 5.0
 """Longest that a shard is looked for before a call to it is tried again where it was."""
+
+UNREACHED_S = 3.0
+"""How long a shard that was never reached from here is tried, while the service says that it is up."""
 
 END_S = 1.0
 """Longest that the end of the process waits for pushes that are under way."""
@@ -96,10 +100,24 @@ class Session:
         restoring = isinstance(error, NotFound) and error.field in ("job", "pusher")
         if not (restoring or isinstance(error, Unavailable)) or self._closed.is_set():
             raise error
+        if link.unreached_s() > UNREACHED_S and connection_failed(error) and self._is_up(link):
+            raise Unavailable(
+                f"shard {link.index} cannot be reached at {link.endpoint} from here, though it is up:"
+                f" {error.problem}",
+                field="shards",
+                fix="open its ports (adamserve serve --shard-ports), or tell clients of others (--advertise)",
+            )
         self._closed.wait(tries.pause_after(error))
         link.reconnect()
         with suppress(Unavailable, LimitExceeded):  # the service is away too
             self._find(link, Deadline.after(min(FIND_S, tries.deadline.remaining())))
+
+    def _is_up(self, link: WireLink) -> bool:
+        """Whether the service finds a shard in order."""
+        with suppress(AdamServeError):
+            [state] = self.control.status(self.member.job)
+            return link.index in {shard.shard for shard in state.shards} - set(state.down)
+        return False
 
     def _find(self, link: WireLink, deadline: Deadline) -> None:
         """Learn anew where the shards are, and be live on this one, which may have been restored."""

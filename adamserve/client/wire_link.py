@@ -96,6 +96,8 @@ class WireLink:
         self.index = place.index
         self.spans = place.spans
         self.renewed_at = 0.0
+        self._reached = False
+        self._failed_at: float | None = None
         self._spans = {span.tensor: span for span in place.spans}
         self._member = member
         self._who: dict[str, Any] = {
@@ -124,6 +126,17 @@ class WireLink:
     def pull(self, pull: Pull, *, here: bool) -> Future[Stamp]:
         """Fetch this shard's part of the parameters; try until it is answered."""
         return (do_here if here else self._thread.submit)(self._pull, pull)
+
+    @property
+    def endpoint(self) -> str:
+        """Where the shard is said to be."""
+        return self._endpoints[0]
+
+    def unreached_s(self) -> float:
+        """For how long it was tried in vain; 0 once it has answered. Call it after a try that failed."""
+        now = time.monotonic()
+        self._failed_at = self._failed_at or now
+        return 0.0 if self._reached or self.renewed_at else now - self._failed_at
 
     def join(self, last_seq: int, timeout_s: float) -> Joined:
         """Become live on the shard, or renew the lease: one try, in the caller's thread, beside what is under way."""
@@ -189,6 +202,7 @@ class WireLink:
             began = time.monotonic()
             try:
                 stamp = self._take(self._call("Pull", iter([[message]]), tries.seconds), pull)
+                self._reached = True
                 self.renewed_at = began if pull.training else self.renewed_at
                 return stamp
             except AdamServeError as error:

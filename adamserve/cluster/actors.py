@@ -96,6 +96,7 @@ def controller_of(config: ServiceConfig) -> Controller:
         host=config.host,
         port=config.port,
         advertise=node_address(config.host),
+        shards_at=config.advertise,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adamserve.edge.security import Security
-from adamserve.edge.shard_edge import Ports
+from adamserve.edge.shard_edge import Advertised, Ports
 from adamserve.errors import InvalidArgument
 from adamserve.job import is_loopback
 from adamserve.observe.logs import LogConfig
@@ -56,12 +56,20 @@ class Options:
     host: str = LOOPBACK
     port: int = 0
     shard_ports: Ports | None = None
+    advertise: Advertised | None = None
     security: Security = field(default_factory=Security)
     log: LogConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.shards >= 1:
             raise InvalidArgument(f"must be at least 1, got {self.shards}", field="shards")
+        places = self.advertise.places if self.advertise is not None and self.advertise.by_shard else ()
+        if places and len(places) != self.shards:
+            raise InvalidArgument(
+                f"has {len(places)} addresses for {self.shards} shards",
+                field="advertise",
+                fix="give host:port for each shard, or one host for all",
+            )
         for name in ("gpus_per_shard", "threads_per_shard"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument(f"must be at least 0, got {getattr(self, name)}", field=name)

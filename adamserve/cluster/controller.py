@@ -26,6 +26,7 @@ from adamserve.cluster.shards import Shards, answers
 from adamserve.cluster.watch import Watch, log_skipped
 from adamserve.edge.control_service import open_control
 from adamserve.edge.security import Security
+from adamserve.edge.shard_edge import Advertised
 from adamserve.errors import CheckpointError, Conflict, InvalidArgument, NotFound, Unavailable
 from adamserve.job import JobConfig, Place, Topology, check_name, difference
 from adamserve.observe.logs import fields
@@ -49,7 +50,7 @@ class Controller:
         checkpoint_dir: as for `Service.start`; without it a shard that dies cannot be restored.
         security: who may call ControlService, and how.
         credentials: those of the service's own processes.
-        host, port, advertise: where ControlService listens, as for `open_control`.
+        host, port, advertise, shards_at: where ControlService listens, and what it says, as for `open_control`.
         watch_every_s: how often a thread of its own calls `step`; None leaves that to the caller.
         now: the clock that intervals are measured by, in seconds.
 
@@ -70,6 +71,7 @@ class Controller:
         host: str = LOOPBACK,
         port: int = 0,
         advertise: str = "",
+        shards_at: Advertised | None = None,
         watch_every_s: float | None = WATCH_EVERY_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,7 +89,9 @@ class Controller:
         self._table = JobTable(now)
         self._shards = Shards(place, shards, self._table)
         try:
-            self._endpoint = open_control(self, security, host, port, self._calls, advertise=advertise)
+            self._endpoint = open_control(
+                self, security, host, port, self._calls, advertise=advertise, shards_at=shards_at
+            )
         except Exception:
             self._shards.kill()
             raise

@@ -26,7 +26,7 @@ from adamserve.cluster.placement import Handle
 from adamserve.cluster.ray_runtime import NAMESPACE, check_address, connected, node_address
 from adamserve.cluster.running import RunningService
 from adamserve.edge.security import Security
-from adamserve.edge.shard_edge import Ports
+from adamserve.edge.shard_edge import Advertised, Ports
 from adamserve.errors import Conflict, InvalidArgument, NotFound
 from adamserve.observe.logs import LogConfig
 
@@ -58,6 +58,7 @@ class Service(RunningService):
         host: str | None = None,
         port: int = 0,
         shard_ports: Ports | None = None,
+        advertise: Advertised | None = None,
         gpus_per_shard: float = 0.0,
         threads_per_shard: int = 0,
         metrics_host: str | None = None,
@@ -83,6 +84,7 @@ class Service(RunningService):
             insecure: take calls without a token from anywhere.
             host, port: where ControlService listens, on this node. None: where the shards do; 0: any free port.
             shard_ports: which ports shards listen on; None for any free ones.
+            advertise: where clients are told that the shards are; None for where they listen.
             gpus_per_shard: that Ray reserves for each (or a fraction); above 0 puts its buffers on CUDA.
             threads_per_shard: threads of a rule's kernel; 0 takes every core of the node.
             metrics_host: where each shard serves its metrics, on any free port: a loopback address, or any other for
@@ -104,6 +106,7 @@ class Service(RunningService):
             checkpoint_dir=checkpoint_dir.resolve() if checkpoint_dir is not None else None,
             port=port,
             shard_ports=shard_ports,
+            advertise=advertise,
             metrics_host=metrics_host,
             log=log,
         )

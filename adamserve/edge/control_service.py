@@ -15,6 +15,7 @@ from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
 from adamserve.edge.grpc_server import Call, Endpoint, Messages, Stalls, parse
 from adamserve.edge.security import Security
+from adamserve.edge.shard_edge import Advertised
 from adamserve.errors import InvalidArgument, LimitExceeded, NotFound, Unavailable
 from adamserve.job import JobConfig, Topology
 from adamserve.observe.rpc_counts import Calls
@@ -48,10 +49,17 @@ class Jobs(Protocol):
 
 
 def open_control(
-    jobs: Jobs, security: Security, host: str, port: int, counts: Calls, *, advertise: str = ""
+    jobs: Jobs,
+    security: Security,
+    host: str,
+    port: int,
+    counts: Calls,
+    *,
+    advertise: str = "",
+    shards_at: Advertised | None = None,
 ) -> Endpoint:
     """ControlService, as `Endpoint.listen`, with its calls counted; NOT_SERVING until told otherwise."""
-    endpoint = ControlCalls(jobs, security, counts).endpoint
+    endpoint = ControlCalls(jobs, security, counts, shards_at).endpoint
     endpoint.listen(host, port, advertise)
     return endpoint
 
@@ -59,8 +67,11 @@ def open_control(
 class ControlCalls:
     """The methods of ControlService."""
 
-    def __init__(self, jobs: Jobs, security: Security, counts: Calls) -> None:
+    def __init__(
+        self, jobs: Jobs, security: Security, counts: Calls, shards_at: Advertised | None = None
+    ) -> None:
         self._jobs = jobs
+        self._shards_at = shards_at
         self._tokens = security.tokens
         self._limits = security.limits
         self._stalls = Stalls(security.limits.stall_s)
@@ -93,17 +104,20 @@ class ControlCalls:
                 raise
             raise Unavailable("the service is taking its jobs up", field="job", fix="try again") from None
         spans = partition(topology.config.tensors, len(topology.places)).shards
-        places = [
-            types_pb2.ShardPlace(
-                index=shard,
-                endpoint=place.endpoint,
-                direct_endpoint=place.direct,
-                stamp=types_pb2.Stamp(incarnation=place.incarnation),
-                restored_clock=place.restored_clock,
-                spans=map(asdict, spans[shard]),
+        places = []
+        for shard, place in enumerate(topology.places):
+            told = place.endpoint, place.direct
+            endpoint, direct = self._shards_at.place(shard, *told) if self._shards_at is not None else told
+            places.append(
+                types_pb2.ShardPlace(
+                    index=shard,
+                    endpoint=endpoint,
+                    direct_endpoint=direct,
+                    stamp=types_pb2.Stamp(incarnation=place.incarnation),
+                    restored_clock=place.restored_clock,
+                    spans=map(asdict, spans[shard]),
+                )
             )
-            for shard, place in enumerate(topology.places)
-        ]
         return control_pb2.GetTopologyResponse(job=_job_spec(topology.config), shards=places)
 
     def _create(self, messages: Iterator[bytes | memoryview], call: Call) -> bool:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from adamserve.client.credentials import split
 from adamserve.edge.direct import DirectEndpoint
 from adamserve.edge.grpc_server import Endpoint
 from adamserve.edge.security import Security
 from adamserve.edge.shard_service import SERVICE, Hosts, ShardCalls
 from adamserve.errors import InvalidArgument, Unavailable
+from adamserve.job import host_port
 from adamserve.observe.rpc_counts import Calls
 
 
@@ -72,6 +74,39 @@ class Ports:
             field="shard_ports",
             fix="give a wider range: two ports for each shard of a node",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Advertised:
+    """Where clients are told that the shards are: one host, with each shard's own ports, or host:port for each."""
+
+    places: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Advertised:
+        """Read "HOST" or "HOST:PORT,HOST:PORT,...", or raise InvalidArgument."""
+        places = tuple(place.strip() for place in text.split(","))
+        if len(places) > 1 or cls(places).by_shard:
+            for place in places:
+                split(place, "advertise")
+        elif not places[0]:
+            raise InvalidArgument(
+                "is empty", field="advertise", fix="give a host, or host:port for each shard"
+            )
+        return cls(places)
+
+    @property
+    def by_shard(self) -> bool:
+        """Whether each shard has an entry, with its port."""
+        bare = self.places[0].rpartition("]")[2] if self.places[0].startswith("[") else self.places[0]
+        return ":" in bare
+
+    def place(self, shard: int, endpoint: str, direct: str) -> tuple[str, str]:
+        """A shard's endpoint and its bare one as clients are told them; "" where there is none for them."""
+        if self.by_shard:
+            return self.places[shard], ""
+        host = self.places[0].strip("[]")
+        return host_port(host, split(endpoint)[1]), host_port(host, split(direct)[1])
 
 
 @dataclass(frozen=True, slots=True)

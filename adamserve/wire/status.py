@@ -45,6 +45,9 @@ BY_CODE: Mapping[grpc.StatusCode, type[AdamServeError]] = {
 }
 """What a status without our details stands for; any other is Unavailable."""
 
+UNCONNECTED = ("failed to connect", "DNS resolution", "Name or service not known", "Connection refused")
+"""How gRPC and sockets say that there is no connection."""
+
 BUSY = "Concurrent RPC limit exceeded!"
 """What grpcio says, as RESOURCE_EXHAUSTED, while as many calls are under way as a server takes."""
 
@@ -89,3 +92,8 @@ def from_details(status: bytes) -> AdamServeError | None:
     if info.domain != DOMAIN or kind is None or not {"problem", "field", "fix"} <= said.keys():
         return None
     return kind(said["problem"], field=said["field"], fix=said["fix"])
+
+
+def connection_failed(error: AdamServeError) -> bool:
+    """Whether an error is that no connection could be made."""
+    return any(words in error.problem for words in UNCONNECTED)

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -486,6 +487,11 @@ def test_state_that_is_elsewhere_is_not_read_as_empty(remote: Remote) -> None:
     with pytest.raises(InvalidArgument, match="the moments are with the service"):
         optimizer.state[next(net.parameters())]
     assert not list(optimizer.state.items())
+    with pytest.raises(InvalidArgument, match="the moments are with the service"):
+        get_optimizer_state_dict(net, optimizer)
+    with pytest.raises(InvalidArgument, match="the moments are with the service"):
+        set_optimizer_state_dict(net, optimizer, {"state": {}, "param_groups": []})
+    assert optimizer.client.seq == 0, "no step was made to fill it"
 
 
 def test_hooks_run_as_in_torch(remote: Remote) -> None:
@@ -537,4 +543,4 @@ def test_the_page_has_every_entry_of_torchs_interface() -> None:
     interface = {name for name in {*dir(Optimizer), *vars(bare)} if not name.startswith("_")}
     assert interface <= entries
     ours = {name for name in dir(RemoteOptimizer) if not name.startswith("_")}
-    assert entries - interface - ours - {"RemoteOptimizer", "copy", "pickle", "with"} == set()
+    assert entries - interface - ours - {"RemoteOptimizer", "copy", "pickle", "torch", "with"} == set()
