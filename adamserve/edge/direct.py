@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from adamserve.edge.shard_service import ShardCalls
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
 from adamserve.job import host_port
 from adamserve.observe.rpc_counts import Calls
+from adamserve.shard.host import ShardHost
 from adamserve.v1 import direct_pb2
 from adamserve.values import Deadline
 from adamserve.wire import status
@@ -60,6 +62,7 @@ class DirectCall:
     caller: str
     authorization: str
     deadline: Deadline | None
+    carries: Callable[[ShardHost, str, str], None]
 
     def invocation_metadata(self) -> list[tuple[str, str | bytes]]:
         return [("authorization", self.authorization)] if self.authorization else []
@@ -89,6 +92,8 @@ class DirectEndpoint:
         self._changed = threading.Condition()
         self._busy: dict[socket.socket, bool] = {}
         """The connections, and whether a call is under way on them."""
+        self._carried: Counter[tuple[ShardHost, str, str]] = Counter()
+        """By session of a pusher, the connections that carry it."""
         self._draining = False
         self._servers: list[socket.socket] = []
 
@@ -166,6 +171,14 @@ class DirectEndpoint:
     def _serve(self, connected: socket.socket, caller: str) -> None:
         """Answer the calls of one connection until either side ends it."""
         frames: Frames | None = None
+        sessions: set[tuple[ShardHost, str, str]] = set()
+
+        def carries(host: ShardHost, pusher: str, session: str) -> None:
+            if (key := (host, pusher, session)) not in sessions:
+                sessions.add(key)
+                with self._changed:
+                    self._carried[key] += 1
+
         try:
             with within(GREETING_S, lambda: _cut(connected)):
                 if connected.family != socket.AF_UNIX:
@@ -179,17 +192,23 @@ class DirectEndpoint:
                     connected.do_handshake()
                 frames = Frames(connected, self._limits.message_bytes)
                 frames.take_preface()
-            while self._answer(frames, caller):
+            while self._answer(frames, caller, carries):
                 pass
         except (OSError, AdamServeError) as error:
             log.debug("a connection from %s ended: %s", caller, error)
         finally:
             with self._changed:
                 self._busy.pop(connected, None)
+                self._carried.subtract(sessions)
+                ended = [key for key in sessions if not self._carried[key]]
+                for key in ended:
+                    del self._carried[key]
                 self._changed.notify_all()
             (frames or connected).close()
+            for host, pusher, session in ended:
+                host.cut_off(pusher, session)
 
-    def _answer(self, frames: Frames, caller: str) -> bool:
+    def _answer(self, frames: Frames, caller: str, carries: Callable[[ShardHost, str, str], None]) -> bool:
         """Wait for one call and answer it; returns whether another may follow."""
         frames.socket.settimeout(IDLE_S)
         first = frames.opening(CALL_BYTES, GREETING_S)
@@ -209,7 +228,7 @@ class DirectEndpoint:
             name = asked.method if asked.method in self._calls.methods else "unknown"
             self._counts.started(name, CARRIER)
             deadline = Deadline.after(asked.timeout_ms / 1000) if asked.timeout_ms else None
-            call = DirectCall(frames, caller, asked.authorization, deadline)
+            call = DirectCall(frames, caller, asked.authorization, deadline, carries)
             for parts in self._calls.answer(asked.method, _messages(frames), call):
                 frames.put(MESSAGE, parts)
             # What is left is small, and `Stalls` watches no more.

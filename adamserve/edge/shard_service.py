@@ -105,6 +105,7 @@ class ShardCalls:
             kind=cast("PusherKind", request.kind or "trainer"),
         )
         pushers.add(request.pusher)
+        _note(call, host, request.pusher, request.session)
         yield [to_message(joined, shard_pb2.JoinResponse).SerializeToString()]
 
     def _leave(self, messages: Messages, call: Call) -> Iterator[Parts]:
@@ -148,6 +149,7 @@ class ShardCalls:
                     start = part.start
                     host = self._host(start, call)
                     host.may_push(start.pusher, start.session)
+                    _note(call, host, start.pusher, start.session)
                     assembly = Assembly(host.partition, host.index, self._buffers, values=bool(start.assign))
                     if beside:
                         pull = parse(shard_pb2.PushPullRequest, beside).pull
@@ -202,6 +204,13 @@ class ShardCalls:
                     message, size = [], 0
             if message:
                 yield message
+
+
+def _note(call: Call, host: ShardHost, pusher: str, session: str) -> None:
+    """Tell a carrier that knows when connections end whose session this one carries."""
+    carries = getattr(call, "carries", None)
+    if carries is not None:
+        carries(host, pusher, session)
 
 
 def _asked(request: shard_pb2.PullRequest) -> PullRequest:

@@ -135,6 +135,11 @@ class ShardHost:
             self._changed.notify_all()
             return joined
 
+    def cut_off(self, pusher: str, session: str) -> None:
+        """As `Shard.cut_off`."""
+        with self._changed:
+            self._shard.cut_off(pusher, session)
+
     def leave(self, pusher: str, session: str = "") -> None:
         """As `Shard.leave`; pushes that waited for this pusher look again."""
         with self._changed:

@@ -26,7 +26,8 @@ class Decided:
 
 @dataclass(slots=True)
 class Pusher:
-    """One pusher: its `PusherState`, when its last push was decided (in seconds since 1970), and its lease."""
+    """One pusher: its `PusherState`, when its last push was decided (in seconds since 1970), its lease, and whether its
+    last connection has ended."""
 
     last_seq: int = 0
     steps: int = 0
@@ -37,6 +38,7 @@ class Pusher:
     lease_s: float = 0.0
     ends_at: float = 0.0
     ended: bool = False
+    cut_off: bool = False
 
     def check_session(self, name: str, session: str) -> None:
         """Raise Conflict unless a call comes from the session that the name belongs to."""

@@ -214,7 +214,7 @@ class Shard:
             kind: where the pusher runs.
 
         Raises:
-            Conflict: the name is live in another session.
+            Conflict: the name is live in another session, and that one's connections have not ended.
         """
         if not pusher:
             raise InvalidArgument("a pusher's name is empty", field="pusher")
@@ -223,12 +223,12 @@ class Shard:
         if not 0.0 < lease_s < math.inf:
             raise InvalidArgument(f"must be a positive number of seconds, got {lease_s!r}", field="lease_s")
         record = self.ledger.enter(pusher)
-        if pusher in self.ledger.live():
+        if pusher in self.ledger.live() and not record.cut_off:
             record.check_session(pusher, session)
         waiting = self._round.get(pusher)
         if waiting is not None and (session != record.session or waiting.push.seq <= last_seq):
             self.withdraw(pusher)
-        record.session, record.kind = session, kind
+        record.session, record.kind, record.cut_off = session, kind, False
         record.last_seq = max(record.last_seq, last_seq)
         self.ledger.renew(pusher, lease_s)
         return Joined(self.stamp, record.last_seq, self.restored_clock)
@@ -239,8 +239,16 @@ class Shard:
         Raises:
             NotFound, Conflict: the pusher has not joined, or another session has taken its name over.
         """
-        self.ledger[pusher].check_session(pusher, session)
+        record = self.ledger[pusher]
+        record.check_session(pusher, session)
+        record.cut_off = False
         self.ledger.renew(pusher)
+
+    def cut_off(self, pusher: str, session: str) -> None:
+        """Note that a session's last connection has ended: another one may take its name before its lease runs out."""
+        record = self.ledger.get(pusher)
+        if record is not None and record.session == session:
+            record.cut_off = True
 
     def leave(self, pusher: str, session: str = "") -> None:
         """Stop counting a pusher; its seq is remembered. One that another session has taken over is left alone."""

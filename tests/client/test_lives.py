@@ -21,7 +21,7 @@ from adamserve import optim
 from adamserve.client.client import Client
 from adamserve.client.threads import Thread
 from adamserve.cluster.serving import Ready
-from adamserve.errors import AdamServeError, InvalidArgument
+from adamserve.errors import AdamServeError, Conflict, InvalidArgument
 from adamserve.values import Outcome
 from tests.cluster.conftest import until
 from tests.served import Connect
@@ -259,3 +259,43 @@ def test_waiting_for_a_job_that_somebody_creates(service: Ready, connect: Connec
     assert waiting.pull()[0]["w"].tolist() == [0.0] * 4
     with pytest.raises(AdamServeError, match="nobody has created it"):
         connect(job="never", timeout_s=0.5).wait()
+
+
+def test_a_restarted_trainer_takes_its_place_at_once(service: Ready, round_job: Client) -> None:
+    """Killed in a round, and started again under its name: no Conflict, long before its lease has run out."""
+    source = BEGIN.replace(
+        "timeout_s=60.0", 'timeout_s=60.0, lease_s=600.0, transport="direct"'
+    ) + textwrap.dedent(
+        """
+        threading.Thread(target=client.push, args=(ONES, clock), daemon=True).start()
+        time.sleep(0.2)
+        print("now", flush=True)
+        time.sleep(60)
+        """
+    )
+    command = [sys.executable, "-c", source, service.target, round_job.job]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        with (
+            adamserve.connect(service.target, round_job.job, pusher="script", transport="direct") as other,
+            pytest.raises(Conflict, match="the name 'script' belongs to another client's session"),
+        ):
+            other.join()
+        process.kill()
+    began = time.monotonic()
+    with adamserve.connect(service.target, round_job.job, pusher="script", transport="direct") as again:
+        until(lambda: not isinstance(_joining(again), Conflict), "its place is not free", 5.0)
+        assert time.monotonic() - began < 5.0
+        _, clock = again.pull()
+        pushed = again.push(ONES, clock, wait=False)
+        round_job.push(ONES, clock)
+        assert pushed.result().outcome is Outcome.APPLIED
+
+
+def _joining(client: Client) -> Exception | None:
+    try:
+        client.join()
+    except Conflict as error:
+        return error
+    return None
