@@ -26,11 +26,14 @@ def doctor(
 ) -> None:
     """Check this machine; exit with 0 if all is well, 1 after a warning, 2 after an error."""
     from adamserve.cluster import doctor as checks
+    from adamserve.optim.engine.build import cache_directory
 
     findings = [
         checks.python(sys.version_info[:2]),
         *checks.packages(metadata.requires("adamserve") or (), checks.installed_version),
         checks.compiler(shutil.which),
+        checks.kernel_cache(cache_directory()),
+        checks.proxy(os.environ),
         checks.ray_token(os.environ),
         checks.space("shared memory", Path("/dev/shm"), checks.SHM_BYTES, "raise it (Docker: --shm-size=2g)"),
         checks.space("disk", folder, checks.DISK_BYTES, "free some, or choose another folder"),

@@ -18,6 +18,8 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+from adamserve.client.credentials import PROXIES
+
 SHM_BYTES, DISK_BYTES = 2 << 30, 1 << 30
 """Below these, shared memory and disk are called small."""
 
@@ -85,6 +87,21 @@ def compiler(which: Callable[[str], str | None]) -> Finding:
     path = next((found for name in ("cc", "gcc", "clang") if (found := which(name))), None)
     found = path or "none: updates take 3 to 10 times as long, with the same numbers"
     return _judged("C compiler", path is not None, found, "apt-get install gcc")
+
+
+def proxy(environ: Mapping[str, str]) -> Finding:
+    """A proxy that gRPC would use for every service but this machine's own."""
+    name = next((name for name in PROXIES if environ.get(name)), "")
+    found = f"{name}={environ[name]}: gRPC goes through it, except to this machine" if name else "none is set"
+    return _judged("proxy", not name, found, "put the hosts of your services into no_proxy")
+
+
+def kernel_cache(folder: Path) -> Finding:
+    """Whether compiled kernels can be kept, and loaded from where they are kept."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    executable = not os.statvfs(there).f_flag & os.ST_NOEXEC
+    found = str(folder) if executable else f"{folder} is on a file system that is mounted noexec"
+    return _judged("kernel cache", executable, found, "set ADAMSERVE_CACHE_DIR to a folder elsewhere")
 
 
 def ray_token(environ: Mapping[str, str]) -> Finding:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ class DirectEndpoint:
         self._changed = threading.Condition()
         self._busy: dict[socket.socket, bool] = {}
         """The connections, and whether a call is under way on them."""
-        self._carried: Counter[tuple[ShardHost, str, str]] = Counter()
+        self._carried: dict[tuple[ShardHost, str, str], set[socket.socket]] = {}
         """By session of a pusher, the connections that carry it."""
         self._draining = False
         self._servers: list[socket.socket] = []
@@ -171,13 +171,10 @@ class DirectEndpoint:
     def _serve(self, connected: socket.socket, caller: str) -> None:
         """Answer the calls of one connection until either side ends it."""
         frames: Frames | None = None
-        sessions: set[tuple[ShardHost, str, str]] = set()
 
         def carries(host: ShardHost, pusher: str, session: str) -> None:
-            if (key := (host, pusher, session)) not in sessions:
-                sessions.add(key)
-                with self._changed:
-                    self._carried[key] += 1
+            with self._changed:
+                self._carried.setdefault((host, pusher, session), set()).add(connected)
 
         try:
             with within(GREETING_S, lambda: _cut(connected)):
@@ -197,15 +194,25 @@ class DirectEndpoint:
         except (OSError, AdamServeError) as error:
             log.debug("a connection from %s ended: %s", caller, error)
         finally:
+            hung_up = _hung_up(connected)
             with self._changed:
                 self._busy.pop(connected, None)
-                self._carried.subtract(sessions)
-                ended = [key for key in sessions if not self._carried[key]]
+                ended = [key for key, by in self._carried.items() if by == {connected}]
+                for by in self._carried.values():
+                    by.discard(connected)
                 for key in ended:
                     del self._carried[key]
                 self._changed.notify_all()
             (frames or connected).close()
-            for host, pusher, session in ended:
+            for host, pusher, session in ended if hung_up else ():
+                host.cut_off(pusher, session)
+
+    def look_for(self, host: ShardHost, pusher: str) -> None:
+        """Notice where the client behind a name has hung up, while a call of its waits here."""
+        with self._changed:
+            known = [(key[2], list(by)) for key, by in self._carried.items() if key[:2] == (host, pusher)]
+        for session, connections in known:
+            if all(map(_hung_up, connections)):
                 host.cut_off(pusher, session)
 
     def _answer(self, frames: Frames, caller: str, carries: Callable[[ShardHost, str, str], None]) -> bool:
@@ -278,3 +285,13 @@ def _messages(frames: Frames) -> Iterator[memoryview]:
 def _cut(connected: socket.socket) -> None:
     with suppress(OSError):
         connected.shutdown(socket.SHUT_RDWR)
+
+
+def _hung_up(connected: socket.socket) -> bool:
+    """Whether the other end has closed a connection, or its process has ended."""
+    poll = select.poll()
+    try:
+        poll.register(connected, getattr(select, "POLLRDHUP", 0))
+    except ValueError:  # it is closed here
+        return True
+    return bool(poll.poll(0))

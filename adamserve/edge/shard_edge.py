@@ -121,6 +121,7 @@ class ShardEdge:
         calls = ShardCalls(hosts, self.security)
         grpc = Endpoint(SERVICE, calls.answer, self.security, calls.stalls, counts)
         direct = DirectEndpoint(calls, self.security, counts)
+        calls.look_for = direct.look_for
         for endpoint in (grpc, direct):
             if self.ports is None:
                 endpoint.listen(host, 0)

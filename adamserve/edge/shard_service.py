@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TypeVar, cast, get_args
 from weakref import WeakKeyDictionary
 
@@ -17,7 +18,7 @@ from adamserve.edge.assembly import Assembly
 from adamserve.edge.buffers import Buffers
 from adamserve.edge.grpc_server import Call, Messages, Stalls, deadline_of, parse
 from adamserve.edge.security import Security
-from adamserve.errors import InvalidArgument, LimitExceeded, NotFound, Unavailable
+from adamserve.errors import Conflict, InvalidArgument, LimitExceeded, NotFound, Unavailable
 from adamserve.shard.host import ShardHost
 from adamserve.v1 import shard_pb2
 from adamserve.values import Array, Parameters, PullRequest, Push, PusherKind, Receipt, Stamp
@@ -45,6 +46,8 @@ class ShardCalls:
         self._limits = security.limits
         self.stalls = Stalls(security.limits.stall_s)
         self._buffers = Buffers()
+        self.look_for: Callable[[ShardHost, str], None] = lambda host, pusher: None
+        """Asks the carrier that knows when connections end."""
         self._pushers: WeakKeyDictionary[ShardHost, set[str]] = WeakKeyDictionary()
         self.methods: Mapping[str, Callable[[Messages, Call], Iterator[Parts]]] = {
             "Push": self._push,
@@ -97,13 +100,19 @@ class ShardCalls:
             raise LimitExceeded(
                 f"the job has had {len(pushers)} pushers", field="pusher", fix="use names again"
             )
-        joined = host.join(
+        join = partial(
+            host.join,
             request.pusher,
             lease_s=request.lease_s,
             last_seq=request.last_seq,
             session=request.session,
             kind=cast("PusherKind", request.kind or "trainer"),
         )
+        try:
+            joined = join()
+        except Conflict:  # which stands, unless the other client's process has ended
+            self.look_for(host, request.pusher)
+            joined = join()
         pushers.add(request.pusher)
         _note(call, host, request.pusher, request.session)
         yield [to_message(joined, shard_pb2.JoinResponse).SerializeToString()]

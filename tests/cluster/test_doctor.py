@@ -54,6 +54,23 @@ def test_compiler() -> None:
     assert (none.severity, none.fix) == (Severity.warning, "apt-get install gcc")
 
 
+def test_proxy() -> None:
+    assert doctor.proxy({}).severity is Severity.ok
+    found = doctor.proxy({"http_proxy": "http://p:3128", "grpc_proxy": "http://q:3128"})
+    assert (found.severity, "grpc_proxy=http://q:3128" in found.found) == (Severity.warning, True)
+    assert "no_proxy" in found.fix
+
+
+def test_kernel_cache(tmp_path: Path) -> None:
+    assert doctor.kernel_cache(tmp_path / "none" / "yet").severity is Severity.ok
+    noexec = next(
+        (Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines() if "noexec" in line),
+        None,
+    )
+    if noexec is not None and noexec.exists():
+        assert doctor.kernel_cache(noexec).severity is Severity.warning
+
+
 @pytest.mark.parametrize(
     ("environ", "severity"),
     [
