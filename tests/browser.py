@@ -70,7 +70,7 @@ def chromium() -> tuple[str, dict[str, str]]:
 def visit(url: str, script: str) -> Visit:
     """Open a page, wait until it has loaded, evaluate a script (an expression, or a promise) and take a picture."""
     binary, environment = chromium()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # its processes may still write
         process = subprocess.Popen(
             [binary, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

@@ -55,9 +55,9 @@ def submit(
     client = submit.connect(address)
     began = time.monotonic()
     name = submit.submit(client, entrypoint)
-    typer.echo(f"submitted {name}: {entrypoint}", err=True)
     show = partial(print, end="", file=sys.stderr if output == "json" else sys.stdout, flush=True)
     try:
+        typer.echo(f"submitted {name}: {entrypoint}", err=True)
         job = submit.follow(client, name, show, timeout_s) if wait else submit.state(client, name)
     except KeyboardInterrupt:
         typer.echo(f"\n{name} goes on; to end it: ray job stop --address {address} {name}", err=True)

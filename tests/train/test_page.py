@@ -25,9 +25,12 @@ MOVES = """
   const clock = () => Number(document.querySelector('td:nth-child(4)').innerText);
   const texts = selector => [...document.querySelectorAll(selector)].map(found => found.innerText);
   const line = () => document.querySelector('polyline').getAttribute('points');
+  const pause = () => new Promise(done => setTimeout(done, 100));
+  for (let i = 0; i < 200 && !(document.querySelector('td:nth-child(4)') && document.querySelector('polyline')); i++)
+    await pause();
   const first = [clock(), line()];
   for (let i = 0; i < 200 && (clock() <= first[0] || line() === first[1]); i++)
-    await new Promise(done => setTimeout(done, 100));
+    await pause();
   return {first: first[0], last: clock(), moved: line() !== first[1],
           heading: document.querySelector('h2').innerText, figures: texts('figcaption'),
           bars: document.querySelectorAll('rect').length, tables: texts('table'), title: document.title};
