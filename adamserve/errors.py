@@ -29,7 +29,7 @@ class AdamServeError(Exception):
         return f"{head} ({self.fix})" if self.fix else head
 
     def __reduce__(self) -> tuple[object, ...]:
-        return partial(type(self), field=self.field, fix=self.fix), (self.problem,)
+        return partial(type(self), field=self.field, fix=self.fix), (self.problem,), vars(self)
 
 
 class InvalidArgument(AdamServeError, ValueError):

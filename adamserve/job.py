@@ -128,3 +128,19 @@ def is_loopback(host: str) -> bool:
 def host_port(host: str, port: int) -> str:
     """host:port, as targets and URLs write it: an IPv6 address stands in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_host_port(target: str, field: str = "target") -> tuple[str, int]:
+    """The host and the port of "host:port"; an IPv6 address stands in brackets, which are taken off."""
+    fix = "give host:port, as adamserve serve prints it"
+    if "://" in target:
+        scheme = target.partition("://")[0]
+        raise InvalidArgument(f"{target!r} begins with {scheme}://", field=field, fix=fix)
+    host, colon, port = target.rpartition(":")
+    if not colon or not host or host == "[]":
+        raise InvalidArgument(f"{target!r} has no port", field=field, fix=fix)
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise InvalidArgument(f"{target!r} has several colons", field=field, fix=f"write [{host}]:{port}")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise InvalidArgument(f"{port!r} is no port", field=field, fix="a number from 1 to 65535")
+    return host.strip("[]"), int(port)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from adamserve import errors
-from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, Unavailable
+from adamserve.errors import AdamServeError, BadSequence, InvalidArgument, RolledBack, Unavailable
 from adamserve.values import Clocks, Deadline, JobReceipt, Outcome, Receipt, Stamp
 
 
@@ -44,6 +44,13 @@ def test_errors_survive_pickling(kind: type[AdamServeError]) -> None:
     assert type(again) is kind
     assert (again.problem, again.field, again.fix) == ("is wrong", "lr", "mend it")
     assert str(again) == "lr: is wrong (mend it)"
+
+
+def test_a_rollbacks_clocks_survive_pickling() -> None:
+    error = RolledBack("a shard was restored")
+    error.before, error.after = ((1, 3),), ((2, 0),)
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.before, again.after) == (((1, 3),), ((2, 0),))
 
 
 def test_errors_are_sorted_by_whose_fault() -> None:

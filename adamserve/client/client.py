@@ -16,7 +16,7 @@ from concurrent import futures
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -136,8 +136,8 @@ class Client(AbstractContextManager["Client"]):
         return self._session.topology.parsed_rules()
 
     @property
-    def modes(self) -> dict[str, str]:
-        """The job's "consistency" and "sparse", as `create` takes them."""
+    def modes(self) -> dict[str, Any]:
+        """The job's "consistency" with its options, and "sparse", as `create` takes them."""
         self._opened(join=False)
         return dict(self._session.topology.modes)
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from adamserve import optim
 from adamserve.client.backoff import Tries
-from adamserve.client.credentials import Credentials, proxy_of, split
+from adamserve.client.credentials import Credentials, proxy_of
 from adamserve.errors import AdamServeError, InvalidArgument, Unavailable
+from adamserve.job import split_host_port
 from adamserve.observe.state import JobState
 from adamserve.regret import Loss
 from adamserve.shard.sparse import to_places
@@ -53,7 +54,7 @@ class Topology:
 
     tensors: dict[str, TensorSpec]
     rules: dict[str, str]
-    modes: dict[str, str]
+    modes: dict[str, Any]
     places: tuple[Place, ...]
 
     def parsed_rules(self) -> dict[str, optim.Rule]:
@@ -69,7 +70,7 @@ class ControlLink:
     """
 
     def __init__(self, target: str, credentials: Credentials, timeout_s: float) -> None:
-        split(target)
+        split_host_port(target)
         self._target = target
         self._channel: Any = credentials.channel(target)
         self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -107,7 +108,13 @@ class ControlLink:
             for t in spec.tensors
         }
         rules = {name: spec.tensor_rules_json.get(name, spec.rule_json) for name in tensors}
-        modes = {"consistency": spec.consistency, "sparse": spec.sparse}
+        modes = {
+            "consistency": spec.consistency,
+            "sparse": spec.sparse,
+            "max_staleness": spec.max_staleness if spec.HasField("max_staleness") else None,
+            "staleness_lr": spec.staleness_lr or "none",
+            "delay_compensation": spec.delay_compensation,
+        }
         return Topology(tensors, rules, modes, tuple(map(_place, answer.shards)))
 
     def create(

@@ -121,7 +121,8 @@ def _left(parameter: Tensor) -> int | Tensor:
 def _still(left: int | Tensor, parameter: Tensor) -> bool:
     data = parameter.detach()
     if isinstance(left, Tensor):
-        return torch.equal(left, data.to(left.device))
+        alike = left.shape == data.shape and left.dtype == data.dtype
+        return alike and torch.equal(left, data.to(left.device))
     return _digest(data.cpu().contiguous()) == left
 
 

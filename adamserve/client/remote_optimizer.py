@@ -27,8 +27,8 @@ from adamserve.errors import Conflict, InvalidArgument, NotFound, RolledBack
 from adamserve.optim import torch_map
 from adamserve.values import Array, Clocks, JobReceipt, Stamp
 
-OF_JOB = ("max_staleness", "staleness_lr", "delay_compensation", "checkpoint_every_s")
-"""Options that count when a call creates the job."""
+ASYNC = {"max_staleness": None, "staleness_lr": "none", "delay_compensation": 0.0}
+"""Options of the mode "async", which say like the mode what the job is; what they are where they are not given."""
 
 
 class RemoteOptimizer(torch.optim.Optimizer):
@@ -61,7 +61,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         sparse, tables: as in `Client.create`; a parameter with sparse gradients (nn.Embedding(sparse=True)) is sent by
             rows, and pulled whole.
         overlap: send gradients while backward runs.
-        options: further arguments of `adamserve.connect`, and those of `Client.create` in `OF_JOB`.
+        checkpoint_every_s: as in `Client.create`.
+        options: further arguments of `adamserve.connect`, and those of `Client.create` in `ASYNC`.
 
     Raises:
         InvalidArgument: a parameter or a group's option is not one that the service takes; names it.
@@ -82,6 +83,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
         sparse: str = "exact",
         tables: Collection[str] = (),
         overlap: bool = True,
+        checkpoint_every_s: float | None = None,
         **options: Any,
     ) -> None:
         self._rule_of: Callable[[Group], optim.Rule]
@@ -98,16 +100,16 @@ class RemoteOptimizer(torch.optim.Optimizer):
         rules = {name: self._rule_of(group) for group, name, _ in self._members()}
         common = next(iter(rules.values()), self._rule_of(self.param_groups[0]))
         others = {name: rule for name, rule in rules.items() if replace(rule, lr=common.lr) != common}
+        modes: dict[str, Any] = {"consistency": consistency.strip().lower(), "sparse": sparse}
+        modes |= {name: options.pop(name, default) for name, default in ASYNC.items()}
         self._clock = Clocks()
-        self._replicas = Replicas(() if consistency == "bsp" else trained.values())
+        self._replicas = Replicas(() if modes["consistency"] == "bsp" else trained.values())
         self.receipt: JobReceipt | None = None
         """What became of the last push; None on a rank that another one pushes for."""
-        of_job = {name: options.pop(name) for name in OF_JOB if name in options}
         self.client = Client(target, job, **options)
         self._early = Early(allowed=overlap and not self._replicas.here)
         self._hooks: list[Any] = []
         self._dropped = weakref.finalize(self, _leave, self.client, self._early, self._hooks)
-        modes: dict[str, Any] = {"consistency": consistency, "sparse": sparse}
 
         def start() -> None:
             created = not self._join(modes)
@@ -115,7 +117,12 @@ class RemoteOptimizer(torch.optim.Optimizer):
                 memory = self._parameters.memory()
                 try:
                     created = self.client.create(
-                        memory, common, tensor_rules=others, tables=tables, **modes, **of_job
+                        memory,
+                        common,
+                        tensor_rules=others,
+                        tables=tables,
+                        checkpoint_every_s=checkpoint_every_s,
+                        **modes,
                     )
                 except Conflict:  # another trainer may have been faster, with constants of its own
                     created = False
@@ -135,7 +142,8 @@ class RemoteOptimizer(torch.optim.Optimizer):
         except BaseException:
             self._dropped()
             raise
-        self.client.before_checkpoint = _weakly(self._settle)
+        if not self._replicas.follows:
+            self.client.before_checkpoint = _weakly(self._settle)
         accumulated = _weakly(self._accumulated)
         for parameter in trained.values() if self._early.allowed else ():
             hook: Any = parameter.register_post_accumulate_grad_hook
@@ -227,18 +235,27 @@ class RemoteOptimizer(torch.optim.Optimizer):
         """
         rest = dict(state_dict)
         remote = rest.pop("remote", None)
-        moments = self._moments(rest) if rest.get("state") else None
         if remote is not None and remote["job"] != self.client.job:
             raise Conflict(f"the state is of job {remote['job']!r}, not {self.client.job!r}", field="job")
+        given: list[Moments] = []
+
+        def read() -> None:
+            if rest.get("state"):
+                given.append(self._moments(rest))
+
+        def bring() -> None:
+            for moments in given:
+                self._bring(moments)
+            if not self._parameters.changed():
+                self._pull()
+            clocks = remote and [tuple(stamp) for stamp in remote["clocks"]]
+            if clocks and clocks != list(self._clock):
+                warn("the job has had updates since this state was taken, and its moments are those of now")
+
+        self._replicas.together(read)
         self._early.give_up()
         super().load_state_dict({**rest, "state": {}})
-        if moments is not None:
-            self._bring(moments)
-        if not self._parameters.changed():
-            self._pull()
-        clocks = remote and [tuple(stamp) for stamp in remote["clocks"]]
-        if clocks and clocks != list(self._clock):
-            warn("the job has had updates since this state was taken, and its moments are those of now")
+        self._replicas.together(bring)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         rest = dict(state)
@@ -267,7 +284,7 @@ class RemoteOptimizer(torch.optim.Optimizer):
 
     # ---- inside
 
-    def _join(self, modes: Mapping[str, str]) -> bool:
+    def _join(self, modes: dict[str, Any]) -> bool:
         """Use the job if it exists, and say whether it does.
 
         Constants are each push's own, and may be other ones than the job's; anything else that differs is a Conflict.
@@ -278,11 +295,11 @@ class RemoteOptimizer(torch.optim.Optimizer):
             return False
         here = {name: (tuple(p.shape), str(p.dtype)[6:]) for name, p in self._parameters.trained.items()}
         there = {tensor.name: (tensor.shape, tensor.dtype) for tensor in self.client.tensors}
-        asked, found = {**here, **modes}, {**there, **self.client.modes}
-        for name in found | asked:
-            has, wants = found.get(name, "none"), asked.get(name, "none")
-            if has != wants:
-                raise Conflict(f"the job has {has}, this optimizer {wants}", field=name)
+        for found, asked in ((there, here), (self.client.modes, modes)):
+            for name in found | asked:
+                has, wants = found.get(name, "none"), asked.get(name, "none")
+                if has != wants:
+                    raise Conflict(f"the job has {has}, this optimizer {wants}", field=name)
         for _ in self._asked():  # what cannot be is refused now
             pass
         return True

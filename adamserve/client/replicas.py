@@ -38,7 +38,10 @@ class Replicas:
         return self.here and dist.get_rank() != 0
 
     def together(self, exchange: Callable[[], None]) -> None:
-        """Make an exchange with the service on rank 0, and give all ranks its parameters, or its error."""
+        """Make an exchange with the service on rank 0, and give all ranks its parameters and its error.
+
+        They take the parameters after an error too: a rollback leaves the restored ones in rank 0's model.
+        """
         if not self.here:
             exchange()
             return
@@ -49,7 +52,7 @@ class Replicas:
             except Exception as error:
                 told[0] = error
         dist.broadcast_object_list(told, src=0)
-        if told[0] is not None:
-            raise told[0]
         for parameter in self._parameters:
             dist.broadcast(parameter.data, src=0)
+        if told[0] is not None:
+            raise told[0]

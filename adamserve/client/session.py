@@ -197,11 +197,27 @@ class Session:
         self.control.close()
 
     def end(self, pushes: Pushes, reports: Reports) -> None:
-        """Close a client that nobody has closed, soon."""
-        if not self.control.forked:
+        """Close a client that nobody has closed, soon.
+
+        The garbage collector may call this in one of the client's own threads, in the middle of anything: so another
+        thread closes, and those do not wait for it.
+        """
+        if self.control.forked:
+            return
+
+        def close() -> None:
             pushes.end(END_S)
             reports.close(Deadline.after(END_S / 4))
             self.close(END_S / 2)
+
+        closing = threading.Thread(target=close, name="adamserve-end", daemon=True)
+        try:
+            closing.start()
+        except RuntimeError:  # the interpreter is ending, and lets no thread begin
+            close()
+        else:
+            if not threading.current_thread().name.startswith("adamserve-"):
+                closing.join(2 * END_S)
 
     # ---- what was seen of the shards, and lost
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -87,14 +88,15 @@ class Controller:
         self._credentials = credentials
         self._calls = Calls()
         self._table = JobTable(now)
-        self._shards = Shards(place, shards, self._table)
-        try:
+        with ExitStack() as undo:
+            if self._lock is not None:
+                undo.callback(self._lock.release)
+            self._shards = Shards(place, shards, self._table)
+            undo.callback(self._shards.kill)
             self._endpoint = open_control(
                 self, security, host, port, self._calls, advertise=advertise, shards_at=shards_at
             )
-        except Exception:
-            self._shards.kill()
-            raise
+            undo.pop_all()
         self._watch = Watch(self._table, self._shards, watch_every_s)
 
     # ---- jobs

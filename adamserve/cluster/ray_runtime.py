@@ -13,7 +13,7 @@ from functools import partial
 import ray
 
 from adamserve.errors import InvalidArgument, Unavailable
-from adamserve.job import is_loopback
+from adamserve.job import is_loopback, split_host_port
 
 NAMESPACE = "adamserve"
 """Ray namespace of every named actor."""
@@ -91,13 +91,14 @@ def check_address(address: str) -> None:
             field="address",
             fix="run on a node of the cluster with --address auto, or use adamserve submit",
         )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    try:
+        host_and_port = split_host_port(address)
+    except InvalidArgument:
         raise InvalidArgument(
             f"{address!r} is not an address", field="address", fix="give host:port, or auto"
-        )
+        ) from None
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
+        socket.create_connection(host_and_port, timeout=PROBE_S).close()
     except OSError as error:
         raise Unavailable(
             f"nothing answers at {address}: {error.strerror or error}",

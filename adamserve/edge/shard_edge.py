@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from adamserve.client.credentials import split
 from adamserve.edge.direct import DirectEndpoint
 from adamserve.edge.grpc_server import Endpoint
 from adamserve.edge.security import Security
 from adamserve.edge.shard_service import SERVICE, Hosts, ShardCalls
 from adamserve.errors import InvalidArgument, Unavailable
-from adamserve.job import host_port
+from adamserve.job import host_port, split_host_port
 from adamserve.observe.rpc_counts import Calls
 
 
@@ -88,7 +87,7 @@ class Advertised:
         places = tuple(place.strip() for place in text.split(","))
         if len(places) > 1 or cls(places).by_shard:
             for place in places:
-                split(place, "advertise")
+                split_host_port(place, "advertise")
         elif not places[0]:
             raise InvalidArgument(
                 "is empty", field="advertise", fix="give a host, or host:port for each shard"
@@ -106,7 +105,7 @@ class Advertised:
         if self.by_shard:
             return self.places[shard], ""
         host = self.places[0].strip("[]")
-        return host_port(host, split(endpoint)[1]), host_port(host, split(direct)[1])
+        return host_port(host, split_host_port(endpoint)[1]), host_port(host, split_host_port(direct)[1])
 
 
 @dataclass(frozen=True, slots=True)

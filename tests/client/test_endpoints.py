@@ -10,9 +10,10 @@ import pytest
 
 import adamserve
 from adamserve.client import control_link
-from adamserve.client.credentials import PROXIES, proxy_of, split
+from adamserve.client.credentials import PROXIES, proxy_of
 from adamserve.cluster.serving import Ready
 from adamserve.errors import InvalidArgument, Unavailable
+from adamserve.job import split_host_port
 
 TARGETS = {
     "127.0.0.1:50051": ("127.0.0.1", 50051),
@@ -40,7 +41,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_target_is_a_host_and_a_port(target: str) -> None:
-    assert split(target) == TARGETS[target]
+    assert split_host_port(target) == TARGETS[target]
 
 
 @pytest.mark.parametrize("target", MALFORMED)

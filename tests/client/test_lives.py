@@ -37,6 +37,12 @@ target, job = sys.argv[1:]
 client = adamserve.connect(target, job, pusher="script", timeout_s=60.0)
 _, clock = client.pull()
 ONES = {"w": np.ones(4, np.float32)}
+
+
+def until_a_push_waits():
+    while not any(shard.waiting for shard in client.status().shards):
+        pass
+
 """
 
 ENDS: dict[str, tuple[str, int]] = {
@@ -84,7 +90,7 @@ ENDS: dict[str, tuple[str, int]] = {
     "the end while another thread pushes": (
         """
         threading.Thread(target=client.push, args=(ONES, clock), daemon=True).start()
-        time.sleep(0.2)
+        until_a_push_waits()
         print("now", flush=True)
         """,
         0,
@@ -95,7 +101,7 @@ ENDS: dict[str, tuple[str, int]] = {
             other = adamserve.connect_async(target, job, pusher="other", timeout_s=60.0)
             _, clock = await other.pull()
             pushing = asyncio.create_task(other.push(ONES, clock))
-            await asyncio.sleep(0.2)
+            await asyncio.to_thread(until_a_push_waits)
             print("now", flush=True)
             raise RuntimeError("boom")
 
@@ -155,6 +161,24 @@ def test_a_dropped_client_leaves_and_ends_its_threads(service: Ready, round_job:
     gc.collect()
     until(lambda: [p.name for p in round_job.status().pushers] == ["waits"], "it has not left", 5.0)
     until(lambda: not begun(), "its threads go on", 5.0)
+
+
+def test_a_client_that_its_own_thread_collects_leaves(service: Ready, round_job: Client) -> None:
+    """As where the collector finds one in a cycle while its lease is being renewed."""
+    dropped = adamserve.connect(service.target, round_job.job, pusher="dropped", lease_s=600.0)
+    dropped.join()
+    renewing = dropped._session._beside
+    cycle: list[object] = [dropped]
+    cycle.append(cycle)
+    gc.collect()
+    gc.disable()
+    try:
+        del dropped, cycle
+        for thread in renewing:
+            thread.submit(gc.collect).result(10.0)
+    finally:
+        gc.enable()
+    until(lambda: [p.name for p in round_job.status().pushers] == ["waits"], "it has not left", 5.0)
 
 
 FORKED: dict[str, Callable[[Client], object]] = {
@@ -268,13 +292,13 @@ def test_a_restarted_trainer_takes_its_place_at_once(service: Ready, round_job: 
     ) + textwrap.dedent(
         """
         threading.Thread(target=client.push, args=(ONES, clock), daemon=True).start()
-        time.sleep(0.2)
+        until_a_push_waits()
         print("now", flush=True)
-        time.sleep(60)
+        sys.stdin.read()
         """
     )
     command = [sys.executable, "-c", source, service.target, round_job.job]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "now\n"
         with (

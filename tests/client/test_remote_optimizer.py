@@ -264,6 +264,32 @@ def test_two_trainers_share_a_job(remote: Remote) -> None:
     assert two.receipt.staleness == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("consistency", "bsp", "consistency: the job has async, this optimizer bsp"),
+        ("sparse", "lazy", "sparse: the job has exact, this optimizer lazy"),
+        ("max_staleness", 4, "max_staleness: the job has 3, this optimizer 4"),
+        ("staleness_lr", "none", "staleness_lr: the job has inverse, this optimizer none"),
+        ("delay_compensation", 0.1, r"delay_compensation: the job has 0\.3, this optimizer 0\.1"),
+    ],
+)
+def test_a_job_of_another_mode_is_not_joined(remote: Remote, option: str, value: Any, says: str) -> None:
+    """Also where tensors have the options' names."""
+    mode = {
+        "consistency": "ASYNC",
+        "sparse": "exact",
+        "max_staleness": 3,
+        "staleness_lr": "inverse",
+        "delay_compensation": 0.3,
+    }
+    named = [(name, nn.Parameter(torch.zeros(2))) for name in ("consistency", "sparse")]
+    job = remote(named, optim.SGD(lr=1.0), **mode).client.job
+    remote(named, optim.SGD(lr=1.0), job=job, **mode)
+    with pytest.raises(Conflict, match=says):
+        remote(named, optim.SGD(lr=1.0), job=job, **{**mode, option: value})
+
+
 def test_updates_are_counted_on_after_a_restart(remote: Remote) -> None:
     """Adagrad's lr_decay counts them; here it makes the rate lr / t."""
     weight = nn.Parameter(torch.zeros(1))

@@ -16,17 +16,20 @@ import pytest
 
 from adamserve import optim, testing
 from adamserve.checkpoint import FolderLock
-from adamserve.errors import Conflict, InvalidArgument
+from adamserve.client.credentials import Credentials
+from adamserve.cluster.controller import Controller
+from adamserve.edge.security import Security
+from adamserve.errors import Conflict, InvalidArgument, Unavailable
 from adamserve.job import JobConfig, difference
 from adamserve.shard import consistency
 from adamserve.values import TensorSpec
 
 HOLD = """
-import pathlib, sys, time
+import pathlib, sys
 from adamserve.checkpoint import FolderLock
 lock = FolderLock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
@@ -54,13 +57,23 @@ def test_a_service_that_is_ending_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_killed_process_holds_no_folder(tmp_path: Path) -> None:
     held = [sys.executable, "-c", HOLD, str(tmp_path)]
-    with subprocess.Popen(held, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         with pytest.raises(Conflict, match=f"process {process.pid} "):
             FolderLock(tmp_path, wait_s=0.0)
         process.send_signal(signal.SIGKILL)
     FolderLock(tmp_path, wait_s=0.0).release()
+
+
+def test_a_service_that_does_not_start_holds_no_folder(tmp_path: Path) -> None:
+    def place(index: int) -> Any:
+        raise Unavailable("no process can be started")
+
+    with pytest.raises(Unavailable, match="no process") as kept:
+        Controller(place, shards=1, checkpoint_dir=tmp_path, security=Security(), credentials=Credentials())
+    FolderLock(tmp_path, wait_s=0.0).release()
+    assert kept.traceback, "which keeps what it was raised from; the lock is not among it"
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_start(tmp_path: Path) -> None:
